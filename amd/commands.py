@@ -1,6 +1,6 @@
 """Commands that take a config: their options and help, shared by `amd NAME` (Typer) and `python -m …` (argparse).
 
-Imports neither Typer, argparse nor torch: a command's function is imported only after its config is validated.
+Does not import Typer, argparse or torch: a command's function is imported only after its config is validated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CommandOption(NamedTuple):
 
 
 CONFIG = CommandOption(("--config", "-c"), "File or URL of a JSON or YAML config.")
-PRESET = CommandOption(("--preset", "-p"), "Named recipe; `amd presets` lists all of them.")
+PRESET = CommandOption(("--preset", "-p"), "Name of a preset; `amd presets` lists all of them.")
 LOCAL = CommandOption(("--local",), "Train in this process, without Ray.", is_switch=True)
 DISTRIBUTED = CommandOption(
     ("--distributed",), "Train on the processes that torchrun or srun started, without Ray.", is_switch=True
@@ -34,7 +34,7 @@ STORAGE = CommandOption(("--storage",), "Storage root of runs and encoders; defa
 AS_JSON = CommandOption(("--json",), "Print JSON for programs instead of text.", is_switch=True)
 
 OVERRIDES = "Config overrides, e.g. mask.teacher_ratio=0.6."
-SWEEP_OVERRIDES = "Overrides of the run (optim.base_lr=…) or of the sweep (seeds=…)."
+SWEEP_OVERRIDES = "Overrides for the run (optim.base_lr=…) or the sweep (seeds=…)."
 PROBE_OVERRIDES = "Overrides: data.train=… (labelled), data.test=…, knn.neighbours=…"
 
 

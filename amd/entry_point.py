@@ -1,7 +1,8 @@
-"""Arguments, exit codes and error messages of entry points: 2 for invalid input, 1 for other failures and interrupts.
+"""Arguments, exit codes and error messages for entry points.
 
-Used by `amd.bench` and by the modules that jobs run: `amd.training`, `amd.downstream`, `amd.tasks` and `tune_spaces`.
-Expected errors are printed without a traceback.
+Exit code 2 means invalid input; 1 means another failure or an interrupt. Expected errors are printed without a
+traceback. Used by `amd.bench` and by the modules that jobs run: `amd.training`, `amd.downstream`, `amd.tasks` and
+`tune_spaces`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
     if t % tubelet or h % patch or w % patch:
         raise ValueError(
             f"a clip of {t}x{h}x{w} cannot be cut into tokens of {tubelet}x{patch}x{patch}: "
-            "each clip dimension must be a multiple of the token's"
+            "each clip dimension must be a multiple of the same token dimension"
         )
     cut = clips.reshape(b, c, t // tubelet, tubelet, h // patch, patch, w // patch, patch)
     return cut.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, -1, tubelet * patch * patch * c)

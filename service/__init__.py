@@ -1,1 +1,1 @@
-"""The service around `amd`: command line, control plane, client, and serving of encoders."""
+"""The service around `amd`: command line, control plane, client, and encoder serving."""

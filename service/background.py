@@ -1,4 +1,4 @@
-"""Progress of background loops, such as the reconciler's: when each one last completed a step.
+"""Monitor background loops, such as the reconciler: record when each loop last completed a step.
 
 Used by the readiness check and the metrics. A loop that does not complete steps also stops renewing its lease
 (`service.db.leases`). Does not start threads.

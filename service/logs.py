@@ -24,13 +24,13 @@ from asgi_correlation_id import correlation_id
 LogFormat = Literal["text", "json"]
 
 FIELDS = ("request_id", "key", "project", "job")
-"""Fields of JSON records that say which request, key, project and job a record is about, if any."""
+"""Fields of JSON records that identify the request, key, project and job, if any."""
 TRACEBACK_INDENT = "    | "
 _context: ContextVar[dict[str, Any]] = ContextVar("log_context")
 
 
 def escape(text: str) -> str:
-    """Escape non-printable characters in a text, which could end a line or change how it is displayed."""
+    """Escape non-printable characters, which could end a line or change how the text is displayed."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

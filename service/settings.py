@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     port: int = 8400
     """Port of the REST API."""
     drain_s: float = Field(90.0, ge=0)
-    """Time limit in seconds for requests in progress after a stop signal; streams close immediately and reconnect."""
+    """Maximum time in seconds for which requests in progress may continue after a stop signal. Event and log streams
+    end immediately, and their clients reconnect."""
     admin_key_file: Path | None = None
     """File for the first admin key, created with mode 0600. Default: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
@@ -78,12 +79,12 @@ class Settings(BaseSettings):
     """Whether webhooks may use `http://`, which sends events unencrypted."""
 
     max_body_mib: float = Field(1.0, gt=0)
-    """Maximum size of a request body, except for requests to encoders."""
+    """Maximum size of a request body in MiB, except for requests to encoders."""
     max_upload_mib: float = Field(64.0, gt=0)
-    """Maximum total size of the files in a request to an encoder."""
+    """Maximum total size in MiB of the files in a request to an encoder."""
     max_bodies_mib: float | None = Field(None, gt=0)
-    """Maximum total size of request bodies and encoders' replies in memory; requests beyond it are rejected with 429.
-    Default: four times the larger of the two limits above."""
+    """Maximum total size in MiB of request bodies and encoders' replies in memory; requests beyond it are rejected with
+    429. Default: four times the larger of the two limits above."""
     rate_limit: str = "1200/minute"
     """Rate limit per key; requests beyond it are rejected with 429."""
     inference_rate_limit: str = "60000/minute"
@@ -130,7 +131,9 @@ class Settings(BaseSettings):
     def _fits_one_body(cls, value: float | None, info: ValidationInfo) -> float | None:
         largest = max(info.data.get(name, 0.0) for name in ("max_body_mib", "max_upload_mib"))
         if value is not None and value < largest:
-            raise ValueError(f"{value:g} must be at least AMD_MAX_BODY_MIB and AMD_MAX_UPLOAD_MIB: {largest:g}")
+            raise ValueError(
+                f"{value:g} is less than AMD_MAX_BODY_MIB or AMD_MAX_UPLOAD_MIB; set it to at least {largest:g}"
+            )
         return value
 
     @property

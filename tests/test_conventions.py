@@ -46,7 +46,7 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["Room", "wait_for_room", "RayEdge", "words", "keyboard", "backwards", "BOARD_S"])
-def test_a_metaphor_is_detected_only_as_a_whole_part_of_a_name(name: str) -> None:
+def test_a_metaphor_is_detected_only_if_it_is_a_whole_part_of_a_name(name: str) -> None:
     assert bool(parts(name) & METAPHORS) == (name not in {"keyboard", "backwards"})
 
 

@@ -1,4 +1,4 @@
-"""Tests for the documentation: references are current, links resolve, and snippets use only things that exist.
+"""Tests for the documentation: references are current, links resolve, and snippets use only existing names.
 
 Checks README.md, CONTRIBUTING.md, deploy/README.md and docs/. Does not run the snippets.
 """
@@ -182,7 +182,7 @@ def check_command(arguments: Sequence[str]) -> None:
 
 
 def check_overrides(command: str, preset: str | None, overrides: Sequence[str]) -> None:
-    """Check that config keys exist and, unless the snippet is abridged, that the preset with them is a valid config."""
+    """Check that config keys exist. Unless the snippet is abridged, also check that preset and overrides are valid."""
     models: dict[str, list[type[BaseModel]]] = {"search": [SearchConfig, TrainConfig]}
     for argument in overrides:
         key = argument.partition("=")[0]

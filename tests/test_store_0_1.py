@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def _demo_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Write the digits that the runs train on to one folder, shared by all tests in this module."""
+    """Write the digits data set, on which the runs train, to a folder shared by all tests in this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMD_DEMO_DIR", str(tmp_path_factory.mktemp("demo")))
         yield
@@ -66,7 +66,7 @@ def metrics(root: Path, run_id: str) -> list[dict[str, Any]]:
 
 
 def embedding(root: Path, encoder_id: str) -> torch.Tensor:
-    """Return the embeddings of two synthetic images, as recorded in `expected.json`."""
+    """Return an encoder's embeddings of the two synthetic images whose embeddings `expected.json` records."""
     encoder, card = load_encoder(str(root / "encoders" / encoder_id))
     images = (torch.arange(2 * 3 * 16 * 16) * 37 % 251).to(torch.uint8).reshape(2, 3, 1, 16, 16)
     with torch.no_grad():

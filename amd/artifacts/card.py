@@ -95,7 +95,7 @@ class Card(BaseModel):
     """Decoder of an encoder trained with reconstruction, stored in decoder.safetensors."""
     run: str | None = None
     job: str | None = None
-    """Job that imported the encoder; null for an encoder that was trained here (see `run`) or imported outside jobs."""
+    """Job that imported the encoder; null if the encoder was trained (see `run`) or imported without a job."""
     objective: Literal["amd", "mae", "finetune", "detection"] | None = None
     steps: int | None = None
     teacher: dict[str, Any] | None = None

@@ -1,6 +1,6 @@
 """`python -m amd.bench COMMAND …`: run the measurements of `amd bench` with only the training packages installed.
 
-    step [--config FILE_OR_URL | --preset NAME] key=value…   measure a training step, by default of k400-vit-b
+    step [--config FILE_OR_URL | --preset NAME] key=value…   measure a training step; default preset: k400-vit-b
     data [--config FILE_OR_URL | --preset NAME] key=value…   measure reading, decoding and augmentation
 
 Exit code 0: succeeded; 1: failed or stopped; 2: invalid input.

@@ -1,4 +1,4 @@
-"""Benchmark commands of `amd bench` and `python -m amd.bench`: turn options and overrides into figures.
+"""Run the benchmarks of `amd bench` and `python -m amd.bench` with the given options and overrides.
 
 Imports torch only after the config is validated; does not parse arguments or print.
 """
@@ -18,7 +18,7 @@ HELP = {
     "batch": "Clips per step.",
     "steps": "Number of measured steps.",
     "samples": "Number of samples to read.",
-    "target": "Clips/s that a training worker consumes; adds a recommended number of readers.",
+    "target": "Clips per second that a training worker consumes; adds a recommended number of loader workers.",
 }
 
 

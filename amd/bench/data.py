@@ -1,4 +1,5 @@
-"""Benchmark data loading: read, decode and augmentation times, and the loader workers a training run needs.
+"""Benchmark data loading: read, decode and augmentation times, and the number of loader workers that a
+training run needs.
 
 Our reader and plain decord read the same frames of each file back to back, in alternating order, because only such
 pairs are comparable on a shared machine. Everything runs on one core, so rates are per core. Without data, the
@@ -197,7 +198,7 @@ def _time_sample(
 
 
 def _fetch(record: Record) -> bytes:
-    """Fetch the bytes of a sample; returns empty bytes for a frame folder, which consists of many files."""
+    """Return the bytes of a sample, or empty bytes for a frame folder, which consists of many files."""
     if record.kind == "frames":
         return b""
     fs, path = filesystem(record.location)
@@ -207,7 +208,7 @@ def _fetch(record: Record) -> bytes:
 
 
 def _decord(record: Record, fetched: bytes, choose: FrameChooser) -> npt.NDArray[np.uint8] | None:
-    """Decode a video using only decord; None for other records, or if decord fails or is not installed."""
+    """Decode a video using only decord. Return None for other records, or if decord fails or is not installed."""
     if record.kind != "video" or find_spec("decord") is None:
         return None
     import decord

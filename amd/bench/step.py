@@ -66,7 +66,7 @@ class StepBench:
         self._optimize()
 
     def timed_parts(self) -> dict[str, float]:
-        """Time each part of a step in seconds. Same as `step`, except that the device is synchronised between parts."""
+        """Run one step, synchronising the device between its parts; return the duration of each part in seconds."""
         config, objective = self.config, self.config.objective
         clock = _Clock(self.device)
         clips, sets = self.inputs()

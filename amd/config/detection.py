@@ -24,7 +24,7 @@ class DetectionHeadConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability before the head."""
     init_scale: float = Field(0.001, gt=0)
-    """Factor on the initial weights of the head, which are truncated normal with standard deviation 0.02."""
+    """Scale factor for the head's initial weights, which are truncated normal with standard deviation 0.02."""
 
 
 class DetectionDataConfig(DataConfig):
@@ -33,12 +33,13 @@ class DetectionDataConfig(DataConfig):
 
     Box coordinates are fractions of the frame. `root` contains the videos, each as VIDEO.mp4 (or with another
     extension) or as a folder VIDEO of numbered frames. Default: the folder that contains the CSV. `sampling`, `crop`
-    and `center_fraction` are ignored, because the boxes determine time and place.
+    and `center_fraction` are ignored, because the boxes determine when and where clips
+    are taken.
     """
 
     frame_name: str = "{folder}_{:06}.jpg"
-    """Format string for frame file names, containing the folder's name ({folder}) and the frame number, which starts at
-    1."""
+    """Format string for frame file names, with the folder's name ({folder}) and the frame number, which
+    starts at 1."""
     val: DataLocation | None = None
     """Validation annotations, a CSV in the same layout as `train`, scored during and after training. Default: no
     validation; the last checkpoint is published without a score."""

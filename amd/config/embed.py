@@ -10,7 +10,7 @@ from amd.config.training_sections import DataConfig, ScalingConfig
 
 
 class EmbedConfig(Section):
-    """Config for embedding a data set into Parquet files, preprocessed as the encoder's card specifies."""
+    """Config for embedding a data set into Parquet files. Samples are preprocessed as the card specifies."""
 
     encoder: EncoderLocation = Field(min_length=1)
     """Published encoder: its id, folder or URL."""

@@ -25,12 +25,12 @@ class HeadConfig(Section):
     classes: int | None = Field(None, ge=2)
     """Number of classes. Default: one more than the highest label in the training data."""
     multi_label: bool = False
-    """Whether a sample may have several labels (`path 3,17` in a list file): sigmoid, binary cross-entropy and mAP
-    instead of softmax, cross-entropy and accuracy."""
+    """Whether a sample may have several labels (`path 3,17` in a list file). If so, sigmoid, binary cross-entropy and
+    mAP replace softmax, cross-entropy and accuracy."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability before the head."""
     init_scale: float = Field(0.001, gt=0)
-    """Factor on the initial weights of the head, which are truncated normal with standard deviation 0.02."""
+    """Scale factor for the head's initial weights, which are truncated normal with standard deviation 0.02."""
 
 
 class AugmentConfig(Section):
@@ -45,7 +45,7 @@ class AugmentConfig(Section):
     switch_prob: float = Field(0.5, ge=0, le=1)
     """Probability of CutMix instead of mixup, when both are enabled."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    """Label smoothing; ignored with head.multi_label, where every class has its own binary target."""
+    """Label smoothing; ignored with head.multi_label, where every class has a separate binary target."""
     erase_prob: float = Field(0.25, ge=0, le=1)
     """Probability of random erasing, which fills the same box with noise in all frames of a clip."""
 
@@ -59,9 +59,9 @@ class ViewsConfig(Section):
     """Multi-view testing: class probabilities are averaged over several clips and crops of each sample."""
 
     segments: int = Field(1, ge=1, le=64)
-    """Clips per sample, spread over time."""
+    """Number of clips per sample, spread over its duration."""
     crops: int = Field(1, ge=1, le=9)
-    """Spatial crops per clip, spread over the longer side of the frame."""
+    """Number of spatial crops per clip, spread along the longer side of the frame."""
     sampling: ViewSampling = "dense"
     """Frame sampling for testing. dense: every clip.sampling_rate_frames-th frame, with clips spread evenly (K400).
     segments: one frame from each of clip.frames equal segments of the video (TSN; SSv2)."""
@@ -94,7 +94,7 @@ class FinetuneOptimConfig(OptimConfig):
     norm are not scaled."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights; the averaged weights are tested and published.
-    Default: no average."""
+    Default: no averaging."""
 
 
 class EvaluationConfig(Section):
@@ -103,7 +103,7 @@ class EvaluationConfig(Section):
     every_epochs: int = Field(1, ge=1)
     """Epochs between validations, which use only the central view."""
     batch_size: int = Field(32, ge=1)
-    """Clips per forward pass of each worker; never fewer than the views of one sample."""
+    """Clips per forward pass of each worker, or the number of views per sample if that is higher."""
     checkpoint: TestedCheckpoint = "best"
     """Checkpoint to test and publish: the best on data.val by checkpoint.best_metric, or the last, as in the official
     code. The best overestimates the score if data.val is also the test set."""

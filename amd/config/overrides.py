@@ -1,6 +1,6 @@
-"""Validate plain values into a config, apply dotted overrides, and report validation errors one line per problem.
+"""Validate plain values as configs, apply dotted overrides, and report validation errors with one line per problem.
 
-Accesses neither files nor the command line; callers read the values.
+Accesses neither files nor the command line; callers supply the values.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested sections to dotted keys; the inverse of `overridden`. An empty section is kept under its key."""
+    """Flatten nested sections to dotted keys; the inverse of `overridden`. Empty sections are preserved."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -143,7 +143,7 @@ def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
 
 
 def data_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `data=…` or `data.train=… data.crop=…` into fields of a DataConfig. Raises ConfigError on other keys."""
+    """Turn `data=…` or `data.train=… data.crop=…` into fields of a DataConfig. Raises ConfigError for other keys."""
     values = {"data.train" if key == "data" else key: value for key, value in overrides.items()}
     unknown = [key for key in values if not key.startswith("data.")]
     if unknown:

@@ -75,7 +75,7 @@ class FewShotConfig(Section):
     """Logistic regression on a few labelled samples per class, averaged over several draws."""
 
     labels: tuple[int, ...] = Field((1, 5, 10), min_length=1)
-    """Numbers of labelled samples per class; each number is probed in turn."""
+    """Numbers of labelled samples per class; a separate probe is fitted and scored for each number."""
     draws: int = Field(5, ge=1)
     """Random draws of labelled samples; the scores are averaged."""
     strength: float = Field(1.0, gt=0)
@@ -101,13 +101,13 @@ class AttentiveConfig(Section):
     batch_size: int | None = Field(None, ge=1)
     """Samples per step. Default: 256, or fewer so that an epoch has at least 16 steps."""
     lr: float = Field(1e-3, gt=0)
-    """Peak learning rate of AdamW, for any batch size; decayed to 0 by a cosine."""
+    """Peak learning rate of AdamW, not scaled by the batch size; decays to 0 on a cosine schedule."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""
     heads: int | None = Field(None, ge=1)
-    """Attention heads; must divide the encoder's width. Default: as many as the encoder's."""
+    """Attention heads; must divide the encoder's width. Default: the same number as in the encoder."""
     memory_mib: int = Field(4096, ge=1)
-    """Memory limit for the tokens kept by augment=none, in MiB."""
+    """Memory limit for the tokens cached by augment=none, in MiB."""
 
     @model_validator(mode="after")
     def _warmup(self) -> AttentiveConfig:

@@ -69,7 +69,7 @@ class ClipConfig(Section):
     tubelet: int = Field(2, ge=1)
     """Frames per token."""
     sampling_rate_frames: int = Field(4, ge=1)
-    """Distance between frames of a clip, in frames of the source video."""
+    """Distance between consecutive frames of a clip, in frames of the source video."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the R, G and B values in [0, 1], subtracted from the pixels."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -169,7 +169,7 @@ class EncoderConfig(Section):
         if size not in ENCODER_SIZES:
             raise ValueError(
                 f"encoder.size={size!r} is not one of {', '.join(ENCODER_SIZES)}; "
-                "or omit it and set width, depth and heads"
+                "choose one of these, or omit encoder.size and set width, depth and heads"
             )
         named = ENCODER_SIZES[size]._asdict()
         for field, number in named.items():
@@ -284,7 +284,7 @@ class TeacherConfig(Section):
             )
         if self.overrides and self.preset is None:
             raise ValueError(
-                "teacher.overrides applies to teacher.preset, which is not set; set it, or remove the overrides"
+                "teacher.overrides applies to teacher.preset, which is not set; set the preset, or remove the overrides"
             )
         return self
 

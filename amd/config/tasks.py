@@ -17,7 +17,7 @@ ExportFormat = Literal["timm", "huggingface", "official", "onnx", "torch-export"
 
 
 class TaskConfig(Section):
-    """Base of all task configs."""
+    """Base class of all task configs."""
 
     storage: StorageLocation | None = None
     """Storage root of published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
@@ -61,7 +61,7 @@ class ThirdPartyWeights(Section):
     tubelet: int | None = Field(None, ge=1)
     """Frames per token. Default: inferred from the patch embedding."""
     sampling_rate_frames: int | None = Field(None, ge=1)
-    """Distance between frames of a clip, in frames of the source video."""
+    """Distance between consecutive frames of a clip, in frames of the source video."""
     positions: Positions | None = None
     """Position embedding that the weights were trained with."""
     mean: tuple[float, float, float] | None = None
@@ -88,7 +88,7 @@ class ThirdPartyWeights(Section):
     def _known(cls, value: str | None) -> str | None:
         if value is not None and value not in ENCODER_SIZES:
             raise ValueError(
-                f"size={value} is not one of {', '.join(ENCODER_SIZES)}; omit it to infer it from the weights"
+                f"size={value} is not one of {', '.join(ENCODER_SIZES)}; omit `size` to infer it from the weights"
             )
         return value
 
@@ -103,7 +103,7 @@ class ExportConfig(TaskConfig):
     encoder: EncoderLocation = Field(min_length=1)
     """Published encoder: its id, folder or URL."""
     format: ExportFormat = "huggingface"
-    """Format to export to."""
+    """Export format."""
     output: OutputLocation | None = None
     """Folder or URL for the exported files; required outside jobs, which write to `<storage>/jobs/<job>/output`."""
 

@@ -178,7 +178,7 @@ class CheckpointConfig(Section):
     """Schedule and retention of checkpoints."""
 
     every_steps: int | None = Field(None, ge=1)
-    """Optimizer steps between checkpoints. Default: steps do not trigger checkpoints."""
+    """Optimizer steps between checkpoints. Default: checkpoints do not depend on the number of steps."""
     every_minutes: float | None = Field(15.0, gt=0)
     """Minutes between checkpoints, in addition to every_steps; whichever comes first triggers a checkpoint."""
     keep_last: int = Field(2, ge=1)

@@ -120,7 +120,7 @@ def prepare(
             task.add_done_callback(lambda _: progress and progress(min(total, per_shard * _done(tasks)), total))
         try:
             wait(tasks, return_when=FIRST_EXCEPTION)
-        finally:  # after Ctrl-C or a failed shard, the others stop at the end of their current sample
+        finally:  # after Ctrl-C or a failed shard, the other workers stop after their current sample
             if not all(task.done() for task in tasks):
                 job.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -195,7 +195,7 @@ class _PrepareJob:
         mean = self._mean_size(count)
         samples = _samples_per_shard(shard_mib, mean)
         plan = {**expected, "classes": self.manifest.classes, "samples_per_shard": samples}
-        if not create(url, json.dumps(plan).encode()):  # another part was faster; it may have measured another mean
+        if not create(url, json.dumps(plan).encode()):  # another part wrote its plan first, maybe with another mean
             return self.plan(count, shard_mib)
         return plan
 
@@ -248,7 +248,7 @@ class _PrepareJob:
                         break
                 if damage is not None:
                     damaged.append({"record": i, "location": record.name, "reason": str(damage)})
-                    log.warning("written as far as it decodes: %s %s", record.name, damage)
+                    log.warning("wrote only the frames that decode: %s %s", record.name, damage)
         content = writer.finish()
         facts = {"samples": len(writer.members), "size": len(content), "frames": frames, "bad": bad, "damaged": damaged}
         write_bytes(url, content)

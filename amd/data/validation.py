@@ -63,7 +63,7 @@ class DataReport(BaseModel):
 
 
 def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
-    """Check data.train and decode `read` of its samples. Raises ManifestError that lists every error found."""
+    """Check data.train and decode `read` of its samples. Raises a ManifestError listing every error found."""
     manifest = open_manifest(data)
     draws = random.Random(0)
     numbers = _sample_indices(len(manifest), ALL_REMOTE_UP_TO if is_remote(manifest[0].location) else ALL_UP_TO, draws)
@@ -106,7 +106,7 @@ def _sample_indices(count: int, most: int, draws: random.Random) -> list[int]:
 
 
 def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> list[int]:
-    """Return records with a missing file (for frame folders: first or last frame). Shards were checked on opening."""
+    """Return records with a missing file (for frame folders: first or last frame). Shards are checked when opened."""
     if manifest.shards is not None:
         return []
 

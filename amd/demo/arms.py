@@ -1,4 +1,4 @@
-"""The arms that the demo compares, and the config of each. Arms with the same seed differ only in the compared setting.
+"""The arms that the demo compares, and their configs. Arms with the same seed differ only in the compared setting.
 
 Does not import torch.
 """

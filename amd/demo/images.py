@@ -27,12 +27,12 @@ TEACHER_ONLY = (66, 135, 245)  # border colour of teacher-only tokens
 
 @torch.inference_mode()
 def views(student: Student, clips: Tensor, sets: TokenSets, config: TrainConfig) -> Views:
-    """Run the student on uint8 clips (B, 3, T, H, W); return the views. Raises ValueError if it has no decoder."""
+    """Run the student on uint8 clips (B, 3, T, H, W). Raises ValueError if the student has no decoder."""
     clip = config.clip
     pixels = patchify(clips, clip.tubelet, clip.patch)  # (B, N, P) uint8
     output = student(normalized_pixels(take_tokens(pixels, sets.student_visible), clip), sets)
     if output.reconstructed is None:
-        raise ValueError("objective.weights.reconstruction=0: this student has no decoder; draw a run with a decoder")
+        raise ValueError("objective.weights.reconstruction=0: this student has no decoder; choose a run with a decoder")
     original = take_tokens(pixels, sets.reconstructed)
     shown = as_bytes(reconstructed_pixels(output.reconstructed, original, clip, config.objective.pixels))  # (B, R, P)
     visible = cover_hidden(pixels, sets.student_visible, clip)

@@ -59,10 +59,10 @@ def run_demo(
 
     `runner`: executes the runs; by default one after another in this process, without Ray. `seeds`: number of
     repetitions, each with a separate teacher. `full`: adds the control arms: an undistilled student trained for as long
-    as AMD takes, a teacher that sees no more than the student, and only direct alignment. `finetuned`: fine-tunes the
-    AMD student, the undistilled student and random weights on few labels. `overrides` and `teacher_overrides`:
-    overrides of every student's and teacher's config, by dotted key. `split`: data to score; settings were tuned on
-    `select`. Raises DemoFailed if a run does not succeed, or ConfigError for invalid overrides.
+    as AMD takes, a teacher that sees no more than the student, and a student with only direct alignment. `finetuned`:
+    fine-tunes the AMD student, the undistilled student and random weights on few labels. `overrides` and
+    `teacher_overrides`: overrides for every student's and teacher's config, by dotted key. `split`: data to score;
+    settings were tuned on `select`. Raises DemoFailed if a run does not succeed, or ConfigError for invalid overrides.
     """
     started = time.monotonic()
     console = console or Console()
@@ -278,7 +278,7 @@ def _print_results(console: Console, report: DemoReport) -> None:
     console.print(table(report))
     console.print(
         "[dim]kNN and linear: probes on frozen features, trained on labelled samples of the training pool and "
-        "scored once on held-out ones. Seconds: training only; a student's time excludes its teacher's.[/dim]"
+        "scored once on held-out samples. Seconds: training only; a student's time excludes its teacher's.[/dim]"
     )
     pictures = [path for section in report.sections for row in section.rows for path in row.pictures]
     if pictures:

@@ -50,7 +50,7 @@ class DemoScores:
         folder: str | None = None,
         picture: str | None = None,
     ) -> None:
-        """Score the encoder of one arm and seed. `folder`: published encoder, to whose card the scores are added."""
+        """Score the encoder of one arm and seed. `folder`: folder of the encoder, whose card receives the scores."""
         figures = self._probe(key, embed(encoder, clip, self.train.clips), embed(encoder, clip, self.test.clips))
         if folder is not None:
             add_scores(folder, self._card_scores(figures))
@@ -84,7 +84,7 @@ class DemoScores:
         return figures
 
     def _card_scores(self, figures: dict[str, float]) -> tuple[Score, Score]:
-        """Return scores in the form in which `amd probe` with linear.method=logistic adds them to a card."""
+        """Return the scores in the format that `amd probe` with linear.method=logistic adds to a card."""
         train, test = self.train, self.test
         learnt_on = {"data": train.data, "digest": train.digest, "samples": len(train.clips.labels)}
         shared = {"data": test.data, "digest": test.digest, "samples": len(test.clips.labels), "views": "1x1"}

@@ -25,6 +25,6 @@ class TokenFeatures(NamedTuple):
 
 
 def top_k(scores: npt.NDArray[np.floating], labels: Labels, k: int) -> int:
-    """Count the samples whose label is among the k highest of the scores (n, C); ties go to the lower class index."""
+    """Count the samples whose label has one of the k highest scores (n, C); ties go to the lower class index."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return int((best == labels[:, None]).any(axis=1).sum())

@@ -40,7 +40,7 @@ class Imported(NamedTuple):
 def import_encoder(config: ImportConfig) -> Imported:
     """Publish `config.weights` (anything `open_source` accepts) as the encoder `config.id` under the storage root.
 
-    Idempotent: repeating an import returns the encoder that the first one published. Raises ConfigError if the
+    Idempotent: repeating an import returns the encoder that the first import published. Raises ConfigError if the
     weights cannot be read or do not fit, a required value can be neither inferred nor guessed, or the id
     belongs to another encoder.
     """

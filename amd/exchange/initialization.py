@@ -1,8 +1,8 @@
 """Initialise an encoder from existing weights, possibly at a different input size.
 
-As strict as `load`, with three exceptions: position tables are adapted to the new size (2-D sine-cosine tables are
-interpolated as in MAE, other fixed ones computed, learned ones resampled), image weights can initialise a video encoder
-(the patch embedding is inflated), and the last norm may keep its own initialisation.
+As strict as `load`, with three exceptions. Position tables are adapted to the new size: 2-D sine-cosine tables are
+interpolated as in MAE, other fixed tables are recomputed, and learned tables are resampled. Image weights can
+initialise a video encoder, whose patch embedding is then inflated. The last norm may keep its own initialisation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StartingPoint(NamedTuple):
     weights_license: str | None
     """Licence of the weights, if stated."""
     pooling: Pooling
-    """Whether the last norm applies to each token or (mean_then_norm) to their mean, as after fine-tuning."""
+    """Whether the last norm applies to each token, or to their mean (mean_then_norm), as after fine-tuning."""
     position_grid: tuple[int, int] | None
     """Grid of the position table before interpolation; None if it is not interpolated."""
     lineage: dict[str, Any]
@@ -89,7 +89,7 @@ def fill_from(
 
 
 def _fit_patches(state: State, source: Source, clip: ClipConfig) -> list[str]:
-    """Compare the token size of the file with the clip's, and inflate the patch embedding of an image encoder."""
+    """Check that the file's token size matches the clip's, and inflate the patch embedding of an image encoder."""
     kernel = source.weights.kernel
     if source.card:
         kernel = (source.card.clip.tubelet, source.card.clip.patch, source.card.clip.patch)

@@ -1,6 +1,6 @@
 """Map third-party state-dict keys to the keys of `Student` using pattern tables.
 
-Tensors are rewritten losslessly where layouts differ. All weights use the student's keys; an encoder is the part under
+Tensors are rewritten losslessly where layouts differ. All weights use the student's keys; an encoder's keys start with
 `encoder.`. The loader reports keys that match no rule as unexpected. Two rewrites do not change the output: the bias of
 attention keys is dropped (it cancels in the softmax), and layer scale is folded into the preceding linear layer. The
 tables themselves are in `official` and `huggingface`.

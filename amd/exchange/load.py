@@ -46,9 +46,9 @@ def load_teacher(config: TrainConfig) -> Teacher:
 
 
 def match_position_grid(encoder: Encoder, origin: tuple[int, int] | None, section: str) -> list[str]:
-    """Interpolate the 2-D position table if the weights were trained with another grid, `origin`, as MAE does.
+    """Interpolate the 2-D position table, as MAE does, if the weights were trained with another grid (`origin`).
 
-    Returns the mismatch as a list if the config specifies a third grid.
+    Returns the problems: a mismatch if the config specifies a position grid other than `origin`, else none.
     """
     config, own = encoder.config, (encoder.grid.height, encoder.grid.width)
     if origin is None or config.positions != "sincos_2d" or origin == (config.position_grid or own):
@@ -70,9 +70,9 @@ def load_encoder_state(
 ) -> None:
     """Load an encoder from a state dict of any known layout, in place; `name` is its source in error messages.
 
-    `intermediates_only`: accept a fine-tuned state without a final norm, since a teacher's features are taken between
-    blocks, and a learned position table, which then replaces ours. Parts after the encoder (decoder, projections,
-    heads) are ignored.
+    `intermediates_only`: also accept a fine-tuned state without a final norm, because a teacher's features are taken
+    between blocks, and accept a learned position table, which then replaces ours.
+    Parts after the encoder (decoder, projections, heads) are ignored.
     `field`, `section`: config field of the weights and config section of the encoder, for error messages.
     Raises ConfigError listing every mismatch.
     """
@@ -188,7 +188,7 @@ def fill(
 ) -> None:
     """Copy `state` into `module`; keys in `absent` may be missing. Raises ConfigError that lists every mismatch.
 
-    `origin`: field, value and layout of the weights, as the prefix of every message. `section`: config section that
+    `origin`: field, value and layout of the weights, used as a prefix of every message. `section`: config section that
     describes the module.
     """
     own = module.state_dict()
@@ -216,7 +216,7 @@ def fill(
 
 
 def _fields(keys: list[str], theirs: State, ours: Mapping[str, Tensor], section: str) -> list[str]:
-    """Return the config fields that determine the shapes of `keys`, ignoring biases and norms if there are matrices."""
+    """Return the config fields that determine the shapes of `keys`; if any are matrices, ignore biases and norms."""
     matrices = [key for key in keys if ours[key].ndim == 2] or keys
     return sorted({_field(key, theirs[key].shape, ours[key].shape, section) for key in matrices})
 

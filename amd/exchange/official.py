@@ -135,13 +135,13 @@ def mae_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *,
 
 
 def videomae_encoder(state: Mapping[str, Tensor], clip: ClipConfig, *, pooled: bool) -> State:
-    """Convert an encoder to the VideoMAE and AMD layout: the pre-trained variant or, if `pooled`, the fine-tuned one."""
+    """Convert an encoder to the layout of VideoMAE and AMD: pre-trained or, if `pooled`, fine-tuned."""
     out = to_official({f"encoder.{key}": tensor for key, tensor in state.items()}, clip)
     return _rename_norm(_strip_prefix(out)) if pooled else out
 
 
 def mvd_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *, pooled: bool) -> State:
-    """Convert an encoder to the layout of MVD: like VideoMAE's after fine-tuning, but with a position table (N, D).
+    """Convert an encoder to MVD's layout: like VideoMAE's after fine-tuning, but with a position table (N, D).
 
     As in MVD, a class token has no position embedding.
     """

@@ -72,7 +72,7 @@ def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
 
     `url`: a safetensors or torch file, or a folder that contains one, at any fsspec URL.
     `field`: config field to report in error messages.
-    Raises ConfigError if the file is missing, broken, contains no weights, or would execute code.
+    Raises ConfigError if the file is missing or broken, contains no weights, or would execute code.
     """
     url = _file_of(url, field)
     if url.endswith(INDEX):

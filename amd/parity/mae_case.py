@@ -156,7 +156,7 @@ def _check_features(case: MaeCase, precision: str, golden: GoldenTensors, report
 
 
 def _check_losses(case: MaeCase, precision: str, golden: GoldenTensors, report: ParityReport) -> dict[str, Tensor]:
-    """Compare both losses, and the gradients of the normalised loss, under official names."""
+    """Compare both losses, and the gradients of the normalised loss, keyed by official names."""
     tolerance = TOLERANCE[precision]
     losses: dict[str, Tensor] = {}
     for flag, pixels in ((1, "per_patch"), (0, "normalized")):

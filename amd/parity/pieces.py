@@ -191,7 +191,7 @@ def check_masks(folder: Path, report: ParityReport) -> None:
 
 
 class _NumpyDraws:
-    """Draws the random numbers of np.random.seed and np.random.randint."""
+    """Draws the same numbers as np.random.seed followed by np.random.randint."""
 
     def __init__(self, seed: int) -> None:
         self._state = np.random.RandomState(seed)

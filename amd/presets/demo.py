@@ -1,8 +1,8 @@
 """Demo presets for a laptop: teacher, AMD student and student without distillation, trained on digits in minutes.
 
 All values are our defaults, since the paper has no runs of this size. They depart from the paper's recipes where small
-runs require it: 2-D position embeddings with a small base, truncated-normal weights, plain pixel targets, few large
-tokens. They were tuned by probes on the `select` split of the demo data. Torch-free.
+runs require it: 2-D position embeddings with a small base, truncated-normal weights, plain pixel targets, and few,
+large tokens. They were tuned by probes on the `select` split of the demo data. Torch-free.
 """
 
 from __future__ import annotations
@@ -110,17 +110,17 @@ def demo_image_mae() -> TrainConfig:
 
 
 def demo_image_amd() -> TrainConfig:
-    """AMD of the same student with middle and last block aligned: 500 steps, batch size 32; about 20 s plus teacher."""
+    """AMD of the same student, aligning middle and last blocks: 500 steps, batch size 32; about 20 s plus teacher."""
     return _distilled(IMAGE, 500, "demo-image-teacher", layers=_pairs((2, 3), (4, 6)))
 
 
 def demo_video_teacher() -> TrainConfig:
-    """VideoMAE pre-training of a 128 x 6 encoder on 4000 noisy clips of moving digits: 1000 steps of 64; about 80 s."""
+    """VideoMAE pre-training of a 128 x 6 encoder on 4000 noisy digit clips: 1000 steps, batch size 64; about 80 s."""
     return _teacher(VIDEO, steps=1000)
 
 
 def demo_video_mae() -> TrainConfig:
-    """VideoMAE pre-training of a 64 x 4 student without distillation on the clips: 150 steps of 64; about 10 s."""
+    """VideoMAE pre-training of a 64 x 4 student without distillation: 150 steps, batch size 64; about 10 s."""
     return validate(TrainConfig, _undistilled(VIDEO, steps=150))
 
 

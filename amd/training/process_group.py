@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Signals(NamedTuple):
-    """Signals of a rank at the end of a step. They are summed over ranks, so any rank can raise any signal."""
+    """Signals from a rank at the end of a step. They are summed over ranks, so any rank can raise any signal."""
 
     stop: int = 0  # stop requested by SIGTERM or cancel
     save: int = 0  # a checkpoint is due by rank 0's clock
@@ -92,7 +92,10 @@ class ProcessGroup:
         return wrapped
 
     def quiet(self, model: nn.Module, quiet: bool) -> AbstractContextManager[None]:
-        """Return a context that skips gradient synchronisation if `quiet`, as before a step's last micro-batch."""
+        """Return a context that skips gradient synchronisation if `quiet`.
+
+        Used for all micro-batches of a step except the last.
+        """
         return model.no_sync() if quiet and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def work_path(work: Callable[..., Any]) -> str:
-    """Return `module:name` for another process, since unpickling the function itself would import torch."""
+    """Return `module:name`, which another process can receive without importing torch, unlike a pickled function."""
     return f"{work.__module__}:{work.__qualname__}"
 
 

@@ -13,7 +13,7 @@ from amd.data.loading.stack_traces import own_traces, traces_of
 
 
 class StallWatchdog:
-    """Calls `on_stall` with a report once `progress` has not been called for `timeout_s`. A context manager."""
+    """Context manager that calls `on_stall` with a report if `progress` is not called for `timeout_s`."""
 
     def __init__(
         self,

@@ -42,8 +42,8 @@ class KeyRequest(ApiModel):
     name: Name
     """Name of the person or program that uses the key."""
     scopes: list[Scope] = Field(min_length=1, max_length=len(SCOPES))
-    """Scopes of the key, each including the previous. infer: send files to deployed encoders. read: also view jobs and
-    encoders. submit: also run, cancel and delete jobs. admin: also manage keys and webhooks."""
+    """Scopes of the key; each scope includes those before it. infer: send files to deployed encoders. read: also view
+    jobs and encoders. submit: also run, cancel and delete jobs. admin: also manage keys and webhooks."""
     project: Project | None = None
     """Project that the key is limited to. Default: your key's project, or all projects if your key covers them all."""
     expires_at: Timestamp | None = None
@@ -71,7 +71,7 @@ class KeyView(ApiModel):
     expires_at: datetime | None
     revoked_at: datetime | None
     used_at: datetime | None
-    """Time of the last use, accurate to a minute."""
+    """Time of the last use, accurate to the minute."""
 
 
 class NewKeyView(KeyView):
@@ -161,7 +161,7 @@ def _write(path: Path, secret: Secret) -> None:
 
 @contextmanager
 def _exclusive(engine: Engine) -> Iterator[Session]:
-    """Open a transaction that blocks all other changes to keys, in any replica, so that counts stay valid."""
+    """Open a transaction that blocks changes to keys in all replicas, so that counts stay valid until it ends."""
     with Session(engine) as session, session.begin():
         if engine.dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
             session.execute(text("LOCK TABLE keys IN SHARE ROW EXCLUSIVE MODE"))
@@ -218,7 +218,7 @@ def create_key(request: Request, caller: Admin, body: KeyRequest, response: Resp
 
 @router.get("")
 def list_keys(request: Request, caller: Admin) -> KeyList:
-    """List the keys in your key's project, or all keys if it covers all projects.
+    """List the keys in your key's project, or all keys if your key covers all projects.
 
     Includes revoked and expired keys, but never secrets.
     """
@@ -227,7 +227,7 @@ def list_keys(request: Request, caller: Admin) -> KeyList:
 
 @router.delete("/{key_id}", status_code=HTTPStatus.NO_CONTENT)
 async def revoke_key(request: Request, caller: Admin, key_id: KeyId) -> None:
-    """Revoke a key permanently. Other control planes accept it for up to `AMD_KEY_CACHE_S`, by default 10 s."""
+    """Revoke a key permanently. Other control planes may accept it for up to `AMD_KEY_CACHE_S` (default: 10 s)."""
     await run_in_threadpool(_keys(request).revoke, key_id, caller.project)
     request.app.state.authenticator.forget_key(key_id)
     logger.info("key %s revoked by %s", key_id, caller.id)

@@ -1,6 +1,6 @@
 """Authentication and authorization of requests, by API key or by bearer token from a configured OIDC issuer.
 
-Every credential arrives as `Authorization: Bearer …`. Keys are cached, so that callers are identified while the
+Every credential arrives as `Authorization: Bearer …`. Keys are cached, so that callers can be identified while the
 database does not respond; a revoked key stays valid for at most AMD_KEY_CACHE_S. `middleware` identifies the caller
 before a body is read; routes declare the scope they need with Inferrer, Reader, Submitter or Admin. Keys are created in
 `api_keys`.
@@ -188,7 +188,7 @@ class Authenticator:
         return caller
 
     def invalid_callers(self, ids: Collection[str]) -> set[str]:
-        """Return those callers whose API key is revoked or expired. A token becomes invalid only when it expires."""
+        """Return the callers whose API key is revoked or expired. Tokens cannot be revoked, so they are not checked."""
         keys = {caller for caller in ids if not caller.startswith(TOKEN_PREFIX)}
         now = self._clock()
         with Session(self._reading) as session:

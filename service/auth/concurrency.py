@@ -1,4 +1,4 @@
-"""Limits on the number of requests that a caller has in progress, counted in this process.
+"""Limits on the number of concurrent requests per caller, counted in this process.
 
 As with rate limits, each replica counts separately.
 """
@@ -22,9 +22,9 @@ class ConcurrencyLimit:
 
     @contextmanager
     def slot(self, caller: str, what: str) -> Iterator[None]:
-        """Count a request as in progress. Raises TooMany if the caller has as many requests as the limit allows.
+        """Count a request as in progress. Raises TooMany if the caller has already reached the limit.
 
-        `what` describes the requests in the error's message.
+        `what` describes the requests in the error message.
         """
         if self._in_progress[caller] >= self._limit:
             message = f"{self._limit} {what} are in progress, which is the maximum; wait for one to end"

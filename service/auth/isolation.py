@@ -1,9 +1,9 @@
 """Project isolation: which locations and ids a project may use.
 
 Under the storage root, `FOLDERS` contain the runs, jobs and encoders of every project. A request may refer only to
-those of its own project; any others are reported as if they did not exist. A location that may cover several of them,
-such as the root itself or a pattern, is rejected. Everything else under the root is user data, which all projects
-share, like the prefixes in AMD_ALLOWED_URIS.
+those of its own project; if it refers to any others, the response is the same as if they did not exist. A location that
+may cover several runs, jobs or encoders, such as the root itself or a pattern, is rejected. Everything else under the
+root is user data, which all projects share, like the prefixes in AMD_ALLOWED_URIS.
 
 Locations are compared in the canonical form of `uri_policy`, whose limits apply here too. Owners are looked up through
 the `Owners` protocol.
@@ -28,7 +28,7 @@ _SAME_STORE = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}  # other
 
 
 class Owners(Protocol):
-    """Looks up owners. Methods may raise StorageError."""
+    """Looks up which project owns a run, job or encoder. Methods may raise StorageError."""
 
     def of_run(self, run_id: str) -> str | None:
         """Return the project of a run or job, or None if it does not exist."""
@@ -66,7 +66,7 @@ class LocationPolicy:
             self.check(field, value, project)
 
     def check_new_encoder(self, encoder_id: str, project: str) -> None:
-        """Check the id of an encoder that a project wants to publish. Raises ConfigError if another project uses it.
+        """Check the id that a project chose for a new encoder. Raises ConfigError if another project uses the id.
 
         All projects share one storage root, and therefore one set of ids.
         """

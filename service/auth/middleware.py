@@ -1,7 +1,7 @@
 """ASGI middleware that identifies each request's caller from its headers and applies the caller's limits.
 
 FastAPI reads a body before it resolves a route's dependencies, so authenticating only in a dependency would let anyone
-fill the memory. Scopes are checked by the dependencies in `authentication`.
+exhaust the memory. Scopes are checked by the dependencies in `authentication`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class AuthenticationMiddleware:
         inference: re.Pattern[str],
         sessions: BrowserSessions | None = None,
     ) -> None:
-        """`inference` is a pattern for the paths that have the separate rate limit for encoder requests.
+        """`inference`: pattern for the paths to which the separate rate limit for encoder requests applies.
 
-        `sessions` identifies the callers of the console, by cookie; its paths accept no other credentials.
+        `sessions`: identifies console callers by their cookie; console paths accept no other credentials.
         """
         self.app, self._authenticator, self._inference = app, authenticator, inference
         self._sessions = sessions
@@ -60,7 +60,7 @@ class AuthenticationMiddleware:
             await self.app(scope, receive, send)
 
     async def _admit(self, scope: Scope, headers: Headers, slots: ExitStack) -> None:
-        """Raise an error if the request must be rejected; otherwise acquire a concurrency slot and record the caller on the request."""
+        """Acquire a concurrency slot and record the caller on the request. Raises an error to reject the request."""
         state = scope.setdefault("state", {})
         if self._sessions is not None and is_browser_path(scope["path"]):
             caller = await self._sessions.identify(session_cookie(scope, headers))

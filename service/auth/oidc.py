@@ -2,8 +2,8 @@
 
 A token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
 `amd_project`: its project, or `*` for all projects; a token without this claim is rejected.
-`amd_scopes` (a list, or text separated by spaces), or else OAuth's `scope`: infer, read, submit or admin; other
-scopes are ignored.
+`amd_scopes`, or if it is missing OAuth's `scope`: a list or space-separated string of infer, read, submit and admin;
+other scopes are ignored.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Issuer:
         )
 
     def _key(self, token: GuestProtocol) -> Any:
-        """Return the published key that signed a token, according to its header."""
+        """Return the published key that, according to the token's header, signed the token."""
         kid = token.headers().get("kid")
         if not self._is_known(kid):
             with self._lock:  # one thread fetches, and only tokens with unknown keys wait for it

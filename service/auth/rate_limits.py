@@ -20,12 +20,12 @@ from service.web.errors import TooMany
 
 
 class RateLimitStatus(NamedTuple):
-    """A caller's usage of its limit."""
+    """A caller's current usage of a rate limit."""
 
     limit: int
     remaining: int
     reset_s: int
-    """Seconds until the oldest counted request expires."""
+    """Seconds until the oldest counted request leaves the window."""
 
 
 class RateLimit:

@@ -1,7 +1,7 @@
-"""Web console sessions: a cookie that represents an API key, and single-use links that open a session.
+"""Web console sessions: cookies that represent an API key, and single-use links that open a session.
 
 Only hashes of cookies and links are stored. A session has the scopes and the project of its key, and ends when the key
-becomes invalid. Cookies are accepted only under `/console`, so that no other site can make a browser call the REST API.
+becomes invalid. Cookies are accepted only under `/console`, so that other sites cannot call the REST API with them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def cookie_name(scope: Scope) -> str:
     """Return the name of the session cookie.
 
     Behind TLS, the prefix `__Host-` makes browsers accept the cookie only from this host and over TLS. Otherwise the
-    name contains the port, because all services on a host share their cookies.
+    name contains the port, because browsers send a cookie to all ports of a host.
     """
     if scope["scheme"] == "https":
         return "__Host-amd_session"
@@ -68,12 +68,12 @@ def session_cookie(scope: Scope, headers: Headers) -> str | None:
 
 
 def csrf_token(session: str) -> str:
-    """Return the token that forms and scripts on a session's pages send; other sites cannot know it."""
+    """Return the CSRF token that a session's forms and scripts must send; other sites cannot know it."""
     return hmac.new(session.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
 class BrowserSessions:
-    """Sessions and links in the database."""
+    """Console sessions and single-use links in the database."""
 
     def __init__(self, engine: Engine, authenticator: Authenticator, clock: Callable[[], float] = time.time) -> None:
         self._engine, self._authenticator, self._clock = engine, authenticator, clock
@@ -110,7 +110,8 @@ class BrowserSessions:
         return token, expires_at
 
     def redeem(self, link: str) -> str:
-        """Consume a link and return a new session's token. Raises Unauthenticated if the link was used or expired."""
+        """Consume a link and return a new session's token. Raises Unauthenticated if the link was used or has
+        expired."""
         now = self._clock()
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             row = session.get(BrowserSession, _digest(link))

@@ -1,7 +1,7 @@
-"""Limits on event and log streams: number per caller, maximum lifetime, and validity of the caller's key.
+"""Limit the number and lifetime of event and log streams, and end streams whose key has become invalid.
 
 A stream is authenticated once, when it is opened, and may then stay open for days. It therefore ends when the key or
-token stops being valid, and after a maximum lifetime. Its last event then asks the client to reconnect with
+token becomes invalid, or after a maximum lifetime. Its last event then asks the client to reconnect with
 `Last-Event-ID`; the new request is authenticated. Streams are counted per process.
 """
 
@@ -39,7 +39,7 @@ class StreamLimits:
         self._open: dict[str, set[CancelScope]] = {}
 
     async def run(self) -> None:
-        """End the streams of revoked keys, until cancelled. One query serves all streams."""
+        """End the streams of revoked keys, until cancelled. One query checks the keys of all streams."""
         while True:
             await asyncio.sleep(CHECK_S)
             if not self._open:
@@ -54,7 +54,7 @@ class StreamLimits:
                     stream.cancel()
 
     def end_all(self) -> None:
-        """Ask all streams' clients to reconnect; during a shutdown, they then reach another control plane."""
+        """Ask the clients of all streams to reconnect. During a shutdown, they then reach another control plane."""
         for streams in self._open.values():
             for stream in streams:
                 stream.cancel()
@@ -81,8 +81,7 @@ class StreamLimits:
 
 
 class LimitedStream(StreamingResponse):
-    """A server-sent event stream that ends when the caller's key or token is no longer valid, or at its maximum
-    lifetime."""
+    """A server-sent event stream that ends when its key or token becomes invalid, or at its maximum lifetime."""
 
     def __init__(self, events: AsyncIterator[str], caller: Principal, limits: StreamLimits) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

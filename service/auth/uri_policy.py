@@ -1,17 +1,17 @@
-"""Policy for the URIs of data, weights and folders: jobs may use those under the storage root or AMD_ALLOWED_URIS.
+"""URI policy: jobs may use data, weights and folders only under the storage root or a prefix in AMD_ALLOWED_URIS.
 
-`isolation` narrows the storage root to what the caller's project owns; this module is independent of projects.
+Independent of projects: `isolation` further restricts a caller to the project's folders under the storage root.
 
-A URI is parsed once, into scheme, host and path segments. Syntax that readers may interpret differently
+A URI is parsed once, into scheme, host and path segments. Syntax that different readers may interpret differently
 (percent-encoding, `..`, chains, queries, user names) is rejected rather than resolved, so that every location has a
 single canonical form that can be compared.
 
 Covered: the URIs in a request and, on disks that this process can read, the current targets of links.
-Not covered: readers run on the nodes, with the nodes' permissions. A list file, folder or tar under an allowed prefix
-can refer or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who can write under
-an allowed prefix can therefore read everything that the nodes can read: grant the nodes no permissions that jobs must
-not have, and allow no prefix that untrusted parties can write to. The same holds between projects: a list file that
-names another project's files is not detected.
+Not covered: files that readers open on the nodes, with the nodes' permissions. A list file, folder or tar under an
+allowed prefix can refer or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who
+can write under an allowed prefix can therefore read everything that the nodes can read: grant the nodes no permissions
+that jobs must not have, and allow no prefix that untrusted parties can write to. The same applies between projects: a
+list file that names another project's files is not detected.
 
 Does not read any files.
 """
@@ -115,7 +115,7 @@ def _prefix(text: str) -> Location:
 
 
 def _parsed(uri: str) -> Location:
-    """Parse a URI. Raises ValueError that states the violated rule."""
+    """Parse a URI. Raises ValueError, which states the violated rule."""
     if len(uri) > MAX_LENGTH:
         raise ValueError(f"it must not be longer than {MAX_LENGTH} characters")
     if not uri.isprintable():
@@ -168,8 +168,8 @@ def _resolved(location: Location) -> Location:
 def _linked(location: Location) -> Iterator[Location]:
     """Yield the targets of the links that a pattern matches.
 
-    Every prefix of the pattern is expanded, because a linked folder may not contain matching files yet. As in
-    amd.data.dataset.shards, a pattern with a range of numbers is otherwise literal. Raises ValueError.
+    Every prefix of the pattern is expanded, because a linked folder may not contain matching files yet. If a pattern
+    has a range of numbers, all its other characters are literal, as in amd.data.dataset.shards. Raises ValueError.
     """
     if location.scheme != "file":
         return

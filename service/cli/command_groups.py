@@ -8,7 +8,10 @@ from typer.core import TyperGroup
 
 
 def default_command(name: str) -> type[TyperGroup]:
-    """Return a group class that runs `name` unless the first argument is a command: `amd search --space masking`."""
+    """Return a group class that runs the command `name` unless the first argument is a command.
+
+    For example, `amd search --space masking` is short for `amd search run --space masking`.
+    """
 
     class GroupWithDefault(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Decide which service a command uses, connect to it, and turn client failures into a message and an exit code.
 
-The first of these selects the service: --context, AMD_URL, AMD_CONTEXT, the current context of `amd login`, and the
-stack that `amd up` started on this machine. The client is imported on first use.
+The first of these that is available selects the service: --context, AMD_URL, AMD_CONTEXT, the current context of `amd
+login`, and the stack that `amd up` started on this machine. The client is imported on first use.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class ServiceTarget(NamedTuple):
 def configured_target() -> ServiceTarget | None:
     """Return the service that an option, the environment or the current context selects, if any.
 
-    Raises ConfigError if the context does not exist. AMD_KEY and AMD_KEY_FILE override the key of a context, unless it
-    is selected by --context.
+    Raises ConfigError if the context does not exist. AMD_KEY and AMD_KEY_FILE override the key of a context, unless
+    --context selects the context.
     """
     selected = selected_context.get()
     if selected is None and (url := os.environ.get("AMD_URL")):

@@ -28,7 +28,7 @@ def print_progress(line: str) -> None:
 
 
 def print_secret(secret: str, note: str) -> None:
-    """Print only the secret on standard output, so that it can be piped to a file, and a note on standard error."""
+    """Print the secret on standard output, so that it can be piped to a file, and the note on standard error."""
     print_progress(note)
     print_plain(secret)
 

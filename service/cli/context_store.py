@@ -1,6 +1,6 @@
-"""Named contexts: services that the user has logged in to, in a file that only the user can read.
+"""Named contexts: services that the user has logged in to, stored in a file that only the user can read.
 
-The file is AMD_CONFIG, else `contexts.yaml` in the user's configuration directory. It may contain API keys.
+The file's path is AMD_CONFIG, or else `contexts.yaml` in the user's configuration directory. It may contain API keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ServiceContext(BaseModel):
 
 
 class ContextFile(BaseModel):
-    """Contents of the file."""
+    """Contents of the context file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,11 +50,11 @@ class ContextFile(BaseModel):
         return self.contexts[name]
 
     def with_context(self, name: str, context: ServiceContext) -> ContextFile:
-        """Add or replace a context, and make it the current one."""
+        """Return a copy in which this context is added or replaced, and is the current one."""
         return ContextFile(current=name, contexts={**self.contexts, name: context})
 
     def without(self, name: str) -> ContextFile:
-        """Remove a context. If it is the current one, no context is current."""
+        """Return a copy without this context. If it was the current one, the copy has no current context."""
         self.get(name)
         rest = {other: context for other, context in self.contexts.items() if other != name}
         return ContextFile(current=None if self.current == name else self.current, contexts=rest)
@@ -70,7 +70,7 @@ def contexts_path() -> Path:
 
 
 def read_contexts() -> ContextFile:
-    """Read the file; without one, there are no contexts. Raises ConfigError if it is invalid."""
+    """Read the context file; if it does not exist, there are no contexts. Raises ConfigError if it is invalid."""
     path = contexts_path()
     try:
         return ContextFile.model_validate(yaml.safe_load(path.read_text()) or {})
@@ -86,7 +86,7 @@ def read_contexts() -> ContextFile:
 
 
 def write_contexts(contexts: ContextFile) -> None:
-    """Replace the file atomically, with mode 0600. Raises ConfigError if the file cannot be written."""
+    """Replace the context file atomically, with mode 0600. Raises ConfigError if the file cannot be written."""
     path = contexts_path()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

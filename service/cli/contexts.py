@@ -79,7 +79,7 @@ def login(
         str | None,
         typer.Option(help="File with the API key, read for each command; default: enter the key, or pipe it in."),
     ] = None,
-    project: Annotated[str | None, typer.Option(help="Default of --project for this service.")] = None,
+    project: Annotated[str | None, typer.Option(help="Default value of --project for this service.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Log in to a service: check the API key, and store the URL and the key as the current context."""

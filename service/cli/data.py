@@ -40,7 +40,7 @@ def prepare(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert raw files to indexed tar shards for fast training, scaled down and with short GOPs. Resumable."""
+    """Convert raw images or videos to indexed tar shards for fast training: smaller, with short GOPs. Resumable."""
     from amd.data.prepare import prepare as run_prepare
 
     data = validate_config(DataConfig, {"train": source, **data_fields(parse_overrides(overrides or []))})
@@ -77,7 +77,7 @@ def dataset(
     seed: Annotated[int, typer.Option(min=0, help="Seed for random splits and rendered clips.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write a data set bundled with an installed package to ordinary folders and lists, or list these data sets."""
+    """Write a data set bundled with an installed package to folders and list files, or list all such data sets."""
     from amd.data.packaged.catalog import CATALOG
     from amd.data.packaged.source import WriteOptions, write
 

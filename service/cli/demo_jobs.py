@@ -1,6 +1,6 @@
-"""Run the demo through the service: submit its runs as jobs and deploy its encoder, on a stack under its storage root.
+"""Run the demo through the service: submit its runs as jobs, and deploy its encoder.
 
-Talks to the service over REST only.
+The service is a local stack, which is used only through the REST API.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class DemoService:
 
 @contextmanager
 def demo_service(root: str, console: Console) -> Iterator[DemoService]:
-    """Start a stack in the background. At the end, stop it if this call started it and it serves no encoder."""
+    """Start a stack in the background. On exit, stop it if this call started it and it serves no encoder."""
     data_dir = default_data_dir() / "demo" if is_remote(root) else Path(root) / "service"
     found = find_stack(data_dir)
     message = "Found the service of an earlier demo" if found else "Starting Ray and the API on this machine"
@@ -154,7 +154,7 @@ def _update_bar(bars: Progress, row: TaskID, job: JobView) -> None:
 
 
 def _print_change(console: Console, job: JobView, previous: str) -> str:
-    """Print each new state and each quarter of the steps, unless bars are shown. Returns the current line."""
+    """Print each new state and each completed quarter of the steps, unless bars are shown. Returns the line."""
     progress, line = job.progress, f"{job.name}: {job.state}"
     if job.state == "running" and progress is not None and progress.steps:
         line += f", {25 * (4 * (progress.step or 0) // progress.steps)} % of {progress.steps} steps"

@@ -46,7 +46,10 @@ def deploy(
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """Deploy an encoder on Ray Serve, or update its deployment, and wait until it is healthy. Follows an alias."""
+    """Deploy an encoder on Ray Serve, or update its deployment, and wait until it is healthy.
+
+    A deployment of an alias follows the alias when it moves.
+    """
     from pydantic import ValidationError
 
     from service.serving.schemas import DeploymentRequest

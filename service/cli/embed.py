@@ -1,4 +1,4 @@
-"""`amd embed`: embed single files, or a whole data set into Parquet."""
+"""`amd embed`: embed single files, or a whole data set with the embeddings written to Parquet files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def embed(
         list[str] | None,
         typer.Argument(
             metavar="[FILE]… | [KEY=VALUE]…",
-            help="Images or videos; for a whole data set, overrides: data.train=…, scaling.workers=…, …",
+            help="Images or videos; or, for a whole data set, overrides such as data.train=… and scaling.workers=…",
         ),
     ] = None,
     encoder: EncoderName = None,
@@ -40,7 +40,7 @@ def embed(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs: one line per file.")] = False,
     job: Submission | None = None,
 ) -> None:
-    """Embed files with a published encoder, or embed a data set (`data.train=…`) into Parquet files. Resumable."""
+    """Embed files with a published encoder, or embed a data set (`data.train=…`) and write Parquet files. Resumable."""
     overrides = parse_overrides([text for text in inputs or [] if OVERRIDE.fullmatch(text)])
     files = [text for text in inputs or [] if not OVERRIDE.fullmatch(text)]
     if files and (overrides or config):

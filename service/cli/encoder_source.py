@@ -1,7 +1,7 @@
 """Locate a published encoder for a command: at the selected service, or otherwise under the storage root.
 
 The service is used if a context or AMD_URL selects one. `--storage`, and an encoder given as a path or URL, take
-precedence; nothing is downloaded then.
+precedence; in these cases, nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def published_encoder(
     """Yield the folder of an encoder, given its id, the beginning of its id, or its path or URL.
 
     If a service is used, `file`, or by default every file, is downloaded to a temporary folder, and `name` may also be
-    an alias. Raises ConfigError if the id is ambiguous. Exits if the service does not know it, with the error as JSON
-    if `as_json`.
+    an alias. Raises ConfigError if the id is ambiguous. Exits if the service does not know the encoder; with `as_json`,
+    the error is printed as JSON.
     """
     root = resolve_root(storage)
     if encoder_url(root, name) != name and uses_service(storage):

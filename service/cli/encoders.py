@@ -76,7 +76,7 @@ def list_command(
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """List encoders, newest first: those of the service that a context or AMD_URL selects, else under the storage root.
+    """List encoders, newest first, from the service that a context or AMD_URL selects, or else from the storage root.
 
     NC marks encoders for non-commercial use only.
     """
@@ -153,7 +153,7 @@ def import_command(
     follow: Follow = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish external weights as an encoder: official VideoMAE, MAE, MVD, AMD files, Hugging Face folders, timm.
+    """Publish external weights as an encoder: official VideoMAE, MAE, MVD or AMD files, Hugging Face or timm models.
 
     If a context or AMD_URL selects a service, a job publishes them there; --storage publishes them from this machine.
     """

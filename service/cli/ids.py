@@ -23,7 +23,7 @@ def matching_ids(text: str, ids: Iterable[str]) -> list[str]:
 
 
 def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> str:
-    """Return the only id that matches. Raises ConfigError if none matches, or if several match; lists the candidates.
+    """Return the only id that matches. Raises ConfigError if none or several match; the message lists the candidates.
 
     `kind`: noun for the messages. `list_command`: command that lists the existing ids.
     """
@@ -36,7 +36,7 @@ def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> st
 def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> str:
     """Return the only id that matches. Raises ConfigError if several match.
 
-    `error`: the service's error for `text` as an id; raised if no id matches or if the error has another cause.
+    `error`: error that the service returned for `text`; raised if no id matches or if the error has another cause.
     """
     found = _only_match(text, ids, kind) if text and error.problem.status in UNKNOWN_ID_STATUSES else None
     if found is None:

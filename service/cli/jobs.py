@@ -107,7 +107,7 @@ def logs(
 def events(job: JobId, as_json: AsJson = False) -> None:
     """Print the history of a job, with the actor of each event, until the job ends.
 
-    The history of a deleted job is kept under its complete id.
+    For a deleted job, whose history is kept, pass the complete id.
     """
     with connected(as_json, persistent=True) as client:
         id = job if COMPLETE_ID.fullmatch(job) else find_job(client, job).id
@@ -193,7 +193,7 @@ def neighbours(
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Number of neighbours.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Find the nearest neighbours of a record, location or file in the embeddings of an embed job."""
+    """Find the nearest neighbours of a record or a file in the embeddings of an embed job."""
     if sum(query is not None for query in (record, location, file)) != 1:
         raise ConfigError(["--record, --location, --file: pass exactly one"])
     if file is not None and "://" not in file and not local_path(file).is_file():
@@ -225,7 +225,7 @@ def find_job(client: Client, text: str) -> JobDetail:
 
 
 def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
-    """Parse `--label` values; returns None if there are none. Raises ConfigError."""
+    """Parse `--label` values, or return None if there are none. Raises ConfigError."""
     for pair in pairs or ():
         if "=" not in pair:
             raise ConfigError([f"--label {pair}: must have the form KEY=VALUE"])

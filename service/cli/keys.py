@@ -60,7 +60,7 @@ def create(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            "--scope", "-s", help="Scope: infer, read, submit or admin, each including the previous; default: read."
+            "--scope", "-s", help="Scope: infer, read, submit or admin; each includes those before it; default: read."
         ),
     ] = None,
     project: Annotated[
@@ -70,7 +70,7 @@ def create(
         ),
     ] = None,
     expires_in: Annotated[
-        str | None, typer.Option(help="Validity, such as 12h, 30d or 8w; default: the key does not expire.")
+        str | None, typer.Option(help="Validity period, such as 12h, 30d or 8w; default: the key does not expire.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Options and output formats of all list commands: table, JSON or YAML, once or repeatedly with `--watch`."""
+"""Options and output of all list commands: a table, JSON or YAML, printed once or repeatedly with `--watch`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OutputFormat = Literal["table", "json", "yaml"]
-Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format; --json is short for json.")]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Output format; --json is short for -o json.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Refresh the list until Ctrl-C.")]
 
 WATCH_INTERVAL_S = 2.0

@@ -95,7 +95,7 @@ def _global_options(
     context: Annotated[
         str | None,
         typer.Option(
-            help="Service to use, a name from `amd contexts`; default: AMD_URL, AMD_CONTEXT or the current context.",
+            help="Service to use: a name from `amd contexts`; default: AMD_URL, AMD_CONTEXT or the current context.",
             autocompletion=context_names,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""`amd presets`: list the presets, or print the config of one. Does not import torch or Ray."""
+"""`amd presets`: list the presets, or print one preset's config. Does not import torch or Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def presets(
     output: Output = "table",
     as_json: AsJson = False,
 ) -> None:
-    """List the presets with their source, hardware and cost, or print the config of one, as JSON unless `-o yaml`."""
+    """List the presets with their source, hardware and cost, or print one preset's config, by default as JSON."""
     chosen = chosen_format(output, as_json)
     if name is not None:
         config = find_preset(RunConfig, name).config

@@ -1,4 +1,4 @@
-"""`amd probe`: score a published encoder by nearest neighbours, linear and attentive classifiers, and few labels."""
+"""`amd probe`: score a published encoder with nearest-neighbour, linear, few-shot and attentive probes."""
 
 from __future__ import annotations
 

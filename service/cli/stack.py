@@ -48,7 +48,8 @@ def up(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the service on this machine, or any parts that are down: Ray and the control plane, on loopback."""
+    """Start the service on this machine: Ray and the control plane, on loopback. Parts that are already running are
+    kept."""
     from service.stack import StackError
     from service.stack import up as start
 

@@ -69,7 +69,7 @@ class Submission(NamedTuple):
 def exit_submitted(client: Client, job: JobView, follow: bool | None, as_json: bool) -> NoReturn:
     """Print the id of a submitted job and exit. With `follow`, print its log and exit once the job ends.
 
-    `follow`: None follows only on a terminal.
+    `follow`: whether to follow the log; None means only on a terminal.
     """
     if not (follow if follow is not None else sys.stdout.isatty() and not as_json):
         print(job.model_dump_json() if as_json else job.id)
@@ -106,7 +106,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 def submittable(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the command's `job` parameter with the submission options; without --submit, `job` is None.
 
-    If the command already has a `name` option, that option is used.
+    If the command already has a `name` option, that option also sets the job's name.
     """
     own = inspect.signature(command).parameters
     hints = typing.get_type_hints(command, include_extras=True)

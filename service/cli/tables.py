@@ -1,4 +1,4 @@
-"""Tables that fit a terminal of any width: names wrap, columns are dropped in a fixed order, no text is cut off."""
+"""Tables that fit a terminal of any width: text wraps and columns are dropped in a fixed order; no text is cut off."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class Column(NamedTuple, Generic[T]):
     wraps: bool = True
     """Whether the content may continue on the next line. IDs do not wrap, so that they can be copied."""
     narrow: int = NARROW
-    """Width down to which a wrapping column shrinks before another column is dropped."""
+    """Minimum width of a wrapping column; if it would need to be narrower, a column is dropped instead."""
     drop: int | None = None
-    """Position in the order in which columns are dropped, lowest first, after all empty columns. None: always shown."""
+    """Position in the order in which columns are dropped, lowest first. Empty columns are dropped before all others.
+    None: the column is never dropped."""
 
 
 class _FilledColumn(NamedTuple):

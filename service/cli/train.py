@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def training_command(name: JobKind) -> Callable[..., None]:
-    """Return a Typer command that runs a training, or submits it as a job of the same kind."""
+    """Return the Typer command for one kind of training, which runs here or is submitted as a job of that kind."""
     training = TRAINING_COMMANDS[name]
 
     def command(

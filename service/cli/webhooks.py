@@ -115,7 +115,7 @@ def deliveries(
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the latest deliveries of a webhook, newest first; finished ones are kept for a week."""
+    """List the latest deliveries of a webhook, newest first; completed deliveries are kept for a week."""
 
     def fetch(client: Client) -> list[DeliveryView]:
         return client.webhooks.deliveries(_find(client, webhook).id, limit)

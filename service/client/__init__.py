@@ -4,8 +4,8 @@
         job = amd.jobs.submit(JobRequest(kind="train", preset="demo-image-amd"))
         print(*amd.jobs.logs(job.id, follow=True), sep="")
 
-`_async` is written by hand; `python -m tests.support.blocking_client` derives `_sync` from it. What both share, such as
-the retry policy, is in this folder and performs no I/O. Does not import torch or Ray.
+`_async` is written by hand; `python -m tests.support.blocking_client` derives `_sync` from it. Code that both share,
+such as the retry policy, is in this folder and performs no I/O. Does not import torch or Ray.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Locate the service: AMD_URL with AMD_KEY or AMD_KEY_FILE, or else the local stack started by `amd up`."""
+"""Locate the service: AMD_URL (with AMD_KEY or AMD_KEY_FILE), or else the stack that `amd up` started."""
 
 from __future__ import annotations
 

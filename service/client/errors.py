@@ -14,7 +14,7 @@ RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})  # statuses after which the
 
 
 class ApiError(Exception):
-    """The service returned an error; `problem.code` is stable."""
+    """Raised when the service returns an error; `problem.code` is stable."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -25,7 +25,7 @@ class ApiError(Exception):
 
 
 class NoAnswer(Exception):
-    """The service could not be reached, or no service was found."""
+    """Raised when the service cannot be reached, or when no service is found."""
 
 
 @contextlib.contextmanager

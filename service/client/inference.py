@@ -1,6 +1,6 @@
 """Responses to inference: the media types that the client accepts, and their conversion to views.
 
-Embeddings are transferred in binary form: only vectors as NumPy, vectors with tokens or layers as Arrow. JSON is also
+Embeddings are transferred in binary form: as Arrow if they include tokens or layers, otherwise as NumPy. JSON is also
 parsed, for `encoding_format="base64"` and for services that offer nothing else. NumPy and pyarrow are imported on first
 use, because most calls need neither.
 """
@@ -36,7 +36,7 @@ def accepted_media_types(options: Mapping[str, Any]) -> str:
 
 
 def parse_embeddings(response: httpx.Response) -> list[EmbeddingView]:
-    """Parse a response in any of these media types."""
+    """Parse an embeddings response in any of the accepted media types."""
     from service.serving.protocol import ARROW
     from service.serving.responses import ENCODER, NUMPY
 
@@ -61,6 +61,6 @@ def parse_items(kind: type[V], response: httpx.Response) -> list[V]:
 
 
 def _views(kind: type[V], encoder: str, items: Iterable[Mapping[str, Any]]) -> list[V]:
-    """Build a view of each item, ignoring fields added by newer services."""
+    """Convert each item to a view, ignoring fields added by newer services."""
     fields = ({"encoder": encoder, "index": index, **item} for index, item in enumerate(items))
     return [kind.model_validate(item, extra="ignore") for item in fields]

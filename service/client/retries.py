@@ -20,7 +20,7 @@ RATE_LIMITED = 429  # rejected before it has any effect
 
 @dataclass(frozen=True)
 class Patience:
-    """Retry policy: pauses double, with jitter so that many clients do not retry at once."""
+    """Retry policy: pauses double each time, with jitter so that clients do not retry simultaneously."""
 
     tries: int = 8
     """Maximum number of attempts."""
@@ -29,10 +29,10 @@ class Patience:
     most_s: float = 8.0
     """Upper bound on every pause, in seconds, except those that the service requests."""
     retry_after_most_s: float = 120.0
-    """Longest Retry-After in seconds that is honoured; after a longer one, the client gives up."""
+    """Longest Retry-After, in seconds, that the client honours. The client gives up if it is longer."""
 
     def pause(self, failures: int, requested_s: float = 0.0) -> float | None:
-        """Return the seconds until the next attempt after this many failures; None to give up."""
+        """Return the pause in seconds after this many failures, or None to give up."""
         if failures >= self.tries or requested_s > self.retry_after_most_s:
             return None
         doubled = min(self.most_s, self.first_s * 2.0 ** (failures - 1))
@@ -42,8 +42,8 @@ class Patience:
 def retry_options(patience: Patience, *, repeatable: bool, after_timeout: bool = True) -> dict[str, Any]:
     """Return the options of tenacity's `Retrying` and `AsyncRetrying`.
 
-    `repeatable`: whether the request may be resent although it may have been executed. `after_timeout`: whether it may
-    be resent although it may still be running.
+    `repeatable`: whether to resend a request that may already have been executed. `after_timeout`: whether to resend a
+    request that may still be in progress.
     """
 
     def wait(state: RetryCallState) -> float:
@@ -77,7 +77,7 @@ def _is_retryable(error: BaseException, repeatable: bool, after_timeout: bool) -
 
 
 def _retry_after(error: BaseException | None) -> float:
-    """Return the seconds that the service requests before the next attempt; 0 by default."""
+    """Return the pause in seconds that the service requests, or 0 if it requests none."""
     text = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
     with contextlib.suppress(ValueError):
         return max(0.0, float(text))

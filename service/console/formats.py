@@ -30,7 +30,7 @@ def duration(seconds: float | None) -> str:
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
-    """Format the time between two moments; until now if the second is None."""
+    """Format the time between two moments, or until now if the second is None."""
     return DASH if start is None else duration(((end or now()) - start).total_seconds())
 
 

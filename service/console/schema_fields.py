@@ -31,7 +31,7 @@ COMMON: dict[str, tuple[str, ...]] = {
     "export": ("encoder", "format"),
     "prepare": ("data", "output"),
 }
-"""Fields that most people change, by kind. Those that a kind does not have are left out."""
+"""Fields that users change most often, by kind. Fields that a kind does not have are left out."""
 
 
 class ConfigField(NamedTuple):
@@ -41,7 +41,7 @@ class ConfigField(NamedTuple):
     kind: str
     """Human-readable type, such as `integer or null`."""
     choices: tuple[str, ...]
-    """Permitted values, if there are few."""
+    """Permitted values, if there are only a few."""
     value: str
     """Value in the preset, or the default; empty if there is none."""
     description: str

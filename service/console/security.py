@@ -1,4 +1,4 @@
-"""Security of the console's pages: headers, protection from cross-site requests, and errors as pages.
+"""Console security: response headers, CSRF protection, and error pages.
 
 The content security policy allows only files served by this service: no inline code, no `eval` and no other hosts.
 """
@@ -65,7 +65,7 @@ class BrowserHeaders:
 
 
 class ConsoleRoute(APIRoute):
-    """A console route, which rejects cross-site changes and renders errors as pages or, for htmx, as fragments."""
+    """A console route that rejects cross-site changes, and renders errors as pages or, for htmx, as fragments."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -43,7 +43,7 @@ TONES: dict[str, str] = {
     "taken": "good",
     "given_up": "bad",
 }
-"""Colour of a state, which is never its only sign."""
+"""Colour of each state. Pages always show the state as text, too."""
 
 REASONS: dict[str, str] = {
     "config_invalid": "The config is invalid. Clone the job and change the field named in the message.",

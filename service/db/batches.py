@@ -1,4 +1,4 @@
-"""Split collections of unlimited size, because a statement accepts a limited number of parameters."""
+"""Split large collections into batches, because an SQL statement accepts a limited number of parameters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Cache for database reads that every request needs: API keys and deployments.
 
-While the database responds, a value is at most `ttl_s` old. While it does not, known values stay in use for up to
-`outage_s`, so requests that need nothing else from the database are still served. Values are read in separate threads,
-which other API requests cannot occupy. Independent of what is cached.
+While the database responds, a value is at most `ttl_s` old. While it does not respond, cached values stay in use for up
+to `outage_s`, so requests that need nothing else from the database are still served. Values are read in separate
+threads, which other API requests cannot occupy. Independent of the kind of value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Entry(NamedTuple, Generic[V]):
 
 
 class CachedReads(Generic[K, V]):
-    """Values by key, read with one function. Used on the event loop only."""
+    """Cached values by key, all read with the same function. Used on the event loop only."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class CachedReads(Generic[K, V]):
         return entry.value
 
     def forget(self, matches: Callable[[K, V], bool]) -> None:
-        """Remove matching entries, and ignore reads in progress, which may return old values."""
+        """Remove matching entries, and discard the results of reads in progress, which may be outdated."""
         for key, entry in list(self._entries.items()):
             if matches(key, entry.value):
                 del self._entries[key]

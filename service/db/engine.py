@@ -23,10 +23,10 @@ CONNECT_TIMEOUT_S = 3
 LOCK_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 10
 RESPONSE_TIMEOUT_S = 12.0
-"""How long a connection waits for a response. The server applies the other limits; it may itself have stopped."""
+"""Maximum time that a connection waits for a response. The server enforces the other limits, but may have stopped."""
 POOL_TIMEOUT_S = 5
 PAUSE_S = 1.0
-"""Time after a failed connection attempt in which further ones fail at once, so that requests do not queue for it."""
+"""Time after a failed connection attempt in which further attempts fail immediately, so that no requests pile up."""
 NETWORK_OPTIONS = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -41,7 +41,7 @@ class TimedConnection(psycopg.Connection[Any]):
     _waits_forever = False
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        """Consume a generator, as psycopg does, with a timeout. Raises OperationalError when the timeout expires."""
+        """Run a generator as psycopg does, but with a timeout. Raises OperationalError when the timeout expires."""
         if self._waits_forever:
             return super().wait(gen, *args, **options)
         began = time.monotonic()
@@ -49,7 +49,7 @@ class TimedConnection(psycopg.Connection[Any]):
             return super().wait(gen, *args, **{"timeout": RESPONSE_TIMEOUT_S, **options})
         except psycopg.OperationalError:
             if time.monotonic() - began >= RESPONSE_TIMEOUT_S:
-                self.pgconn.finish()  # it may respond later, to a question that nobody asks any more
+                self.pgconn.finish()  # a late response could be taken for the next one
             raise
 
     def wait_forever(self) -> None:
@@ -85,7 +85,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _limit_waits(engine: Engine) -> None:
-    """Limit every wait for PostgreSQL: for a connection, a lock, a statement and a response."""
+    """Limit the time spent waiting for PostgreSQL: for a connection, a lock, a statement or a response."""
     limits = {
         "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
         "lock_timeout": f"{LOCK_TIMEOUT_S}s",
@@ -102,7 +102,7 @@ def _limit_waits(engine: Engine) -> None:
 
 
 class _ConnectionAttempts:
-    """Fails immediately for PAUSE_S after a failed connection attempt. Thread-safe."""
+    """Rejects connection attempts for PAUSE_S after one has failed. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -38,7 +38,7 @@ class LeaseKeeper:
 
     @property
     def is_held(self) -> bool:
-        """Whether the lease is certainly still held, by this process's monotonic clock. Does not use the database."""
+        """Whether the lease is certainly still held, judged by the monotonic clock. Does not use the database."""
         return self._clock() < self._held_until
 
     def acquire(self) -> bool:

@@ -1,6 +1,6 @@
 """Database tables: desired and observed state of jobs, and records of keys, webhooks, encoders and deployments.
 
-Contains no business rules; each package keeps them in its own store. Times are in seconds since the Unix epoch.
+Contains no business rules; these are in the store of each package. Times are in seconds since the Unix epoch.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Job(Base):
     attempt: Mapped[int]
     """Number of attempts started."""
     retries: Mapped[int]
-    """Number of automatic retries since the owner last started the job, or since it last committed work."""
+    """Number of automatic retries since the owner last started the job or the job last committed work."""
     not_before: Mapped[float]
     """Earliest start of a queued job."""
     stop_by: Mapped[float | None]
@@ -110,7 +110,7 @@ class Attempt(Base):
 
 
 class JobEvent(Base):
-    """A change to a job. Written together with the change, numbered by the job's new version, and never modified."""
+    """Record of a change to a job, written together with the change. Numbered by the job's new version; immutable."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("job_events_by_time", "at", "job_id", "version"),)
@@ -223,7 +223,7 @@ class Delivery(Base):
 
 
 class RegisteredEncoder(Base):
-    """A published encoder as last read from the storage root, whose cards are authoritative."""
+    """A published encoder, as last read from its card under the storage root. The card is authoritative."""
 
     __tablename__ = "encoders"
     __table_args__ = (Index("encoders_by_time", "created_at", "id"),)
@@ -249,14 +249,14 @@ class Alias(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     encoder_id: Mapped[str] = mapped_column(String(200))
     moves: Mapped[int]
-    """How often the alias has been moved. Used for optimistic locking: a move fails if this has changed since it was
-    read."""
+    """Number of times the alias has been moved. Used for optimistic locking: a move fails if this number has changed
+    since it was read."""
     changed_at: Mapped[float]
     changed_by: Mapped[str] = mapped_column(String(100))
 
 
 class AliasMove(Base):
-    """One move of an alias. Written together with the move and never modified."""
+    """Record of one move of an alias, written together with the move. Immutable."""
 
     __tablename__ = "alias_moves"
 
@@ -295,9 +295,9 @@ class Deployment(Base):
 
 
 class Deletion(Base):
-    """The deletion of an encoder or a deployment: what was deleted, by whom, and whether its files are gone.
+    """Record of a deleted encoder or deployment: what was deleted, by whom, and whether its files have been removed.
 
-    Written together with the deletion and kept. Deleted jobs instead keep their rows in the jobs table.
+    Written together with the deletion and never removed. Deleted jobs keep their rows in the jobs table instead.
     """
 
     __tablename__ = "deletions"

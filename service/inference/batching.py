@@ -1,6 +1,7 @@
-"""Dynamic batching on the model thread: group queued clips, in order, into batches that each run on one network.
+"""Dynamic batching on the model thread: group queued clips, in order of arrival, into batches for a single network.
 
-An idle model briefly waits for clips that are being decoded; a busy one takes the clips that arrived in the meantime.
+An idle model waits briefly for clips that are being decoded. A busy model continues with the clips that arrived in the
+meantime.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from amd.device import use_threads
 from service.inference.model import InferencePlan, RequestedOutputs
 
 STICKY_ERROR = "CUDA error"
-"""In the message of errors after which a process cannot use its GPU any more, such as an illegal memory access."""
+"""Text in the message of errors after which a process can no longer use its GPU, such as an illegal memory access."""
 SMOOTHING = 0.2  # weight of the newest batch in the throughput average
 
 
@@ -96,7 +97,7 @@ class Batcher:
         return self._problem
 
     def expect(self, network: Network, items: int) -> None:
-        """Announce items that will be `put` one by one."""
+        """Announce items whose clips will be queued with `put`, one item per call."""
         with self._change:
             self._expected[network] = self._expected.get(network, 0) + items
 
@@ -151,7 +152,10 @@ class Batcher:
                 launched = None
 
     def _next(self, wait: bool) -> tuple[Network | None, list[QueuedClip]]:
-        """Return the next batch; (None, []) after a callback, once closed, or if none is queued and `wait` is off."""
+        """Return the next batch.
+
+        Returns (None, []) after a callback, once closed, or if no clip is queued and `wait` is false.
+        """
         with self._change:
             while not self._closed and not self._callbacks:
                 network = self._oldest()

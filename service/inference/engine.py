@@ -282,7 +282,7 @@ class Engine:
     def _shares(
         self, loaded: LoadedEncoder, plan: InferencePlan, items: Sequence[Item], output: int
     ) -> list[BacklogShare]:
-        """Compute the backlog share of each item, which returns `output` bytes of tokens and layers.
+        """Compute the backlog share of each item. `output`: bytes of tokens and layers that an item returns.
 
         Raises Refusal if the request or a file exceeds a limit.
         """

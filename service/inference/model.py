@@ -1,4 +1,4 @@
-"""A loaded encoder: validate options, run the forward pass, combine the views of an item.
+"""A loaded encoder: validate options, run the forward pass, and combine the views of an item.
 
 Reads no input files; clips arrive decoded.
 Shapes: B clips of a batch, V views of an item, T frames, H height, W width, N tokens, D width, C classes.

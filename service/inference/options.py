@@ -41,7 +41,7 @@ class InferenceOptions(BaseModel):
 
 
 class InferenceResult(NamedTuple):
-    """Results of one request; one encoder computes all of them."""
+    """Results of one request, all computed by the same encoder."""
 
     encoder: str
     """ID of the encoder."""

@@ -103,7 +103,7 @@ class Replica:
         return Response(await asyncio.to_thread(pack, reply) if is_large else pack(reply), media_type=MEDIA_TYPE)
 
     def _measure_drift(self, items: list[Any], vectors: list[Any]) -> None:
-        """Run the same items through `main` in the background until the drift report has enough items."""
+        """Run the same items through `main` in the background, unless the drift report already has enough items."""
         drift = self._drift
         if drift is None or not drift.needs_more or len(self._shadows) > 1:
             return

@@ -1,4 +1,4 @@
-"""Bounds on the numbers of a job's config, checked when the job is submitted.
+"""Bounds on the numbers in a job's config, checked when the job is submitted.
 
 Configs limit only a few numbers, because a run on the user's own machine may use any size that fits. A service must
 also reject sizes that no cluster can run, before such jobs wait in the queue forever or exhaust a node. Independent of
@@ -60,15 +60,15 @@ def check_bounds(config: BaseModel, max_project_workers: int | None = None) -> N
         if abs(value) > bound
     ]
     needed = resources_of(config)
-    trials = ", of all trials at once (at_once)" if isinstance(config, SearchConfig) else ""
+    trials = " for all concurrent trials (at_once)" if isinstance(config, SearchConfig) else ""
     if not problems and needed.workers > MAX_WORKERS:
         problems.append(
-            f"scaling.workers: the job needs {needed.workers} workers{trials}, and the maximum is {MAX_WORKERS}; "
+            f"scaling.workers: the job needs {needed.workers} workers{trials}, but the maximum is {MAX_WORKERS}; "
             "lower the number"
         )
     if not problems and max_project_workers is not None and needed.workers > max_project_workers:
         problems.append(
-            f"scaling.workers: the job needs {needed.workers} workers{trials}, and a project may use "
+            f"scaling.workers: the job needs {needed.workers} workers{trials}, but a project may use at most "
             f"{max_project_workers} (AMD_PROJECT_MAX_WORKERS); lower the number, or the job would never start"
         )
     if problems:

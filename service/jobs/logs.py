@@ -23,7 +23,7 @@ class LogSlice(NamedTuple):
 
 
 class LogReader:
-    """Reads a log from an offset onwards. Lists chunks only once, since each is named after the end of the last."""
+    """Reads a log from an offset onwards. Lists chunks only once: each one starts where the previous one ends."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder

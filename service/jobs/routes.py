@@ -199,7 +199,7 @@ def list_jobs(
     ] = None,
     origin: Annotated[
         Literal["api", "external"] | None,
-        Query(description="Where the job was started; `external` means outside the service. Default: both."),
+        Query(description="Origin to list: `api`, or `external` for jobs started outside the service. Default: both."),
     ] = None,
     q: Annotated[str, Query(max_length=200, description="Text to find in the ID, name or preset, ignoring case.")] = "",
     since: Annotated[Timestamp | None, Query(description="Earliest creation time.")] = None,
@@ -235,7 +235,7 @@ def get_job(
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job that has ended")
 def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs) -> None:
-    """Delete a job with its log, metrics, checkpoints and output, and the trials of a sweep. Its encoders are kept.
+    """Delete a job with its log, metrics, checkpoints, output and, for a sweep, its trials. Its encoders are kept.
 
     The job disappears immediately, and its files are removed shortly afterwards. Its history, which shows who deleted
     it, is kept: `GET /v1/jobs?state=deleted` lists deleted jobs.
@@ -350,7 +350,7 @@ async def job_metrics(
         str | None, Query(max_length=2000, description="Comma-separated metric names. Default: all metrics.")
     ] = None,
     max_points: Annotated[
-        int, Query(ge=2, le=10_000, description="Maximum number of points per series; longer series are thinned out.")
+        int, Query(ge=2, le=10_000, description="Maximum number of points per series; longer series are downsampled.")
     ] = 500,
     since_step: Annotated[
         int, Query(ge=0, le=MAX_NUMBER, description="First step to return, to continue after an earlier response.")

@@ -220,7 +220,7 @@ class CancelRequest(ApiModel):
 
     deadline_s: float | None = Field(None, gt=0, le=86400)
     """Time for the final checkpoint before the job is killed, in seconds. Default: derived from checkpoint.deadline_s
-    in the config, after which the workers give up in any case."""
+    in the config. The workers abandon the checkpoint after checkpoint.deadline_s, even if this time is longer."""
 
 
 class SeriesView(ApiModel):

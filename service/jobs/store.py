@@ -144,7 +144,7 @@ class JobStore:
     # Reading
 
     def get(self, job_id: str, project: str | None = None, *, deleted: bool = False) -> Job:
-        """Return a job. With `deleted`, includes jobs whose deletion was requested, because their history is kept.
+        """Return a job. With `deleted`, include jobs whose deletion was requested, because their history is kept.
 
         Raises NotFound, including for a job in another project, whose existence is not disclosed.
         """
@@ -155,9 +155,9 @@ class JobStore:
         return job
 
     def list(self, where: JobFilter, cursor: str | None = None, limit: int = 50) -> JobPageRows:
-        """List jobs, newest first, without their configs. Includes deleted jobs only if filtered by their state.
+        """List jobs, newest first, without their configs.
 
-        Raises BadCursor if the cursor is invalid.
+        Deleted jobs are included only if the filter selects their state. Raises BadCursor if the cursor is invalid.
         """
         query = select(Job).options(_WITHOUT_CONFIG).limit(limit + 1)
         at, job_id = Job.created_at, Job.id  # the columns that order the listing
@@ -211,7 +211,7 @@ class JobStore:
         return found
 
     def known(self, ids: Collection[str]) -> set[str]:
-        """Return the IDs that belong to existing jobs."""
+        """Return those of the IDs that belong to existing jobs."""
         with self._read() as session:
             batches = (session.scalars(select(Job.id).where(Job.id.in_(batch))) for batch in in_batches(ids))
             return {job_id for found in batches for job_id in found}

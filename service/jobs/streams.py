@@ -34,7 +34,7 @@ KEEPALIVE = ": keep-alive\n\n"
 
 
 class JobUpdate(NamedTuple):
-    """A job, and its events after a version."""
+    """A job, and its events after a given version."""
 
     job: Job
     events: Sequence[JobEvent]

@@ -1,4 +1,7 @@
-"""Download responses: one file of a published encoder, or all of its files as a tar. Does not check permissions."""
+"""Download responses: one file of a published encoder, or all of its files as a tar archive.
+
+Does not check permissions.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ async def file_response(
 def archive_response(
     storage: BoundedCalls, url: str, encoder_id: str, files: Mapping[str, FileFacts], if_none_match: str | None
 ) -> Response:
-    """Stream all files as a tar with one folder, named after the encoder ID."""
+    """Stream all files as a tar archive with one folder, named after the encoder ID."""
     etag = _etag(*(f"{name}:{facts.stamp}" for name, facts in sorted(files.items())))
     if is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})
@@ -68,7 +71,10 @@ def _padding(size: int) -> int:
 
 
 def _chunks(path: str, size: int) -> Iterator[bytes]:
-    """Yield exactly `size` bytes of a file. Raises OSError if it is shorter: Content-Length has already been sent."""
+    """Yield exactly `size` bytes of a file.
+
+    Raises OSError if the file is shorter, because Content-Length has already been sent.
+    """
     fs, inner = filesystem(path)
     remaining = size
     with fs.open(inner, "rb") as file:

@@ -2,7 +2,7 @@
 
 - A job owns its run, and the runs that it starts: trials, and the teacher that it trains first.
 - An encoder belongs to the project of the job that trained or imported it, as recorded in its card and its run.
-- Everything else belongs to `default`: runs and encoders of `amd train` or `ray job submit` outside the service.
+- Everything else, created by `amd train` or `ray job submit` outside the service, belongs to `default`.
 
 Owners are looked up in the database first, and under the storage root if the database does not (or no longer) contain
 them: a job's folder records its project, so that a lost database can be rebuilt. Does not use HTTP.
@@ -61,7 +61,7 @@ class StorageOwners:
         return owner.project if owner is not None else self._indexed(run_id) or NO_JOB.project
 
     def of_encoder(self, encoder_id: str) -> str | None:
-        """Return the project of an encoder, or of the job that will publish it, or None if there is neither."""
+        """Return the project of an encoder, or of the job that will publish it. Return None if neither exists."""
         if (project := self._indexed(encoder_id)) is not None:
             return project
         card = self._read(encoder_id, join(encoder_folder(self._root, encoder_id), CARD))
@@ -102,7 +102,7 @@ class StorageOwners:
         return self._read(run_id, join(run_folder(self._root, run_id), FACTS))
 
     def _read(self, name: str, url: str) -> dict[str, Any] | None:
-        """Return a JSON object from the folder of an ID, or None if it does not exist or cannot be read."""
+        """Return a JSON object from the folder of a run or job, or None if it does not exist or cannot be read."""
         if not _ID.fullmatch(name):
             return None
         try:

@@ -51,7 +51,7 @@ ProjectQuery = Annotated[
     Query(
         max_length=63,
         description="Project to use; only for keys that cover all projects. "
-        "Default: encoders of every project, and aliases of `default`.",
+        "Default: encoders in every project, and aliases in `default`.",
     ),
 ]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
@@ -138,7 +138,7 @@ def get_alias(
 def move_alias(alias: AliasName, body: AliasRequest, caller: Submitter, encoders: EncodersDep) -> AliasView:
     """Move the alias atomically: every request resolves to either the old or the new encoder.
 
-    If two concurrent moves set the same `expected`, one of them fails with `alias_moved`.
+    If two concurrent moves specify the same `expected`, one of them fails with `alias_moved`.
     """
     if alias == RESERVED_ALIAS:
         raise IllegalAction(f"alias {alias!r} is a reserved path; choose another name", allowed_actions=[])
@@ -211,6 +211,6 @@ def compare_encoders(
     encoders: EncodersDep,
     project: ProjectQuery = None,
 ) -> CompareView:
-    """Compare size and compute (`figures`), scores by protocol and data set, and configurations."""
+    """Compare two encoders: size and compute (`figures`), scores by protocol and data set, and configurations."""
     second = encoders.resolve(other, caller.own_project(project))
     return views.compare_view(encoder, second, _aliases(encoders, caller, encoder, second))

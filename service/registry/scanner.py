@@ -1,4 +1,4 @@
-"""Periodically discover runs started outside the service, and published encoders, under the storage root.
+"""Periodically discover published encoders, and runs started outside the service, under the storage root.
 
 Separate from the reconciler, because listing a large storage root takes a long time and must not delay jobs. Only one
 of several control planes scans at a time.

@@ -209,7 +209,7 @@ class FieldDifference(ApiModel):
 
 
 class ScorePair(ApiModel):
-    """One metric of one protocol on one data set. The value is null for an encoder without that score."""
+    """Both encoders' scores for one metric, protocol and data set; null for an encoder without that score."""
 
     protocol: str
     data: str

@@ -138,7 +138,7 @@ def _score_pairs(first: Card, second: Card) -> Iterator[ScorePair]:
 
 
 def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
-    """Return the newest value for each protocol, data set, view setting and metric."""
+    """Return the newest value for each combination of protocol, data set, view setting and metric."""
     return {
         (score.protocol, score.data, score.views or "", metric): value
         for score in sorted(card.scores, key=lambda score: score.created)

@@ -47,7 +47,7 @@ class DeploymentStore:
         self._reading = engine.execution_options(reads_only=True)
 
     def put(self, desired: Deployment, if_match: str | None = None) -> tuple[Deployment, bool]:
-        """Create or update a deployment. Returns it and whether it is new.
+        """Create or update a deployment. Returns the deployment and whether it is new.
 
         Raises NotFound if the name belongs to another project, or PreconditionFailed if `if_match` does not match the
         ETag of the current settings.
@@ -89,7 +89,7 @@ class DeploymentStore:
             return _visible(session.get(Deployment, name), name, project)
 
     def find_serving(self, name: str, project: str | None) -> Deployment | None:
-        """Find a deployment by its name, or by its encoder's id or alias.
+        """Find a deployment by its name, or by its encoder's ID or alias.
 
         If several match, returns the healthiest, or the first by name if they are equally healthy.
         """
@@ -229,7 +229,7 @@ class Deployer:
         )
 
     def _resolve_slots(self, deployment: Deployment) -> dict[str, str]:
-        """Return encoder ids by slot; a name that no longer resolves keeps its previous encoder."""
+        """Return encoder IDs by slot. A slot whose name no longer resolves keeps its previous encoder."""
         found = dict[str, str]()
         for slot, name in ((MAIN, deployment.encoder), (CANDIDATE, deployment.candidate)):
             if name is None:

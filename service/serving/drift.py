@@ -1,7 +1,7 @@
 """Drift: compare a candidate's embeddings with those of the encoder it would replace, on the same items.
 
-Cosines need equal widths and mean little between encoders trained differently. The share of nearest neighbours that
-both spaces have in common measures the effect on search.
+Cosine similarity requires equal widths, and means little if the encoders were trained differently. The share of nearest
+neighbours that both spaces have in common measures the effect on search.
 """
 
 from __future__ import annotations

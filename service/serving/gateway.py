@@ -37,7 +37,7 @@ class EncoderReply(NamedTuple):
     content: bytes | None
     """Encoded items, if a media type was requested."""
     size: int
-    """Size in bytes of the reply."""
+    """Size of the reply in bytes."""
 
 
 class Gateway:
@@ -79,7 +79,7 @@ class Gateway:
 
         `media_type`: ARROW or PNG if the replica should encode its reply.
         `as_json`: the reply will be sent as JSON, which has a smaller limit for tokens.
-        `exact`: `name` is an id, and no other encoder, such as a candidate, may serve the request.
+        `exact`: `name` is an ID, and no other encoder, such as a candidate, may serve the request.
         Raises Refusal, or ClientDisconnect if the caller disconnects, which cancels the request on the replica.
         """
         began, outcome = time.monotonic(), "failed"

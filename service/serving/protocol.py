@@ -1,7 +1,9 @@
-"""Messages between the gateway and replicas: MessagePack, since JSON cannot hold bytes. Does not import torch.
+"""Messages between the gateway and replicas, in MessagePack because JSON cannot represent bytes.
+
+Does not import torch.
 
 call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form", "json"}
-reply     {"encoder", "items": [{"embedding", …}]}, or encoded by the replica {"encoder", "content": bytes}
+reply     {"encoder", "items": [{"embedding", …}]}, or, if encoded by the replica, {"encoder", "content": bytes}
 refusal   {"error": code, "message"}, with "index" or "retry_after"
 """
 
@@ -45,7 +47,7 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 
 def refusal_in(reply: Mapping[str, Any]) -> Refusal | None:
-    """Return the refusal in a reply. An unknown code, from a replica of another version, counts as an outage."""
+    """Return the refusal in a reply. An unknown code, sent by a replica of another version, counts as an outage."""
     if "error" not in reply:
         return None
     code: RefusalCode = reply["error"] if reply["error"] in get_args(RefusalCode) else "encoder_unavailable"

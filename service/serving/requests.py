@@ -64,7 +64,7 @@ class RequestOptions(ApiModel):
     top_k: int = Field(5, ge=1, le=1000)
     """Number of labels that a classification returns."""
     views: Annotated[str, Field(pattern=r"^[1-9][0-9]?x[1-9][0-9]?$")] | None = None
-    """Segments x crops, such as 5x3, whose results are averaged. Default: one center clip."""
+    """Views of a file, as segments x crops (such as 5x3), whose results are averaged. Default: one center clip."""
     mask_ratio: float | None = Field(None, ge=0, lt=1)
     """Fraction of tokens that a reconstruction hides. Default: the ratio that the encoder was trained with."""
     seed: int = Field(0, ge=0, lt=2**53)

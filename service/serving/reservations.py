@@ -1,4 +1,5 @@
-"""Cluster resources reserved by deployments: CPUs and GPUs of the running replicas, but at least of the minimum.
+"""Cluster resources reserved by deployments: CPUs and GPUs of the running replicas, or of the minimum number of
+replicas if fewer are running.
 
 Replicas beyond the minimum start on resources that jobs leave idle, and reserve them only while running. Does not call
 Ray.
@@ -26,7 +27,7 @@ def running_reservation(store: DeploymentStore) -> Callable[[], Usage]:
 
 
 def check_fits(desired: Deployment, others: Iterable[Deployment], capacity: Capacity) -> None:
-    """Raise InfeasibleDeployment unless the minimum number of replicas of all deployments fits the cluster.
+    """Raise InfeasibleDeployment unless the minimum replicas of all deployments fit in the cluster.
 
     `others` may contain an earlier version of the deployment. Jobs are ignored, since replicas can wait for them to
     end.

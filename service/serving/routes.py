@@ -83,10 +83,10 @@ def put_deployment(
 ) -> DeploymentView:
     """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced.
 
-    The minimum number of replicas always reserves its `cpus` and `gpus`; if these do not fit the cluster, the response
-    is 409 `infeasible_resources` with the amounts.
+    The minimum number of replicas always reserves its `cpus` and `gpus`; if these do not fit in the cluster, the
+    response is 409 `infeasible_resources` with the amounts.
 
-    With `If-Match`, the deployment changes only if its settings still have this ETag; otherwise the response is 412.
+    With `If-Match`, the deployment is updated only if its settings still have this ETag; otherwise the response is 412.
     """
     project = project_of(caller, body.project)
     for encoder in filter(None, (body.encoder, body.candidate)):
@@ -271,8 +271,9 @@ async def reconstructions(
     """Return the clip, its visible tokens and the reconstruction. Requires an encoder published with its decoder.
 
     `mask_ratio` and `seed` determine the hidden tokens, which are the same for every item. Images are PNGs as `data:`
-    URLs, with video frames from left to right; `Accept: image/png` returns one overview image of a single item. If the
-    decoder predicts normalised targets, each token's own mean and standard deviation are restored, as in MAE's demo.
+    URLs, with video frames tiled from left to right; `Accept: image/png` returns one overview image of a single item.
+    If the decoder predicts normalised targets, each token's own mean and standard deviation are restored, as in MAE's
+    demo.
     """
     media_type = negotiate_media_type(accept, (PNG,))
     return await _infer(request, encoder, caller, gateway, policy, "reconstruction", media_type)

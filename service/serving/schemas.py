@@ -18,7 +18,8 @@ class Replicas(ApiModel):
     """Autoscaling bounds."""
 
     min: int = Field(1, ge=0, le=1000)
-    """Minimum number of replicas. If 0, scales to zero when idle, and the next request waits for a replica to start."""
+    """Minimum number of replicas. If 0, the deployment scales to zero when idle, and the next request waits until a
+    replica has started."""
     max: int = Field(1, ge=1, le=1000)
     """Maximum number of replicas."""
 
@@ -29,7 +30,7 @@ class ServingSettings(ApiModel):
     replicas: Replicas = Replicas()
     """Minimum and maximum number of replicas; more are started while requests queue."""
     cpus: float = Field(0.0, ge=0, le=256)
-    """CPUs reserved per replica, not available to jobs. If 0, the replica uses CPUs that jobs leave idle."""
+    """CPUs reserved per replica and therefore unavailable to jobs. If 0, the replica uses CPUs that jobs leave idle."""
     gpus: float = Field(0.0, ge=0, le=16)
     """GPUs reserved per replica; fractions share one GPU."""
     threads: int | None = Field(None, ge=1, le=256)
@@ -96,7 +97,7 @@ class DeploymentRequest(ServingSettings):
         batch = info.data.get("max_batch_tokens")
         if value is not None and batch is not None and value < batch:
             raise ValueError(
-                f"max_queued_tokens={value} must not be below max_batch_tokens={batch}: no batch would be full; "
+                f"max_queued_tokens={value} must not be below max_batch_tokens={batch}: no batch would ever be full; "
                 "raise it or lower max_batch_tokens"
             )
         return value
@@ -121,7 +122,7 @@ class DeploymentView(ApiModel):
     created_at: datetime
     changed_at: datetime
     etag: str | None = None
-    """ETag of the settings, for `If-Match`; null if the service is older than this field."""
+    """ETag of the settings, for `If-Match`; null if the service predates this field."""
 
 
 class DeploymentList(ApiModel):
@@ -212,7 +213,7 @@ class ReconstructionView(ApiModel):
     mask_ratio: float
     seed: int
     visible: list[int]
-    """Indices of visible tokens from 0, row by row, then frame by frame."""
+    """Indices of visible tokens, starting at 0, counted row by row within each frame."""
     loss: float
     """Mean squared error on hidden tokens, as in training."""
     original: str

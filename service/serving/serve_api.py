@@ -42,14 +42,14 @@ class ServeClient(Protocol):
         """Declare the applications to run; Serve removes all others."""
 
     def load_errors(self, name: str) -> Mapping[str, str]:
-        """Return why encoders could not be loaded, by slot, as reported by one replica of a deployment."""
+        """Return the reason for each slot whose encoder could not be loaded, as reported by one replica."""
 
 
 class ServeApi:
     """ServeClient over the dashboard's REST API."""
 
     def __init__(self, dashboard: str, token_file: Path | None, host: str, port: int, url: str) -> None:
-        """`host`, `port`: address that Serve listens on once the first application starts it; `url`: URL of Serve."""
+        """`host`, `port`: address that Serve listens on once an application has been declared; `url`: URL of Serve."""
         self._url = url.rstrip("/")
         self._dashboard, self._token_file = dashboard.rstrip("/"), token_file
         self._start = {

@@ -183,7 +183,8 @@ def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_
         raise StackError(str(error)) from None
     if not state.alive("control-plane") and not is_free(state.port):
         raise StackError(
-            f"port {state.port} is in use by another program; choose another with --port, or 0 for any free port"
+            f"port {state.port} is in use by another program; choose another with --port, "
+            "or use --port 0 for any free port"
         )
     if not state.alive("ray"):
         # Users do not choose Ray's ports, so replace those that another program has taken since.

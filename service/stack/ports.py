@@ -1,4 +1,4 @@
-"""Find ports on loopback that are free and likely to remain so until the started process listens on them."""
+"""Find free loopback ports that are likely to remain free until a newly started process listens on them."""
 
 from __future__ import annotations
 

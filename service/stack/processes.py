@@ -126,7 +126,7 @@ def find_problem(folder: StackFolder, state: StackState, part: Part) -> str | No
 
 
 def _agent_problem(port: int) -> str | None:
-    """Probe the agent: if its port is taken, Ray 2.60 starts without the agent's HTTP server and then runs no jobs."""
+    """Probe the agent: if its port is taken, Ray 2.60 starts without the agent's HTTP server and cannot run jobs."""
     try:
         response = httpx.get(f"http://{HOST}:{port}/api/local_raylet_healthz", timeout=10.0)
         return None if response.is_success else f"the agent that accepts jobs returned status {response.status_code}"
@@ -135,9 +135,9 @@ def _agent_problem(port: int) -> str | None:
 
 
 def reports_of(state: StackState) -> dict[str, str]:
-    """Return the readiness of the database, storage root and Ray as reported by the control plane.
+    """Return the readiness of the database, storage root and Ray, as reported by the control plane.
 
-    Empty if the control plane is down.
+    The result is empty if the control plane is down.
     """
     try:
         parts: dict[str, str] = httpx.get(f"{state.url}/readyz", timeout=10.0).json()["parts"]

@@ -1,4 +1,4 @@
-"""Terminate the parts of a stack: job drivers after a final checkpoint, known processes, and any leftovers."""
+"""Terminate the parts of a stack: job drivers, which first save a checkpoint, known processes, and any leftovers."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A hanging dependency blocks only its own threads; other requests are unaffected. A call that makes no progress within
 the timeout is abandoned, and its thread stays occupied until the call returns. While all threads are occupied, further
-calls are rejected immediately. Independent of which dependency is called.
+calls are rejected immediately. Independent of the dependency being called.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BoundedCalls:
         return len(self._running)
 
     async def run(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """Call the function and return its result. Raises what it raises, or this object's error if the call hangs."""
+        """Call the function and return its result, or raise its exception. If the call hangs, raise a ServiceError."""
         call, future = self._submit(lambda: function(*args, **options))
         waiting = asyncio.wrap_future(future)
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting for it
@@ -90,7 +90,7 @@ class BoundedCalls:
                     raise self._hangs() from None
 
     def map_from_thread(self, function: Callable[[S], T], items: Sequence[S]) -> list[T | Exception]:
-        """Return the result or the error for each item. The timeout applies to all calls together. Blocks."""
+        """Call the function for each item, and return each result or exception. All calls share one timeout. Blocks."""
         try:
             futures = [self._submit(partial(function, item))[1] for item in items]
         except ServiceError as error:  # all threads are occupied

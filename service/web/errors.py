@@ -46,23 +46,23 @@ class EncoderInUse(ServiceError, code="encoder_in_use"):
 
 
 class InfeasibleDeployment(ServiceError, code="infeasible_resources"):
-    """The replicas do not fit the cluster; `needed`, `reserved` and `total` are amounts of the resource `field`."""
+    """The replicas do not fit in the cluster; `needed`, `reserved` and `total` are amounts of `field`."""
 
 
 class AliasMoved(ServiceError, code="alias_moved"):
-    """The alias points to a different encoder than the request expects; `current` is its id."""
+    """The alias points to a different encoder than the request expects; `current` is the ID of that encoder."""
 
 
 class PreconditionFailed(ServiceError, code="precondition_failed"):
-    """The object does not match the request's `If-Match`; `current` is its ETag."""
+    """The object does not match the request's `If-Match`; `current` is the object's ETag."""
 
 
 class BadCursor(ServiceError, code="cursor_invalid"):
-    """The cursor of a listing is invalid."""
+    """The pagination cursor is invalid."""
 
 
 class KeyReused(ServiceError, code="idempotency_key_reused"):
-    """The Idempotency-Key was already sent with a different request."""
+    """The Idempotency-Key has already been used for a different request."""
 
 
 class KeyInFlight(ServiceError, code="idempotency_key_in_flight"):
@@ -74,7 +74,7 @@ class Unauthenticated(ServiceError, code="unauthenticated"):
 
 
 class Forbidden(ServiceError, code="forbidden"):
-    """The caller is authenticated but lacks the required scope or project."""
+    """The caller is authenticated but lacks the required scope or access to the project."""
 
 
 class TooMany(ServiceError, code="rate_limited"):
@@ -124,9 +124,9 @@ RefusalCode = Literal[
 
 
 class Refusal(ServiceError):
-    """The request cannot be served now, or not by its encoder. Replicas and the control plane share this error.
+    """The request cannot be served now, or its encoder cannot serve it. Raised by replicas and by the control plane.
 
-    `index` is the position of the item that cannot be encoded, `retry_after` is the number of seconds until the queue
+    `index` is the position of the item that cannot be encoded. `retry_after` is the number of seconds until the queue
     is processed.
     """
 
@@ -138,7 +138,7 @@ class Refusal(ServiceError):
         self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the arguments, since the exception may cross processes."""
+        """Pickle the arguments, because the exception may be sent to another process."""
         return Refusal, (self.code, self.message, self.extra.get("index"), self.extra.get("retry_after"))
 
 

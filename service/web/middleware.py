@@ -1,4 +1,7 @@
-"""ASGI middleware for the access log; request IDs and response ETags. Does not import routes or authentication."""
+"""ASGI middleware for the access log, and helpers for request IDs and response ETags.
+
+Does not import routes or authentication.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
 def plain_request_id(given: str) -> str:
-    """Return a caller's request ID if it is well-formed, and a new one otherwise."""
+    """Return the caller's request ID if it is well-formed; otherwise return a new ID."""
     return given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
 
 

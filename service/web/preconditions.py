@@ -1,4 +1,4 @@
-"""Conditional changes: `If-Match` against the ETag of the object to change, as in RFC 9110."""
+"""Conditional changes: compare `If-Match` with the ETag of the object to be changed, as in RFC 9110."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from service.web.errors import PreconditionFailed
 
 
 def check_match(if_match: str | None, tag: str | None) -> None:
-    """Raise PreconditionFailed unless `If-Match` is absent or matches the object's ETag. `tag` is None for no object.
+    """Raise PreconditionFailed unless `If-Match` is absent or matches the object's ETag.
 
-    Weak tags never match.
+    `tag` is None if the object does not exist. Weak tags never match.
     """
     if if_match is None:
         return

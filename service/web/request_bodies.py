@@ -1,6 +1,6 @@
 """Limits on request bodies: ASGI middleware, a memory budget for all bodies, and JSON parsing in a thread.
 
-Does not import routes or authentication, which checks the caller before a body is read (`service.auth.middleware`).
+Does not import routes or authentication. The caller is checked before a body is read, in `service.auth.middleware`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _large = anyio.CapacityLimiter(4)  # threads for large bodies, apart from those 
 
 
 async def run_by_size(size: int, function: Callable[..., T], *args: Any) -> T:
-    """Call a function that processes `size` bytes, in a thread if there are many."""
+    """Call a function that processes `size` bytes; if `size` is large, call it in a thread."""
     return function(*args) if size <= INLINE_BYTES else await run_in_thread(size, function, *args)
 
 
@@ -76,7 +76,7 @@ async def reject_unread(error: Exception, scope: Scope, receive: Receive, send: 
 
 
 def reserve_reply(request: HTTPConnection, size: int) -> None:
-    """Count a reply's bytes against the body budget until the request ends: replies to slow callers stay in memory.
+    """Count a reply's bytes against the body budget until the request ends, as replies to slow callers stay in memory.
 
     Raises Refusal if too few bytes are left. No-op outside of BodyLimitMiddleware and for requests without a body.
     """
@@ -104,7 +104,7 @@ class BodyBudget:
 
 
 class BodyLimitMiddleware:
-    """Rejects bodies that are too large, not JSON, or beyond the memory budget, before a route reads them.
+    """Rejects bodies that are too large, are not JSON or exceed the memory budget, before a route reads them.
 
     Paths that accept files have a larger limit and check media types themselves.
     """
@@ -153,7 +153,7 @@ class BodyLimitMiddleware:
 
 
 class _BodyReader:
-    """Reads one body within its limits and its reservation of the budget."""
+    """Reads one body, enforces its limits and reserves its bytes in the budget."""
 
     def __init__(self, limit: int, headers: Headers, budget: BodyBudget) -> None:
         self._limit, self._budget, self._reserved = limit, budget, 0
@@ -163,7 +163,7 @@ class _BodyReader:
         self._is_json = self._media_type == "application/json"
 
     def check_headers(self, accepts_files: bool, accepts_forms: bool = False) -> None:
-        """Raise a ServiceError if the headers suffice to reject the body; otherwise reserve its announced length."""
+        """Raise a ServiceError if the headers suffice to reject the body; otherwise reserve its Content-Length."""
         if self._length > self._limit:
             raise _too_large(self._limit)
         is_form = accepts_forms and self._media_type == FORM
@@ -172,8 +172,9 @@ class _BodyReader:
         self._reserve(self._length)
 
     async def read(self, receive: Receive) -> deque[bytes]:
-        """Return the body in parts of at least INLINE_BYTES, except for the last one; none if the caller disconnects.
+        """Return the body in parts of at least INLINE_BYTES, except for the last part.
 
+        Returns no parts if the caller disconnects.
         Raises BodyTooLarge, BodyTimeout, or Refusal if the budget is used up.
         """
         parts, last, size, values = deque[bytes](), bytearray(), 0, 0
@@ -217,7 +218,9 @@ class _BodyReader:
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {limit} bytes; store large data on the storage root and pass its URI")
+    return BodyTooLarge(
+        f"the body is larger than {limit} bytes; store large data under the storage root and pass its URI"
+    )
 
 
 class LargeJsonRoute(APIRoute):

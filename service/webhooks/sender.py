@@ -88,7 +88,7 @@ class WebhookSender:
             asyncio.run(send())
 
     def _claim(self, busy: Collection[str]) -> list[tuple[str, list[DeliveryAttempt]]]:
-        """Claim attempts for webhooks that are not busy, by webhook. Occasionally deletes old deliveries."""
+        """Claim attempts for webhooks that are not busy, grouped by webhook. Occasionally deletes old deliveries."""
         now = self._clock()
         attempts = self._store.claim(now, min(MAX_WEBHOOKS, MAX_BUSY - len(busy)), MAX_ATTEMPTS_EACH, busy)
         if now > self._purged_at + PURGE_EVERY_S:

@@ -1,8 +1,8 @@
 """Webhooks and their deliveries in the database.
 
-A delivery is written in the same transaction as its event. No reader tracks a position in the events, so with any
-number of replicas an event that commits late is not lost, and an event whose change was rolled back is not sent. An
-attempt is claimed before it is sent, by incrementing a counter with compare-and-set: two senders never send the same
+A delivery is written in the same transaction as its event. No reader tracks a position in the events. Therefore, with
+any number of replicas, an event that commits late is not lost, and an event whose change was rolled back is not sent.
+An attempt is claimed before it is sent, by incrementing a counter with compare-and-set: two senders never send the same
 attempt, and an attempt whose sender dies counts as failed. If a sender dies after the response, the receiver may get
 the delivery twice; it can detect the duplicate by `webhook-id`.
 """

@@ -25,7 +25,7 @@ def test_every_configurable_strategy_is_implemented() -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_token_sets_are_disjoint_cover_the_grid_and_are_sorted(strategy: MaskStrategy, data: st.DataObject) -> None:
+def test_token_sets_are_sorted_and_disjoint_and_cover_the_grid(strategy: MaskStrategy, data: st.DataObject) -> None:
     grid = TokenGrid(*(data.draw(st.integers(1, 5)) for _ in range(3)))
     ratios = sorted(data.draw(st.floats(0, 0.99)) for _ in range(2))
     mask = MaskConfig(strategy=strategy, teacher_ratio=ratios[0], student_ratio=ratios[1])

@@ -1,4 +1,4 @@
-"""Short outages of remote storage are retried, long outages raise. Uses a real S3 server that stops and restarts."""
+"""Short outages of remote storage are retried; long outages raise. Uses a real S3 server that stops and restarts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_missing_file_raises_immediately(s3_root: str, monkeypatch: pytest.Mon
 
 
 class StoreStopper(NullWatcher):
-    """Stops the store after the sixth step, once."""
+    """Stops the store once, after the sixth step."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop: Any = stop

@@ -1,4 +1,4 @@
-"""Measure the CPU time for reading a clip (16 frames, every 4th, random start) and compare it with plain decord.
+"""Measure the CPU time for reading a clip (16 frames, every fourth, from a random start), compared with plain decord.
 
 Run as `python tests/benchmarks/decoding.py [--clips 40]`. The columns, in ms per clip, are plain decord, our decoder in
 this process, and the whole reader, including its child process and the transfer through shared memory. The CPU time of

@@ -105,7 +105,7 @@ async def run_closed_loop(engine: Engine, contents: Sequence[bytes], concurrency
 
 
 async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> list[float]:
-    """Send requests in an open loop, regardless of pending requests. Returns the latencies in seconds, ascending."""
+    """Send requests in an open loop, regardless of pending requests. Returns the sorted latencies in seconds."""
     rng, durations_s = random.Random(0), list[float]()
 
     async def one(content: bytes) -> None:

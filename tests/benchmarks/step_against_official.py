@@ -4,7 +4,7 @@
 
 `OfficialStep` reimplements the official training step: it embeds every token with a convolution and then selects with
 boolean masks, copies position tables once per clip, computes attention explicitly, projects twice, computes every token
-of every block, and updates parameters one by one. It starts from the same weights as our step. It first
+of every block, and updates parameters one by one. It starts from the same weights as our step. The benchmark first
 prints both losses, because a ratio is meaningless unless they agree, then one JSON line per pair of steps and the
 medians.
 """

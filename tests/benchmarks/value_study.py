@@ -1,15 +1,14 @@
-"""Measure the benefit of distillation and of asymmetry: train small students on Fashion-MNIST, compared by seed.
+"""Measure the benefit of distillation and of asymmetry: train small students on Fashion-MNIST and compare them by seed.
 
     python -m tests.benchmarks.value_study run OUT --phase select --seeds 0-2 [--arms A,B] [--processes 2] [--minutes M]
     python -m tests.benchmarks.value_study run OUT --phase confirm --seeds 10-14
     python -m tests.benchmarks.value_study tables OUT
 
-Needs the package of the data set `fashion-mnist` (`amd dataset`). Optimizer steps run the training code
-(`Distiller`) on images in memory. Each seed has its own teacher, and its arms share data order, masks and initial
-weights. Each finished run is a JSON file in OUT, so the same command continues an interrupted study. Settings are
-chosen with `--phase select`, which scores the split `select`; `--phase confirm` scores `test`, with seeds
-fixed beforehand. Time is measured as the CPU time of one thread, so that two processes and other programs do not
-distort it.
+Requires the package for the data set `fashion-mnist` (see `amd dataset`). Optimizer steps run the training code
+(`Distiller`) on images in memory. Each seed has its own teacher. All arms for a seed share the data order, masks and
+initial weights. Each finished run is a JSON file in OUT, so the same command continues an interrupted study. Settings
+are chosen with `--phase select`, which scores the split `select`; `--phase confirm` scores `test`, with seeds fixed
+beforehand. Time is measured as the CPU time of one thread, so that two processes and other programs do not distort it.
 """
 
 from __future__ import annotations
@@ -344,8 +343,8 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "tables"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--phase", choices=PHASES, default="select")
-    parser.add_argument("--seeds", default="0-2", help="first and last seed")
-    parser.add_argument("--arms", default=";".join(HEADLINE), help="names, separated by semicolons")
+    parser.add_argument("--seeds", default="0-2", help="first and last seed, separated by a hyphen")
+    parser.add_argument("--arms", default=";".join(HEADLINE), help="names of the arms to run, separated by semicolons")
     parser.add_argument("--probes", default=",".join(PROBES))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=480, help="minutes after which no new run starts")

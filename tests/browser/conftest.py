@@ -1,4 +1,4 @@
-"""Fixtures for browser tests: a service with realistic data, and a Chromium that fails a test on any page error.
+"""Fixtures for browser tests: a service with realistic data, and a browser that fails the test on any page error.
 
 `make test-browser` installs Chromium, Playwright and axe-core, and sets AMD_CHROMIUM and AMD_AXE.
 """

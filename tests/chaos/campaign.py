@@ -1,12 +1,12 @@
 """Train identical jobs on a real stack while killing its processes at random, and check that nothing is lost.
 
 Run as `python tests/chaos/campaign.py --kills 12 --seed 0`. A separate stack (`amd up` with a temporary data directory)
-first trains one job undisturbed. Then identical jobs run, a few at a time, while `kill -9` hits processes in an order
-that the seed determines; parts of the stack are restarted as systemd or Kubernetes would restart them. At the end, each
-job must have succeeded without ever running twice at the same time, every checkpoint and encoder must be bitwise equal
-to the undisturbed one, and a deployed encoder must still be served if replicas were killed. Prints a table of kills and
-jobs; the exit code is 1 if a check fails. Stops everything that it started, and removes its folder unless a check fails
-or --keep is given.
+first trains one job undisturbed. Then identical jobs run, a few at a time, while processes are killed with `kill -9` in
+an order determined by the seed. Parts of the stack are restarted as systemd or Kubernetes would restart them. At the
+end, each job must have succeeded without ever running twice at the same time, every checkpoint and encoder must be
+bitwise equal to the undisturbed one, and a deployed encoder must still be served if replicas were killed. Prints a
+table of kills and jobs; the exit code is 1 if a check fails. Stops everything that it started, and removes its folder
+unless a check fails or --keep is given.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Campaign:
             time.sleep(0.5)
 
     def _find_and_kill(self, client: Client, kill: Kill) -> str:
-        """Wait for a process to kill, and kill it. Returns its PID and, if known, its job."""
+        """Wait until a suitable process is running, and kill it. Returns its PID and, if known, its job."""
         until = time.monotonic() + RECOVERY_S
         while True:
             if found := with_role(kill.role, self.stack.processes()):

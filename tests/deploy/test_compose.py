@@ -1,4 +1,7 @@
-"""Tests for the Compose file (valid, one published port, no secrets) and for the script that writes the secrets."""
+"""Tests for the Compose file and for the script that writes the secrets.
+
+The file must be valid, publish only one port and contain no secrets.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,7 @@ def test_the_environment_contains_only_known_settings(monkeypatch: pytest.Monkey
     assert not settings.migrate  # a separate container runs the migrations
 
 
-def test_the_example_lists_every_variable_with_its_default() -> None:
+def test_the_example_env_file_lists_every_variable_with_its_default() -> None:
     used = dict(VARIABLE.findall((FOLDER / "compose.yaml").read_text()))
     lines = [line for line in (FOLDER / ".env.example").read_text().splitlines() if not line.startswith("#")]
     assert dict(line.split(" ")[0].split("=", 1) for line in lines) == used

@@ -1,4 +1,4 @@
-"""Tests for the package metadata on supported Pythons and platforms; `make check-install` resolves dependencies."""
+"""Tests for the package metadata. `make check-install` resolves the dependencies on all supported platforms."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_no_request_fails_while_a_candidate_is_added_and_removed_under_load(serv
 
 
 @pytest.mark.timeout(900)
-def test_killing_a_replica_affects_only_its_own_requests_and_it_is_replaced(served: ServedEncoders) -> None:
+def test_a_killed_replica_is_replaced_and_its_requests_fail_with_a_retryable_error(served: ServedEncoders) -> None:
     file = served.folder / "3.png"
     with under_load(served, "production", [file]) as responses:
         wait_for(lambda: len(responses) > 50)

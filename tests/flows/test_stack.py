@@ -225,7 +225,7 @@ class Listener:
 
 
 @pytest.mark.parametrize("remains", [True, False], ids=["remains of Ray", "another program"])
-def test_a_control_plane_is_restarted_if_the_ports_of_ray_change(
+def test_the_control_plane_is_restarted_if_ray_ports_change(
     tmp_path: Path, sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch, remains: bool
 ) -> None:
     started: list[str] = []
@@ -252,7 +252,7 @@ def test_a_control_plane_is_restarted_if_the_ports_of_ray_change(
         assert not sleeper.is_running()
 
 
-def test_a_head_whose_agent_does_not_listen_is_not_ready(tmp_path: Path) -> None:
+def test_a_ray_head_whose_agent_does_not_respond_is_not_ready(tmp_path: Path) -> None:
     class Head(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)

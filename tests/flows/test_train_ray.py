@@ -239,7 +239,7 @@ class GrowthObserver(NullWatcher):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_a_run_grows_onto_a_new_node_and_loses_no_step(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_run_grows_onto_a_new_node_without_losing_a_step(ray_cluster: RayCluster, tmp_path: Path) -> None:
     shape = {"scaling.workers": [1, 2], "scaling.cpus_per_worker": 3, "scaling.resize_interval_s": 5}
     limits = {"schedule.steps": 100_000, "checkpoint.every_steps": None, "checkpoint.deadline_s": 120}
     config = with_overrides(two_workers(tmp_path, "grown"), {**shape, **limits, "tracking.log_every_steps": 1})

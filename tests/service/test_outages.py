@@ -1,4 +1,4 @@
-"""Tests for the API during outages: only requests that need the dependency return 503, and all recover unaided."""
+"""Tests for the API during outages: only requests that need the failed dependency return 503, and all recover."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def stalling(
 
 
 @pytest.mark.timeout(180)
-def test_while_the_database_hangs_known_keys_reach_deployed_encoders(stalling: tuple[Server, StallingProxy]) -> None:
+def test_while_the_database_hangs_requests_with_known_keys_reach_deployed_encoders(
+    stalling: tuple[Server, StallingProxy],
+) -> None:
     server, proxy = stalling
 
     async def scenario() -> None:

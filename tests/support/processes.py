@@ -33,7 +33,8 @@ def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]])
     """Call the function concurrently for each tuple of arguments, in one process per call.
 
     Returns the exit codes. After a process has failed, the remaining processes have FAILURE_GRACE_S to exit and are
-    then killed, as by torchrun and Ray Train: with gloo, two ranks can wait for each other after all others exited.
+    then killed, as by torchrun and Ray Train. Otherwise, with gloo, two ranks could wait for each other forever after
+    all other ranks have exited.
     """
     context = fork_server(*PRELOADED)
     processes = [context.Process(target=_call, args=(dict(os.environ), function, args)) for args in ranks]
@@ -54,7 +55,7 @@ def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]])
 
 
 def _call(environ: Mapping[str, str], function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    """Call a function with the test's environment, which may be newer than the server's."""
+    """Call a function with the test's environment, which may have changed since the server started."""
     os.environ.clear()
     os.environ.update(environ)
     return function(*args)

@@ -30,7 +30,7 @@ def test_a_preset_can_be_the_base() -> None:
     assert load_search(PRESET, None, MASKING).train == BASE
 
 
-def test_a_file_can_name_a_preset_with_overrides(tmp_path: Path) -> None:
+def test_a_file_can_specify_a_preset_with_overrides(tmp_path: Path) -> None:
     values = {**MASKING, "preset": PRESET, "overrides": {"optim.base_lr": 0.25, "budget.trials": 7}, "seeds": 2}
     config = load_search(None, file(tmp_path, values), {})
     assert config.train == with_overrides(BASE, {"optim.base_lr": 0.25})

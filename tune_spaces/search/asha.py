@@ -1,7 +1,7 @@
 """Early stopping with Ray Tune's asynchronous successive halving, made deterministic across restarts.
 
-Trials are identified by number instead of Tune's id, the number determines the bracket, and a new scheduler replays the
-rungs in the ledger.
+A trial is identified by its number instead of Tune's ID, and the number determines its bracket. A new scheduler replays
+the rungs in the ledger.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def make_scheduler(search: SearchConfig, ledger: Ledger) -> TrialScheduler:
 
 
 class SuccessiveHalving(AsyncHyperBandScheduler):
-    """Successive halving with one bracket for asha, or one per rung at which judging can start for hyperband."""
+    """Successive halving: asha uses one bracket; hyperband uses one for each rung at which judging can start."""
 
     def __init__(self, search: SearchConfig) -> None:
         brackets = search.rungs if search.stopping == "hyperband" else 1

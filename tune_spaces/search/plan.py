@@ -1,8 +1,8 @@
 """Sweep planning: concurrency, rungs and expected training cost.
 
-Ray Train inside Ray Tune deadlocks when more trials start than fit with all their workers: each holds some of its
-workers and waits for the rest. Concurrency is therefore computed from the nodes, trial drivers request no CPU, and
-workers that fit on no node are rejected here. Imports neither torch nor Ray; the caller passes the nodes.
+Ray Train inside Ray Tune deadlocks when more trials start than fit with all their workers: each trial holds some of its
+workers and waits for the others. Concurrency is therefore computed from the nodes, and trial drivers request no CPU.
+Workers that fit on no node are rejected here. Imports neither torch nor Ray; the caller passes the nodes.
 """
 
 from __future__ import annotations

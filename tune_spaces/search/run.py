@@ -311,7 +311,7 @@ class _SweepDriver:
 
 
 def _plan(config: SearchConfig, space: Space, steps: int) -> SweepPlan:
-    """Plan for the cluster that this process has joined. Imports Ray late, because Ray reads the environment then."""
+    """Plan for the cluster that this process has joined. Imports Ray late, as Ray reads the environment on import."""
     import ray
 
     from amd.training.ray.ray_train import uses_gpu

@@ -54,7 +54,7 @@ class Sweep:
     # Next trials, requested by Tune
 
     def next_trial(self) -> TrialRecord | None:
-        """Return the next trial: an interrupted one, a new point, or a member of a population due for its next rung.
+        """Return the next trial: an interrupted one, a new point, or a population member that is due for its next rung.
 
         Returns None if no trial can start now; a trial can start later only while `is_waiting` is true.
         """

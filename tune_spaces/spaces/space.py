@@ -83,7 +83,7 @@ def _unknown_name(name: str, known: Sequence[str]) -> str:
 def build_space(config: SpaceConfig, base: TrainConfig) -> Space:
     """Build the search space for a base run.
 
-    Raises ConfigError for unknown names or invalid values, and if the space contains no valid point or only one run.
+    Raises ConfigError for unknown names or invalid values, or if the space contains fewer than two distinct runs.
     """
     if base.objective.kind != "amd":
         raise ConfigError(["objective.kind=mae: a space varies how a teacher is used; choose a config with a teacher"])

@@ -46,7 +46,7 @@ def layers(base: TrainConfig) -> Variants:
 
 
 def distance(base: TrainConfig) -> Variants:
-    """Vary the distance between features."""
+    """Vary the function that measures the distance between features."""
     return {name: {"objective.distance": name} for name in get_args(Distance)}
 
 

@@ -38,7 +38,7 @@ def write_clips(folder: Path, clips: Iterable[Pixels], labels: Sequence[int], *,
 
 
 def write_list(path: Path, names: Sequence[str], labels: Sequence[int]) -> None:
-    """Write lines `path label`, as in VideoMAE."""
+    """Write a list file with one line `path label` per clip, as in VideoMAE."""
     path.write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels, strict=True)))
 
 

@@ -72,7 +72,7 @@ def demo_root() -> Path:
 
 
 def ensure_demo(name: str, split: str = "train") -> str:
-    """Return the path to open as a manifest: a folder of PNG files by class, or a list file for clips.
+    """Return the path to open as a manifest: a folder of PNG files grouped by class, or a list file of clips.
 
     The data is written atomically on first use, which takes seconds; concurrent processes wait for the writer. `val` is
     an alias of `select`. Raises ValueError for an unknown name or split.

@@ -131,7 +131,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def read_manifest(url: str) -> Manifest | None:
-    """Read a stored manifest. Returns None if it does not exist or cannot be parsed, so the data must be listed."""
+    """Read a stored manifest. Returns None if it does not exist or cannot be parsed; the data must then be listed."""
     try:
         content = read_bytes(url)
     except FileNotFoundError:

@@ -96,7 +96,7 @@ def list_url(data: DataConfig, manifest: Manifest) -> str | None:
 
 
 def resolve_url(url: str) -> str:
-    """Resolve to an absolute URL or path without a trailing slash; demo data is written on first use."""
+    """Resolve a location to an absolute URL or path without a trailing slash; demo data is written on first use."""
     if is_generated(url):
         from amd.data.dataset.demo import ensure_demo  # imports scikit-learn, so imported only on demand
 
@@ -179,7 +179,7 @@ def _open_frame_list(listing: _Listing, data: DataConfig) -> Manifest:
 
 
 def _open_folder(listing: _Listing, suffixes: tuple[str, ...]) -> Manifest:
-    """Open files with one of the suffixes; classes are the sorted subfolders, unless files are in the folder itself."""
+    """Open files with one of the suffixes. Sorted subfolders become classes unless the folder itself has files."""
     url = listing.url
     fs, path = filesystem(url)
     if not fs.isdir(path):
@@ -248,7 +248,7 @@ def text_blocks(url: str) -> Iterator[bytes]:
 
 
 def _walk(url: str) -> Iterator[str]:
-    """Yield all file names under a folder, relative to it; skips hidden entries and follows each link once."""
+    """Yield all file names under a folder, relative to it; skip hidden entries and follow each link once."""
     fs, path = filesystem(url)
     if is_remote(url):
         start = len(path.rstrip("/")) + 1

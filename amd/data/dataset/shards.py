@@ -84,7 +84,7 @@ def _with_protocol(url: str, path: str) -> str:
 
 
 def open_shards(urls: Sequence[str]) -> Manifest:
-    """Open the samples in these shards. Raises ManifestError that lists every missing or invalid shard."""
+    """Open the samples in these shards. Raises a ManifestError listing every missing or invalid shard."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:  # hide the latency of remote storage
         results = list(pool.map(_members_or_problem, urls))
     problems = [result for result in results if isinstance(result, str)]
@@ -150,7 +150,7 @@ def scan(file: Any, url: str) -> list[Member]:
                     if info.size > MAX_LABEL_BYTES:
                         raise ValueError(
                             f"{url}::{info.name} has {info.size} bytes, more than {MAX_LABEL_BYTES} for a label file; "
-                            "give files that are not labels another suffix"
+                            "rename files that are not labels to use another suffix"
                         )
                     content = tar.extractfile(info)
                     label = None if content is None else _label(content.read(), suffix, f"{url}::{info.name}")

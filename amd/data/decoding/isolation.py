@@ -37,7 +37,7 @@ class ChildTimeout(ChildFailed):
 
 
 class DecodingChild:
-    """A decoding process, started on the first request, and again after a failure or in a forked copy of its owner."""
+    """A decoding process. Starts on the first request, and again after a failure; a forked copy starts a new one."""
 
     module = "amd.data.decoding.worker"
 

@@ -55,9 +55,10 @@ def save_map(source: Source, packet_map: PacketMap) -> None:
 
 
 def seek_packets(container: Any, stream: Any, packet_map: PacketMap, start: int, stop: int) -> list[Any] | None:
-    """Return the packets [start, stop) in decoding order by seeking; None if they must be read from the start.
+    """Seek to the packets [start, stop) in decoding order and return them.
 
-    Every packet is compared with the map, because a demuxer may seek to another position or number packets differently.
+    Returns None if the packets must be read from the start. Every packet is compared with the map, because a demuxer
+    may seek to another position or number packets differently.
     """
     times = packet_map.times
     if times is None or not start or stop - start > MAX_SOUGHT_PACKETS:

@@ -1,4 +1,4 @@
-"""Read the frames of a record, or raise BadSample with the reason: the entry point to decoding.
+"""Entry point to decoding: read the frames of a record, or raise BadSample with the reason.
 
 Anything that can hang, crash or exhaust memory (remote reads, FFmpeg, Pillow) runs in a child process with time and
 memory limits (isolation.py). Images are decoded there too: a request costs 0.5 ms, decoding a photograph 5 ms. A
@@ -156,7 +156,7 @@ class SampleReader:
         return DecodedFrames(self._pixels(response["shape"]), order)
 
     def expect(self, samples: Iterable[tuple[Record, FrameChooser]]) -> None:
-        """Fetch remote files for the next samples ahead of use, in this order; forget previously expected samples."""
+        """Prefetch remote files for the next samples, in this order; samples expected earlier are dropped."""
         files: list[FileRange] = []
         for record, choose in samples:
             if record.kind == "frames":

@@ -1,4 +1,4 @@
-"""Transcode one raw sample for fast reading: smaller frames, short GOPs, cheap decoding.
+"""Transcode one raw sample for fast reading, with smaller frames, short GOPs and settings for fast decoding.
 
 Runs in the decoding process. Deterministic: the same source always produces the same bytes, because no threads are used
 and no timestamps or versions are written.

@@ -2,9 +2,9 @@
 
 Frame n is the n-th in presentation order, regardless of edit lists, variable frame rates and B-frames; the display
 matrix is applied. Uses PyAV. If the packets reveal frame dependencies (packets.py), only the required packets are
-decoded; other files are decoded from the start. Damage that the decoder detects in a requested frame or its references
-is an error, or, with `min_decoded_share`, excludes the frame: frame n is then the n-th that decodes. Does not import
-configs or storage.
+decoded; other files are decoded from the start. If the decoder detects damage in a requested frame or its references,
+an error is raised. With `min_decoded_share`, damaged frames are excluded instead, and frame n is the n-th frame that
+decodes. Does not import configs or storage.
 Shapes: T frames, H, W after rotation.
 """
 

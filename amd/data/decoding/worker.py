@@ -180,7 +180,9 @@ class Worker:
         shape = images[numbers[0]].shape
         for n, name in zip(numbers, names, strict=True):
             if images[n].shape != shape:
-                raise ImageError(f"frame {name} is {images[n].shape[:2]}, other frames are {shape[:2]} (height, width)")
+                raise ImageError(
+                    f"frame {name} is {images[n].shape[:2]}, but other frames are {shape[:2]} (height, width)"
+                )
         output = self._memory.allocate((len(indices), *shape))
         for row, n in enumerate(indices):
             output[row] = images[n]

@@ -1,8 +1,8 @@
 """A bounded LRU cache of remote files on the local disk.
 
-Safe under concurrent access and if a process is killed at any moment: files are renamed into place, a file lock
-(released by the kernel when its holder dies) serialises writers, and the running total can only overestimate the size
-until files are counted again.
+Safe for concurrent use, even if a process is killed at any moment: files are renamed into place, and a file lock
+(released by the kernel when its holder dies) serialises writers. The running total may overestimate the size until
+the files are counted again, but never underestimates it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LocalCache:
         os.replace(written, self.folder / "total")
 
     def _evict(self, size: int) -> int:
-        """Remove least recently used files until `size` more bytes fit, with a margin; return the bytes that remain."""
+        """Remove least recently used files until `size` more bytes fit, with a margin; return the remaining total."""
         files = sorted(self._entries())
         total = sum(size for _, size, _ in files)
         target = max(0, min(int(self.limit * _EVICT_TO_FRACTION), self.limit - size))

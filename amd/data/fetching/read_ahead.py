@@ -1,8 +1,8 @@
 """Fetch remote files before they are decoded, several at a time, so that decoding does not wait for storage.
 
 The total size of fetched files and fetches in progress is bounded; until a file of unknown size has been fetched, it is
-assumed to be as large as the largest recent file. Requesting a file that is still queued fetches it directly, and an
-error of a fetch is raised when the file is requested, so results are the same as without read-ahead. Runs in the
+assumed to be as large as the largest recent file. Requesting a file that is still queued fetches it directly, and a
+fetch error is raised only when the file is requested, so results are the same as without read-ahead. Runs in the
 decoding process. Decodes nothing.
 """
 
@@ -99,7 +99,7 @@ class ReadAhead:
         return found
 
     def discard(self, files: Iterable[FileRange]) -> None:
-        """Forget the given files that are no longer needed."""
+        """Drop these files, which are no longer needed, whether they are queued or fetched."""
         with self._lock:
             for file in files:
                 if file in self._fetches:

@@ -43,7 +43,7 @@ class Records(Protocol):
 
 class Reader(Protocol):
     def expect(self, samples: Iterable[tuple[Any, FrameChooser]]) -> None:
-        """Start fetching samples from remote storage that will be read next."""
+        """Start fetching the remote samples that will be read next."""
 
     def read_clip(self, record: Any, choose: FrameChooser) -> npt.NDArray[np.uint8]: ...
     def close(self) -> None: ...
@@ -79,7 +79,7 @@ class WorkItem(NamedTuple):
 
 
 class ClipDataset(Dataset[Any]):
-    """Reads work items in a loader process or the training process, in which it also opens its reader."""
+    """Reads work items, with a reader opened in the process that uses it: a loader process or the training process."""
 
     def __init__(
         self,

@@ -68,7 +68,8 @@ def segments(total: int, frames: int, draws: Draws) -> Indices:
 def dense_views(total: int, frames: int, step: int, views: int) -> list[Indices]:
     """Return `views` evenly spaced clips, each of every `step`-th frame, as in K400 testing.
 
-    Short samples repeat their last frame. A single view is taken from the middle of the sample (the official code divides by zero in this case).
+    Short samples repeat their last frame. A single view is taken from the middle of the sample (the official code
+    divides by zero in this case).
     """
     _check(total)
     index = np.arange(0, total, step, dtype=np.int64)

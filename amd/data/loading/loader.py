@@ -182,7 +182,7 @@ class ClipLoader:
             labels, records = torch.from_numpy(batch.labels), torch.from_numpy(batch.records)
             if not self._dataset.train:  # a training run lists them in its folder
                 for sample in self._damaged.add(batch.damaged):
-                    logger.warning("used as far as it decodes: %s %s", sample["location"], sample["reason"])
+                    logger.warning("using only the frames that decode: %s %s", sample["location"], sample["reason"])
             yield Batch(batch.clips, labels, records, batch.bad, batch.extras, batch.damaged, batch.decoders)
 
     def _open(self) -> DataLoader[Any]:

@@ -106,7 +106,7 @@ def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_byt
                 f"data.loader_workers={data.loader_workers} x data.prefetch_batches={data.prefetch_batches} "
                 f"micro-batches of {micro_batch} samples x {clips} clips of each{shared} take {need >> 20} MiB of "
                 f"shared memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower these settings or "
-                "scaling.micro_batch, or enlarge it (docker run --shm-size, a memory volume in Kubernetes)"
+                "scaling.micro_batch, or enlarge shared memory (docker run --shm-size, a memory volume in Kubernetes)"
             ]
         )
 

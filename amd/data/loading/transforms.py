@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
 
 def multi_scale_box(frame: Size, size: Size, draws: random.Random) -> Box:
-    """Draw one of four scales per side, at most one scale apart, and one of 13 positions; as in AMD and VideoMAE.
+    """Draw one of four scales for each side, at most one step apart, and one of 13 positions, as in AMD and VideoMAE.
 
     The sides scale the largest box of the output's shape that fits the frame. For square outputs, this is the official
     rule (the frame's short side); for non-square outputs, the official code would distort a square crop.

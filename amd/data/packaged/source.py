@@ -1,4 +1,4 @@
-"""Data sets inside installed packages: location, licence and the function that writes the files.
+"""Data sets inside installed packages: their location, their licence, and the function that writes their files.
 
 The writers for the individual data sets are in the other modules of this package.
 """
@@ -66,7 +66,7 @@ def write(name: str, data: PackagedData, output: Path, options: WriteOptions) ->
     """
     source, output = locate(name, data), output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError([f"output={output} exists and is not empty; specify another folder, or remove it"])
+        raise ConfigError([f"output={output} exists and is not empty; specify another folder, or remove this one"])
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".{output.name}.part-{uuid.uuid4().hex[:8]}")
     try:

@@ -84,7 +84,7 @@ class EmbedResult(BaseModel):
     bad: int
     """Number of samples that could not be read."""
     damaged: int = 0
-    """Number of damaged videos of which only the decodable frames were used."""
+    """Number of damaged videos for which only the decodable frames were used."""
     seconds: float
     """Wall time of this call."""
 

@@ -40,7 +40,7 @@ class Part(NamedTuple):
     values: Array  # (r, D)
     records: Labels  # (r,) record numbers
     bad: list[UnreadableSample]
-    damaged: list[DamagedSample]  # videos of which only the decodable frames were used
+    damaged: list[DamagedSample]  # videos for which only the decodable frames were used
 
 
 class FeatureKey(BaseModel):

@@ -96,13 +96,13 @@ def embed_file(url: str, path: str) -> Array:
     with closing(SampleReader(DataConfig(train=path))) as reader:
         clips = cut_clips(reader.read_file(path, file_chooser(card)), card)
         if reader.last_read is not None and reader.last_read.damage is not None:
-            logger.warning("used as far as it decodes: %s %s", path, reader.last_read.damage)
+            logger.warning("using only the frames that decode: %s %s", path, reader.last_read.damage)
     values: Array = encode(encoder, card.clip, clips, card.pooling)[0].float().numpy()
     return values
 
 
 def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
-    """Return the frame chooser for a file: for the middle clip, or for the clips of a multi-view test.
+    """Return a frame chooser for a file: it selects the middle clip or, with `views`, the clips of a multi-view test.
 
     The single frame of an image is repeated for a video encoder.
     """
@@ -110,7 +110,7 @@ def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
 
 
 def cut_clips(frames: DecodedFrames, card: Card, views: ViewsConfig | None = None) -> Tensor:
-    """Cut chosen frames into the clips that a card specifies: (views, 3, T, H, W) uint8, by segment and crop."""
+    """Cut chosen frames into the clips that a card specifies: (views, 3, T, H, W) uint8, by segment, then by crop."""
     data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
     cuts = spatial_views(torch.from_numpy(frames.pixels), data, card.clip, crops)  # crops of (U, *size, 3)
     segments = torch.from_numpy(frames.order).split(card.clip.frames)

@@ -79,7 +79,7 @@ class EmbeddingIndex(BaseModel):
     bad: tuple[dict[str, Any], ...]
     """Record, location and reason of each sample that could not be read."""
     damaged: tuple[dict[str, Any], ...] = ()
-    """Record, location and damage of each video of which only the decodable frames were used."""
+    """Record, location and damage of each video for which only the decodable frames were used."""
     files: tuple[SpanFile, ...]
     made_of: dict[str, Any]
     """Everything that determines the vectors."""

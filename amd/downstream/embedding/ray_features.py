@@ -48,7 +48,7 @@ def workers(
     log: Callable[[str], None],
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
-    """Start actors and yield a function that embeds spans of records, and its precision.
+    """Start actors; yield a function that embeds spans of records on them, and the precision that it uses.
 
     Actors live until the context exits. Lost actors are replaced, at most `scaling.retries` times since the last
     finished span. Once `stop` is set, work in progress is discarded and no more parts are returned.

@@ -1,7 +1,7 @@
 """Attentive probe: a cross-attention block with one learned query, then a linear classifier, on a frozen ViT's tokens.
 
 Unlike a linear probe on the mean of the tokens, it can weigh tokens by their content. Source: V-JEPA's attentive probe
-(Bardes et al. 2024), with its AdamW settings. Departures: the class token, if any, is included, and each video is
+(Bardes et al. 2024), including its AdamW settings. Departures: the class token, if any, is included, and each video is
 represented by a single clip.
 Shapes: B batch, n training samples, N tokens, D width, C classes.
 """
@@ -68,7 +68,7 @@ def attentive_batch_size(config: AttentiveConfig, samples: int) -> int:
 
 
 def collect_tokens(batches: Iterable[tuple[Tensor, Tensor]], samples: int, config: AttentiveConfig) -> TokenFeatures:
-    """Collect the tokens of up to `samples` samples. Raises ConfigError if they exceed attentive.memory_mib."""
+    """Collect the tokens of up to `samples` samples. Raises ConfigError if they would exceed attentive.memory_mib."""
     values, labels, read = np.zeros((0, 0, 0), np.float16), [], 0
     for tokens, batch_labels in batches:
         if not values.size:

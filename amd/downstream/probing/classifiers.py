@@ -27,7 +27,7 @@ def knn(
     centre: bool = False,
     device: torch.device | str = "cpu",
 ) -> Labels:
-    """Predict the labels (m,) of `test` (m, D) by a vote of the nearest training samples.
+    """Predict the labels (m,) of `test` (m, D) by a weighted vote of the nearest training samples.
 
     The weight of a vote is exp(s / temperature), where s is the cosine similarity. `centre` subtracts the mean of the
     training samples first, since a large common component makes all features similar. If there are fewer training
@@ -84,7 +84,7 @@ def probe(train: Features, test: Features) -> dict[str, float]:
 
 
 def unit(values: Array, mean: Array) -> Array:
-    """Subtract the mean (D,) from (n, D) and scale every row to length 1; zero rows stay zero."""
+    """Subtract the mean (D,) from features (n, D) and scale every row to length 1; zero rows stay zero."""
     shifted = values - mean  # the only copy, as features can take gigabytes
     shifted /= np.maximum(np.sqrt(np.einsum("nd,nd->n", shifted, shifted)), 1e-12)[:, None]
     return shifted

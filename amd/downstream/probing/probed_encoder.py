@@ -1,4 +1,4 @@
-"""A frozen encoder with its labelled data: the pooled features and tokens on which probes are trained and scored.
+"""A frozen encoder and its labelled data, which provide the features and tokens that probes are trained and scored on.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -28,7 +28,7 @@ Split = Literal["train", "test"]
 
 
 class ProbedEncoder:
-    """A frozen encoder with its labelled data; features are computed on first access."""
+    """A frozen encoder and its labelled data; features are computed on first access."""
 
     def __init__(
         self,

@@ -113,7 +113,7 @@ def run_probe(config: ProbeConfig, log: Log = logger.info) -> ProbeReport:
 
 
 def add_scores(url: str, scores: Iterable[Score]) -> None:
-    """Add scores to the card of the encoder at `url`; they replace scores with the same protocol and data."""
+    """Add scores to the card of the encoder at `url`, replacing existing scores with the same protocol and data."""
     new = tuple(scores)
     card = load_card(url)  # read again: the card may have changed during a long probe
     replaced = {(score.protocol, score.data) for score in new}

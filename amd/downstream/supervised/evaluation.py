@@ -1,4 +1,4 @@
-"""Predict labelled data across ranks in eval mode: each rank reads its share of every step.
+"""Run a model in eval mode on labelled data across ranks; each rank reads its share of every step.
 
 Shapes: n rows on this rank (sample views or boxes), C classes.
 """

@@ -50,7 +50,7 @@ class SupervisedLearner(Learner, Generic[N]):
 
 
 def load_start(encoder: Encoder, config: SupervisedConfig, *, final_norm: bool) -> StartingPoint | None:
-    """Load the config's `weights` into an encoder; returns None if none are configured. Raises ConfigError."""
+    """Load the config's `weights` into an encoder; return None if none are configured. Raises ConfigError."""
     if config.weights is None:
         return None
     return load_starting_point(encoder, config.weights, config.storage, config.clip, final_norm=final_norm)

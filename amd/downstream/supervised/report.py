@@ -1,7 +1,7 @@
 """Test results in the run folder, written by every kind of supervised run.
 
 test/bad_samples.jsonl       unreadable samples
-test/damaged_samples.jsonl   videos of which only the decodable frames were used
+test/damaged_samples.jsonl   videos for which only the decodable frames were used
 test/result.json             metrics; written last
 """
 
@@ -23,7 +23,7 @@ LISTED_SAMPLES = 5  # unreadable samples listed in a warning
 
 
 def write_result(folder: str, data: EvaluationData, scored: EvaluationScores, step: int, **settings: Any) -> None:
-    """Write the list of unreadable samples and the metrics; `settings` of the test are stored with the metrics."""
+    """Write the list of unreadable samples, and the metrics together with the `settings` of the test."""
     for name, samples in ((BAD_SAMPLES, scored.faults.bad), (DAMAGED_SAMPLES, scored.faults.damaged)):
         write_bytes(join(folder, name), "".join(json.dumps(sample) + "\n" for sample in samples).encode())
     write_json(
@@ -42,7 +42,7 @@ def write_result(folder: str, data: EvaluationData, scored: EvaluationScores, st
 
 
 def read_result(folder: str) -> dict[str, Any] | None:
-    """Read a run's test result; returns None if the run has not been tested."""
+    """Read a run's test result; return None if the run has not been tested."""
     url = join(folder, RESULT)
     found: dict[str, Any] | None = read_json(url) if exists(url) else None
     return found
@@ -63,7 +63,7 @@ def selection_warning(data: EvaluationData) -> str:
 
 
 def unreadable_warning(data: EvaluationData, bad: list[UnreadableSample], unit: str, counted_as: str) -> str:
-    """Return a warning with the number of unreadable samples, the first of them, and how they are counted."""
+    """Return a warning that counts the unreadable samples, lists the first few, and states how they are scored."""
     names = "; ".join(f"{sample['location']} {sample['reason']}" for sample in bad[:LISTED_SAMPLES])
     more = f"; and {len(bad) - LISTED_SAMPLES} more" if len(bad) > LISTED_SAMPLES else ""
     count = f"{len(bad)} of {len(data.records)} {unit}"
@@ -71,7 +71,7 @@ def unreadable_warning(data: EvaluationData, bad: list[UnreadableSample], unit: 
 
 
 def damaged_warning(data: EvaluationData, damaged: list[DamagedSample]) -> str:
-    """Return a warning with the number of damaged samples and where they are listed."""
+    """Return a warning that states how many samples are damaged and where they are listed."""
     return (
         f"{data.field}: {len(damaged)} of {len(data.records)} samples are damaged videos, of which only the decodable "
         f"frames were used; see {TEST}/{DAMAGED_SAMPLES}"

@@ -41,7 +41,7 @@ class SupervisedTask(ABC):
 
     @property
     def selected_on_test(self) -> bool:
-        """Whether the best checkpoint is chosen on the test set itself, so that its score is overestimated."""
+        """Whether the best checkpoint is chosen on the test set itself, which overestimates its score."""
         if self.config.evaluation.checkpoint == "last" or self.validation is None or self.test is None:
             return False
         return self.validation is self.test or self.validation.digest() == self.test.digest()
@@ -70,7 +70,7 @@ class SupervisedTask(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, dict[str, Tensor]]) -> EncoderWithHead:
-        """Build the model to test and publish from a checkpoint."""
+        """Rebuild a checkpoint's model for testing and publishing."""
 
     @abstractmethod
     def head_card(self) -> HeadCard: ...

@@ -85,7 +85,7 @@ def check_plain(model: Any, clip: ClipConfig, weights: str, field: str = "teache
     if not isinstance(model.norm_pre, nn.Identity):
         problems.append("it normalises tokens before the first block")
     if tuple(model.patch_embed.patch_size) != (clip.patch, clip.patch):
-        problems.append(f"its patch is {model.patch_embed.patch_size[0]}, clip.patch={clip.patch}")
+        problems.append(f"its patch size is {model.patch_embed.patch_size[0]}, but clip.patch={clip.patch}")
     settings = model.pretrained_cfg
     for statistic in ("mean", "std"):
         theirs = tuple(settings.get(statistic) or ())

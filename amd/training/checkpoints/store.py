@@ -144,7 +144,7 @@ class CheckpointStore:
         metrics: dict[str, float],
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Write a checkpoint in the background. Waits for the previous write, and raises its error.
+        """Write a checkpoint in the background. Waits for the previous write, and raises its error if it failed.
 
         `before`: called before anything is written; if it fails, so does the checkpoint.
         """

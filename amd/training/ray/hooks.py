@@ -55,7 +55,7 @@ class RayRunHooks:
 
 
 def listen_for_stop(coordinator: Any, stop: threading.Event, closed: threading.Event) -> None:
-    """Set `stop` once the driver requests it. Polls in a thread that ends when `closed` is set."""
+    """Set `stop` once the driver requests it. Polls in a thread that exits when `closed` is set."""
     import ray
 
     def poll() -> None:

@@ -156,7 +156,7 @@ class WorkerGroup:
         self._placement_group = None
 
     def _forward_events(self, watcher: Watcher) -> dict[str, Any] | None:
-        """Forward the workers' events to the watcher; return the outcome if an event carries one."""
+        """Forward the workers' events to the watcher; return the outcome if an event contains one."""
         import ray
 
         outcome = None
@@ -182,7 +182,7 @@ def _stalled(reports: list[str]) -> Stalled:
 
 
 def await_checkpoint(coordinator: Any, limit_s: float) -> None:
-    """Stop the run that the workers process, if any, and wait until its checkpoint is committed, up to `limit_s`.
+    """Stop the workers' current run, if any, and wait up to `limit_s` until its checkpoint is committed.
 
     Never raises: after a failure or a timeout, the run continues from its previous checkpoint.
     """
@@ -240,7 +240,7 @@ def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratc
     class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's is untyped
         """A TorchTrainer without Ray's placement group cleaner.
 
-        The cleaner is a process of 230 MB per run that never exits after its controller is killed: its exit call runs
+        The cleaner is a 230 MB process per run that never exits after its controller is killed: its exit call runs
         in a thread and terminates only that thread (Ray 2.60). `free_workers` replaces it.
         """
 

@@ -1,7 +1,7 @@
 """Merge a run's bad and damaged samples across ranks, list them in the run folder, and check the allowed fraction.
 
 bad_samples.jsonl       samples that could not be read
-damaged_samples.jsonl   videos of which only the decodable frames are used
+damaged_samples.jsonl   videos for which only the decodable frames are used
 """
 
 from __future__ import annotations

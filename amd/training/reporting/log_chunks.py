@@ -2,7 +2,7 @@
 
     logs/0000000000000000.log, 0000000000262144.log, …      each chunk is named after its offset in bytes
 
-A log that is opened again continues after its last chunk.
+A reopened log continues after its last chunk.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def next_offset(folder: str) -> int:
 def rank_log(run_folder: str, rank: int, world: int) -> Iterator[None]:
     """Ship the output of this process and its loader processes, including C libraries, to this rank's log.
 
-    The output is still written to its original destination too.
+    The output is also written to its original destination.
     """
     shipper = LogShipper(rank_log_folder(run_folder, rank), RANK_CHUNKS_S, outage_s=RANK_OUTAGE_S)
     started = (

@@ -92,7 +92,7 @@ class EventFileSink:
 
 
 class MLflowSink:
-    """Sends metrics to a run on an MLflow server, which is found by its tag when training resumes.
+    """Sends metrics to an MLflow run. When training resumes, the run is found on the server by its tag.
 
     Sends from a separate thread and buffers lines while the server is unavailable, because tracking must never delay or
     stop a run.

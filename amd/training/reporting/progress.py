@@ -112,7 +112,7 @@ class ProgressBarWatcher:
 
 
 class PaceEstimator:
-    """Estimates the time left from the steps since the start."""
+    """Estimates the time left from the pace of the steps completed so far."""
 
     def __init__(self) -> None:
         self.steps = 0

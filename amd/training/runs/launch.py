@@ -55,12 +55,12 @@ def launch(
     """Train a run to the end and publish its encoder.
 
     Calling it again with the same name and config resumes the run, or returns its result if it has succeeded. SIGTERM
-    and SIGINT stop the run with a checkpoint within checkpoint.deadline_s; for `ray job stop` the job needs a larger
-    RAY_JOB_STOP_WAIT_TIME_S in its environment, since Ray kills the job after 3 s by default.
+    and SIGINT stop the run with a checkpoint within checkpoint.deadline_s. For `ray job stop`, set
+    RAY_JOB_STOP_WAIT_TIME_S in the job's environment to a larger value, since Ray kills the job after 3 s by default.
 
     `local`: train in this process, without Ray.
     `distributed`: train on the processes that torchrun or srun started. Each of them calls this function, which returns
-    on rank 0 only: the other processes exit with its exit code. torchrun is recognised without this option.
+    on rank 0 only; the other processes exit with rank 0's exit code. torchrun is recognised without this option.
     `until`: save a checkpoint and pause after this step (state `paused`); call again with another value to continue.
     `parent`: run and step of the checkpoint that a new run starts from, under the same storage root.
     `wait`: if another process is already training the run, wait for its result instead of raising.
@@ -290,7 +290,7 @@ class _Runner:
 
     @contextmanager
     def _exclusive(self, run_id: str, wait: bool) -> Iterator[bool]:
-        """Hold the run's lease. Yields whether a stop was requested while waiting for it."""
+        """Hold the run's lease. Yields whether a stop was requested while waiting for the lease."""
         lease = Lease(join(run_folder(self.root, run_id), LEASE))
         announced = False
         while not lease.acquire():

@@ -125,9 +125,10 @@ class Learner(ABC):
         return sorted({int(number) for records in suspects for number in records.tolist()})
 
     def warm_up(self) -> float:
-        """Run two micro-batches of noise forward and backward; return the estimated seconds per step, excluding data loading.
+        """Run two micro-batches of noise forward and backward; return the estimated seconds per step.
 
-        Compiles and allocates before the first step, and changes no state. Must be called before `join`.
+        The estimate excludes data loading. Compiles and allocates before the first step, and changes no state. Must be
+        called before `join`.
         """
         clip = self.run.clip
         shape = (self._largest * self.run.data.repeats, 3, clip.frames, *clip.size)

@@ -42,8 +42,8 @@ PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
 class Training(ABC):
     """Runs one rank from the newest checkpoint to the end of the run or to a stop.
 
-    Subclasses set `learner` after calling this constructor, and may add fields to the `start` event, evaluation and
-    checks.
+    Subclasses set `learner` after calling this constructor. They may also add evaluation, checks, and fields of the
+    `start` event.
     """
 
     learner: Learner
@@ -150,7 +150,7 @@ class Training(ABC):
         return self._close(done, interrupted)
 
     def _catch_up(self, done: int) -> None:
-        """Evaluate the loaded checkpoint if the run was stopped before that, but never a parent's checkpoint."""
+        """Evaluate the loaded checkpoint if the run stopped before evaluating it. Skips a parent's checkpoint."""
         if not done or self.origin is not self.store:
             return
         known = self.group.broadcast_from_main(lambda: self.store.metrics(done))

@@ -18,9 +18,9 @@ UNDECAYED_LEAVES = ("mask_token", "class_token", "cls_token", "pos_embed", "posi
 def is_decayed(name: str, parameter: Tensor) -> bool:
     """Return whether weight decay applies to a parameter; it skips vectors, biases, tokens and position embeddings.
 
-    Source: the official `get_parameter_groups`. Departure: its skip list matches the full name `mask_token` only; here
-    the last part of the name decides, which covers the generators' mask tokens (never trained there) and MAE's class
-    token.
+    Source: the official `get_parameter_groups`. Departure: its skip list matches only the full name `mask_token`; here
+    the last part of the name decides, which covers MAE's class token and the generators' mask tokens (which the
+    official code never trains).
     """
     leaf = name.rpartition(".")[2]
     return not (parameter.ndim == 1 or name.endswith(".bias") or leaf in UNDECAYED_LEAVES)
@@ -43,7 +43,7 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 def parameter_groups(
     model: nn.Module, weight_decay: float, scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict[str, object]]:
-    """Group trainable parameters, with their `names`, by learning-rate scale and weight decay, undecayed first."""
+    """Group trainable parameters and their `names` by learning-rate scale and weight decay; undecayed groups first."""
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

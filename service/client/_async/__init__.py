@@ -1,1 +1,1 @@
-"""One variant of the client: its base, and one module per group of methods."""
+"""One variant of the client: its base class, and one module per group of methods."""

@@ -48,7 +48,10 @@ class AsyncClient(AsyncApiMethods):
 
     @classmethod
     def from_environment(cls, **options: Any) -> AsyncClient:
-        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE. Default: the stack that `amd up` started. Raises NoAnswer."""
+        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE. Default: the stack that `amd up` started.
+
+        Raises NoAnswer if there is neither.
+        """
         return cls(*find_service(), **options)
 
     async def __aenter__(self) -> AsyncClient:
@@ -93,8 +96,8 @@ class AsyncClient(AsyncApiMethods):
         """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
-        `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds the deadline,
-        in seconds, fails and is not retried.
+        `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds `deadline_s`
+        (in seconds) fails and is not retried.
         """
         headers = {"Accept": accepted_media_types(options)}
         response = await self._infer(encoder, "embeddings", files, options, headers)
@@ -109,7 +112,7 @@ class AsyncClient(AsyncApiMethods):
     async def reconstructions(
         self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ReconstructionView]:
-        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio, seed, deadline_s."""
+        """Mask and reconstruct files with a deployed encoder. `options`: mask_ratio, seed and deadline_s."""
         return parse_items(ReconstructionView, await self._infer(encoder, "reconstructions", files, options))
 
     async def _infer(

@@ -43,7 +43,10 @@ class AsyncEncoders(AsyncApiMethods):
         return await self._request("GET", api_path("encoders", name), EncoderDetail, query={"project": project})
 
     async def import_(self, request: ImportRequest, key: str | None = None) -> JobView:
-        """Start a job that publishes external weights. `key` is the Idempotency-Key; by default one is generated."""
+        """Start a job that publishes external weights as an encoder.
+
+        `key` is the Idempotency-Key; by default one is generated.
+        """
         body, headers = fields_of(request), idempotency(key)
         return await self._request("POST", api_path("encoders"), JobView, body=body, headers=headers)
 

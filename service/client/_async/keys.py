@@ -11,7 +11,7 @@ class AsyncKeys(AsyncApiMethods):
     async def create(self, request: KeyRequest) -> NewKeyView:
         """Create a key. Only this response contains it.
 
-        Never retried once sent, because a lost response would leave an unknown key.
+        Never retried once sent, because a lost response would leave a key that nobody knows.
         """
         return await self._request("POST", api_path("keys"), NewKeyView, body=request.model_dump(mode="json"))
 

@@ -49,7 +49,10 @@ class Client(ApiMethods):
 
     @classmethod
     def from_environment(cls, **options: Any) -> Client:
-        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE. Default: the stack that `amd up` started. Raises NoAnswer."""
+        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE. Default: the stack that `amd up` started.
+
+        Raises NoAnswer if there is neither.
+        """
         return cls(*find_service(), **options)
 
     def __enter__(self) -> Client:
@@ -92,8 +95,8 @@ class Client(ApiMethods):
         """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
-        `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds the deadline,
-        in seconds, fails and is not retried.
+        `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds `deadline_s`
+        (in seconds) fails and is not retried.
         """
         headers = {"Accept": accepted_media_types(options)}
         response = self._infer(encoder, "embeddings", files, options, headers)
@@ -108,7 +111,7 @@ class Client(ApiMethods):
     def reconstructions(
         self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ReconstructionView]:
-        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio, seed, deadline_s."""
+        """Mask and reconstruct files with a deployed encoder. `options`: mask_ratio, seed and deadline_s."""
         return parse_items(ReconstructionView, self._infer(encoder, "reconstructions", files, options))
 
     def _infer(

@@ -44,7 +44,10 @@ class Encoders(ApiMethods):
         return self._request("GET", api_path("encoders", name), EncoderDetail, query={"project": project})
 
     def import_(self, request: ImportRequest, key: str | None = None) -> JobView:
-        """Start a job that publishes external weights. `key` is the Idempotency-Key; by default one is generated."""
+        """Start a job that publishes external weights as an encoder.
+
+        `key` is the Idempotency-Key; by default one is generated.
+        """
         body, headers = fields_of(request), idempotency(key)
         return self._request("POST", api_path("encoders"), JobView, body=body, headers=headers)
 

@@ -87,9 +87,10 @@ class Jobs(ApiMethods):
     ) -> Iterator[str]:
         """Stream the log of a job in chunks. `tail` limits it to the last lines; `attempt` defaults to the newest.
 
-        `rank`: stream a rank's output across all attempts instead of an attempt's log; with `follow`, until the current
-        attempt ends. With `follow`, the stream continues until the attempt ends; without `attempt`, until the job ends
-        or is paused.
+        With `follow`, the stream continues until the attempt ends or, if `attempt` is omitted, until the job ends or is
+        paused.
+        `rank`: stream this rank's output across all attempts instead of an attempt's log. With `follow`, this stream
+        continues until the current attempt ends.
         """
         path = api_path("jobs", job_id, "logs")
         if not follow:
@@ -113,7 +114,7 @@ class Jobs(ApiMethods):
                 time.sleep(POLL_INTERVAL_S)
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[EventView]:
-        """Stream the history of a job until it ends. `after` skips events up to this id."""
+        """Stream the history of a job until the job ends. `after`: id of the last event to skip."""
         last_id = str(after) if after else None
         return self._events(api_path("jobs", job_id, "events"), _job_event, {}, last_id)
 

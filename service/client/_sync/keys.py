@@ -12,7 +12,7 @@ class Keys(ApiMethods):
     def create(self, request: KeyRequest) -> NewKeyView:
         """Create a key. Only this response contains it.
 
-        Never retried once sent, because a lost response would leave an unknown key.
+        Never retried once sent, because a lost response would leave a key that nobody knows.
         """
         return self._request("POST", api_path("keys"), NewKeyView, body=request.model_dump(mode="json"))
 

@@ -51,10 +51,11 @@ class ApiMethods:
     ) -> httpx.Response:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
-        `accepted`: error statuses that are returned. `repeatable`: whether a POST can be repeated without a second
-        effect, as with an Idempotency-Key; other methods are repeatable unless they have an If-Match. `deadline_s`:
-        time that the service may take to respond; after it, the request is not repeated, since the service may still be
-        working on it.
+        `accepted`: error statuses for which the response is returned instead of raising ApiError.
+        `repeatable`: whether a POST can be repeated without a second effect, as with an Idempotency-Key; other methods
+        are repeatable unless they have an If-Match.
+        `deadline_s`: time that the service may take to respond. After a timeout, the request is not repeated, since the
+        service may still be working on it.
         """
         given = headers or {}  # a change with If-Match fails if it is repeated, since it has changed the ETag
         repeatable = repeatable or (method != "POST" and "If-Match" not in given) or "Idempotency-Key" in given

@@ -1,4 +1,4 @@
-"""Deployment pages: state, comparison with the candidate, promotion and withdrawal; and trying an encoder on a file."""
+"""Deployment pages: show the state, compare, promote or withdraw the candidate, and try an encoder on a file."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def set_candidate(
 def promote(
     request: Request, name: DeploymentName, caller: Submitter, store: DeploymentsDep, encoders: EncodersDep
 ) -> Response:
-    """Make the candidate the main encoder: move the alias that the deployment follows, or change its encoder."""
+    """Make the candidate the main encoder: move the alias that the deployment follows, or edit the deployment."""
     found = store.get(name, caller.project)
     if found.candidate is None:
         raise Refusal("not_possible", f"{name} has no candidate to promote")
@@ -160,7 +160,7 @@ async def try_encoder(
     cache: EmbeddingCacheDep,
     storage: StorageCalls,
 ) -> Response:
-    """Show what an encoder computes for a file: its vector, its classes, and its neighbours in an embedded data set."""
+    """Show an encoder's output for a file: the vector, the classes, and the neighbours in an embedded data set."""
     form = await request.form()
     file = form.get("file")
     content = await file.read() if isinstance(file, UploadFile) else b""

@@ -1,4 +1,4 @@
-"""Encoder pages: the list, details with lineage and aliases, comparison, and moving aliases."""
+"""Encoder pages: list and compare encoders, show their details, lineage and aliases, and move aliases."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SHOWN = 200  # encoders offered for a comparison
 
 
 class AliasForm(ApiModel):
-    """Form field for the name of an alias."""
+    """Form field for an alias name."""
 
     alias: Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
 
 
 class DeploymentForm(ApiModel):
-    """Form field for the name of a deployment."""
+    """Form field for a deployment name."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -105,7 +105,7 @@ def compare_encoders(
 def set_alias(
     request: Request, encoder: VisibleEncoder, caller: Submitter, encoders: EncodersDep, form: FormDep
 ) -> Response:
-    """Point an alias to the encoder. `expected` is the target shown on the page, to detect concurrent moves."""
+    """Point an alias to the encoder. `expected`: target shown on the page, which reveals concurrent moves."""
     project = _project(caller, encoder)
     name = form.text("alias")
     current = next((one.encoder_id for one in encoders.aliases(project) if one.name == name), None)
@@ -178,5 +178,5 @@ def lineage(encoder: EncoderDetail, serving: list[Deployment]) -> list[LineageNo
 
 
 def _project(caller: Principal, encoder: RegisteredEncoder) -> str:
-    """Return the project of an encoder's aliases and deployments. Raises Forbidden."""
+    """Return the project of an encoder's aliases and deployments. Raises Forbidden if the caller's key excludes it."""
     return caller.own_project(encoder.project) or DEFAULT_PROJECT

@@ -1,4 +1,4 @@
-"""The job list, the pages of a job, and the actions on them."""
+"""Job pages: the list of jobs, a job's pages, and the actions on jobs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The form for a new job or a modified copy of a job: presets, fields from the config's schema, and a check.
+"""The form for a new job or a modified copy of a job, with presets and with fields from the config's schema.
 
-The check runs while the user types. Validation and submission use the same code as the REST routes.
+The form is validated while the user types. Validation and submission use the same code as the REST routes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PRESET_KINDS = {"search": "train"}  # kinds whose presets are those of another k
 
 
 class CheckResult(NamedTuple):
-    """Outcome of a check."""
+    """Result of validating the form."""
 
     valid: ValidateView | None
     problems: tuple[str, ...]
@@ -111,7 +111,7 @@ def submit_job(
 
 
 def _request_of(form: FormValues, jobs: JobStore, caller: Principal) -> JobRequest:
-    """Build a request from a form. Raises ConfigError, NotFound, or RequestValidationError, which list the fields."""
+    """Build a request from a form. Raises NotFound, or ConfigError or RequestValidationError for invalid fields."""
     overrides = _overrides(form)
     labels = dict(part.strip().split("=", 1) for part in form.text("labels").split(",") if "=" in part)
     common: dict[str, Any] = {

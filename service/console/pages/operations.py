@@ -35,7 +35,7 @@ class FailureGroup(NamedTuple):
     reason: str
     jobs: list[JobView]
     ranks: list[tuple[int, int]]
-    """Ranks that failed first, with the number of failures, most frequent first."""
+    """Ranks that were the first to fail, each with its number of failures, in descending order."""
 
 
 @router.get("/cluster")

@@ -193,7 +193,7 @@ def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
     ended = sum(one.record.state != "running" for one in sweep.trials)
     failed = sum(one.failed for one in sweep.trials)
     if best is None:
-        return "Every scored trial failed so far."
+        return "All scored trials have failed so far."
     score = best.rungs[best.reach].score
     metric = METRIC_NAMES.get(sweep.config.metric, sweep.config.metric)
     parts = [
@@ -205,5 +205,5 @@ def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
     base = sweep.baseline
     if base is not None and base is not best and best.reach in base.rungs:
         gain = score - base.rungs[best.reach].score
-        parts.append(f"The base config has {gain:.2f} points less there; the report says whether that is significant.")
+        parts.append(f"The base config scored {gain:.2f} points lower; the report states whether that is significant.")
     return " ".join(parts)

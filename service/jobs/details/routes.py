@@ -36,7 +36,7 @@ def job_history(
     after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Event number after which to continue.")] = 0,
     limit: PageSize = 100,
 ) -> HistoryView:
-    """Return the events of the stream `GET /v1/jobs/{id}/events` in one response. A deleted job's history is kept."""
+    """Return the events that `GET /v1/jobs/{id}/events` streams, in one response. A deleted job's history is kept."""
     events = jobs.events(job.id, after, limit + 1)
     items = [views.event_view(event) for event in events[:limit]]
     return HistoryView(items=items, next_after=items[-1].id if len(events) > limit else None)

@@ -29,7 +29,7 @@ class Usage(NamedTuple):
 
 
 class ExternalUsage:
-    """Estimates the resources held outside the queue: the usage that Ray reports, minus what our jobs may hold."""
+    """Estimates the resources held outside the queue: Ray's reported usage, minus the resources of our jobs."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -89,7 +89,7 @@ class AdmissionController:
 
     @property
     def exclusions(self) -> Exclusions:
-        """Jobs that cannot start in this step whatever else is admitted; later pages of the queue omit them."""
+        """Jobs that cannot start in this step regardless of other admissions. Later pages of the queue omit them."""
         max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
         limits = dict[str, int]()
         for project, jobs in self._jobs.items():

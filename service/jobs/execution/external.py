@@ -136,7 +136,7 @@ class ExternalRunDiscovery:
         self._store.change(job, "running", attempt=attempt, number=job.attempt + 1, state="running")
 
     def _is_ours(self, submission: str) -> bool:
-        """Whether a submission is a job's attempt, which must not be stoppable by writing to the storage root."""
+        """Whether a submission belongs to one of our jobs. Writing to the storage root must not be able to stop it."""
         return bool(self._store.known({submission, submission.rpartition("-")[0]}))
 
     def _newest(self, job: Job) -> Attempt | None:

@@ -117,7 +117,9 @@ class RayLog:
 async def open_log(
     state: Any, job: Job, attempt: int | None, rank: int | None, *, wait: bool = False
 ) -> tuple[BoundedCalls, LogSource]:
-    """Return the log of a rank or an attempt, by default the newest, and the pool for calling it. `state`: app state.
+    """Return the log of a rank or an attempt, and the thread pool for reading it. `state`: app state.
+
+    Default: the log of the newest attempt.
 
     Raises NotFound if there is no such attempt, or no such rank unless a stream may `wait` for it.
     """

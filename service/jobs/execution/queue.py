@@ -44,7 +44,7 @@ class JobQueue:
         self._reading = engine.execution_options(reads_only=True)
 
     def waiting(self, now: float, excluded: Callable[[], Exclusions] = Exclusions) -> Iterator[Job]:
-        """Yield the jobs that may start at a time, without their configs.
+        """Yield the jobs that may start at time `now`, in queue order, without their configs.
 
         `excluded` is called before every page except the first, so that the first jobs always report why they wait.
         """

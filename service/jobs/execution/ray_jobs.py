@@ -224,7 +224,7 @@ class RayJobs:
 
 
 def used_resources(status: dict[str, Any] | None) -> dict[str, float]:
-    """Return the used amount of each resource; empty before the autoscaler's first report, or if it writes none."""
+    """Return the used amount of each resource, or an empty dict if the autoscaler has not written a report."""
     report = (status or {}).get("loadMetricsReport") or {}
     return {name: float(used) for name, (used, _) in (report.get("usage") or {}).items()}
 

@@ -3,8 +3,8 @@
 There are three sources of truth, in descending order of authority: the desired state in the database, the attempts'
 reports under the storage root, and the submission status in Ray. The desired state is committed before Ray is called,
 and every call to Ray may be repeated, so a control plane may die at any point and another can continue.
-`service.jobs.actions` decides what an owner may do, `admission` which job starts next. A storage root or a cluster that
-hangs costs one timeout per step, not one per job. Does not import HTTP or the encoder registry.
+`service.jobs.actions` decides which actions an owner may take, and `admission` decides which job starts next. A storage
+root or a cluster that hangs costs one timeout per step, not one per job. Does not import HTTP or the encoder registry.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Reconciler:
         return job.started_at is not None and self._clock() - job.started_at > self._settings.start_timeout_s
 
     def _stopped_through_ray(self, job: Job, outcome: AttemptOutcome) -> bool:
-        """Whether a user stopped the attempt through Ray, as opposed to a shutdown of its node."""
+        """Whether a user, rather than a shutdown of its node, stopped the attempt through Ray."""
         if outcome.state != "cancelled" or job.wanted != "run":
             return False
         try:

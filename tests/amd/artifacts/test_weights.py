@@ -104,7 +104,7 @@ def test_a_card_that_does_not_match_the_weights_is_rejected(tmp_path: Path) -> N
         load_encoder(str(tmp_path))
 
 
-def test_the_model_card_page_is_updated_with_the_card(tmp_path: Path) -> None:
+def test_the_readme_is_updated_with_the_card(tmp_path: Path) -> None:
     _, card = published(str(tmp_path))
     assert card.sha256 is not None
     assert card.sha256 in (tmp_path / "README.md").read_text()

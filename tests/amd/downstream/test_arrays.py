@@ -6,7 +6,7 @@ from sklearn.metrics import top_k_accuracy_score
 from amd.downstream.arrays import top_k
 
 
-def test_top_k_counts_labels_within_the_k_highest_scores() -> None:
+def test_top_k_counts_labels_among_the_k_highest_scores() -> None:
     scores = np.array([[3, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3]], np.float32)
     labels = np.array([1, 2, 3])
     assert [top_k(scores, labels, k) for k in (1, 2, 3, 4)] == [1, 2, 3, 3]

@@ -238,7 +238,7 @@ def test_an_invalid_output_path_is_rejected_before_writing(tmp_path: Path) -> No
     assert "choose one of timm" in rejection_message(tmp_path / "e1", "gguf", tmp_path / "out")
 
 
-def test_an_export_with_different_output_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_whose_output_differs_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(tmp_path / "e1", BASE, VIDEO)
     accurate = EXPORTERS["official"]
 

@@ -149,7 +149,7 @@ def test_importing_a_published_encoder_keeps_its_card(golden: Path, tmp_path: Pa
     assert second.card == first.card.model_copy(update={"id": "e2"})
 
 
-def test_an_imported_card_names_its_own_job_instead_of_the_job_of_a_copied_card(
+def test_an_imported_card_records_the_job_of_its_import_not_of_the_copied_card(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMD_JOB", "import-1")

@@ -48,7 +48,7 @@ def test_a_2d_table_at_a_different_size_matches_transformers_and_timm(
     assert "positions" not in encoder.state_dict()
 
 
-def test_a_2d_table_keeps_its_origin_through_several_sizes(tmp_path: Path) -> None:
+def test_a_resized_2d_table_is_always_interpolated_from_its_original_grid(tmp_path: Path) -> None:
     larger, video = (ClipConfig(frames=f, tubelet=f, size=(24, 32), patch=4) for f in (1, 2))
     publish(tmp_path / "first", MAE_VALUES, IMAGE)
     second, _ = start(MAE_VALUES, larger, tmp_path / "first")

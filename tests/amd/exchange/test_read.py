@@ -57,7 +57,7 @@ def official_checkpoint() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_checkpoint_with_a_namespace_numpy_values_and_random_states_loads(tmp_path: Path, zipped: bool) -> None:
+def test_a_checkpoint_that_also_contains_python_and_numpy_objects_loads(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "official.pth"
     torch.save(official_checkpoint(), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(pickle.UnpicklingError):

@@ -65,7 +65,7 @@ def published_videomae(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_vit_mae(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename keys to those used before transformers 5."""
+    """Rename keys to the names used before transformers 5."""
     renames = (
         ("vit.layers.", "vit.encoder.layer."),
         ("attention.q_proj", "attention.attention.query"),

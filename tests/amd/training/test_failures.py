@@ -69,7 +69,7 @@ def test_gpu_out_of_memory_is_a_user_error_with_a_remedy() -> None:
     assert "scaling.micro_batch" in verdict.message
 
 
-def test_each_failure_counts_against_its_own_budget() -> None:
+def test_each_kind_of_failure_has_a_separate_budget() -> None:
     budgets = Budgets(Retries(infrastructure=2, preemption=1, user=0))
     assert [budgets.charge("infrastructure", 0) for _ in range(3)] == [True, True, False]
     assert [budgets.charge("preemption", 0) for _ in range(2)] == [True, False]
@@ -85,7 +85,7 @@ def test_a_newer_checkpoint_refills_all_budgets_and_an_older_one_does_not() -> N
     assert budgets.charge("infrastructure", 400)
 
 
-def test_a_failure_message_states_its_budget_and_the_checkpoint_it_counts_from() -> None:
+def test_a_failure_message_states_the_retry_budget_and_the_step_of_the_last_refill() -> None:
     budgets = Budgets(Retries(infrastructure=3))
     budgets.charge("infrastructure", 0)
     assert budgets.describe("infrastructure") == "infrastructure failure 1 of 3 since the start"

@@ -1,4 +1,4 @@
-"""`python -m amd.training`: exit codes, output, and a run that is killed and resumed."""
+"""Tests for `python -m amd.training`: exit codes, output, and resuming a killed run."""
 
 from __future__ import annotations
 

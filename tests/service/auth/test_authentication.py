@@ -174,7 +174,7 @@ def test_secrets_are_256_random_bits_and_round_trip_as_text() -> None:
 
 
 @given(st.text())
-def test_no_header_causes_an_internal_error(text: str) -> None:
+def test_malformed_authorization_headers_never_cause_an_internal_error(text: str) -> None:
     without_tables = create_engine("sqlite://")  # the database must not be queried
     authenticator = Authenticator(without_tables, Settings())
     for header in (text, f"Bearer {text}", f"Bearer amd_{text}", f"Bearer amd_a_{text}"):

@@ -75,7 +75,7 @@ OWNED = [name for name, kind in FOLDERS.items() if kind is not None]
 
 @pytest.mark.parametrize("folder", OWNED)
 @pytest.mark.parametrize("form", ["{root}/{path}", "file://{root}/{path}", "{root}/{path}/", "{root}/{path}/a/*.tar"])
-def test_a_location_is_accepted_only_if_its_owner_is_the_project(tree: RootOnDisk, folder: str, form: str) -> None:
+def test_a_location_is_accepted_only_if_the_project_owns_it(tree: RootOnDisk, folder: str, form: str) -> None:
     for name, expected in {"mine": None, "other": NotFound, "unknown": NotFound}.items():
         value = form.format(root=tree.root, path=f"{folder}/{name}")
         assert answer(tree.policy, value) is expected, value
@@ -136,7 +136,7 @@ def test_data_outside_the_root_is_shared(tree: RootOnDisk) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo:digits", "timm:vit_small_patch16_224.dino"])
-def test_names_without_an_owner_are_shared(tree: RootOnDisk, name: str) -> None:
+def test_names_without_an_owner_are_accepted(tree: RootOnDisk, name: str) -> None:
     assert answer(tree.policy, name) is None
 
 

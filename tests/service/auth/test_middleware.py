@@ -75,7 +75,9 @@ def app(sqlite_engine: Engine, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("path", ["/openai/v1/embeddings", "/v1/jobs", "/v1/unknown", "/metrics", "/livez", "/readyz"])
 @pytest.mark.parametrize("length", ["64000000", None])
-def test_a_body_without_a_valid_key_is_never_read(sqlite_engine: Engine, app: Any, path: str, length: str) -> None:
+def test_the_body_of_a_request_without_a_valid_key_is_never_read(
+    sqlite_engine: Engine, app: Any, path: str, length: str
+) -> None:
     size = {"Content-Length": length} if length else {"Transfer-Encoding": "chunked"}
     expired = key_to(sqlite_engine, "admin", expires_at=1.0)
     statuses = [
@@ -85,7 +87,7 @@ def test_a_body_without_a_valid_key_is_never_read(sqlite_engine: Engine, app: An
     assert statuses == [(401, 0)] * 3
 
 
-def test_a_body_beyond_the_rate_limit_is_not_read(sqlite_engine: Engine, app: Any) -> None:
+def test_the_body_of_a_rate_limited_request_is_not_read(sqlite_engine: Engine, app: Any) -> None:
     header = key_to(sqlite_engine, "admin")
     chunked = {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
     status, read = request_in_parts(app, "/v1/jobs", header, **chunked)
@@ -96,7 +98,7 @@ def test_a_body_beyond_the_rate_limit_is_not_read(sqlite_engine: Engine, app: An
     assert request_in_parts(app, "/v1/jobs", {}, **chunked) == (429, 0)
 
 
-def test_public_and_unknown_routes_need_no_key_and_do_not_count_as_failures(sqlite_engine: Engine) -> None:
+def test_requests_to_public_and_unknown_routes_do_not_count_as_failed_authentications(sqlite_engine: Engine) -> None:
     client = client_of(sqlite_engine, router, settings=Settings(failure_limit="1/minute"))
     for header in ({}, {"Authorization": "Bearer wrong"}):
         for _ in range(3):

@@ -305,7 +305,7 @@ def test_tokens_without_a_key_id_are_accepted_only_if_the_issuer_has_a_single_ke
 
 
 @given(st.one_of(st.text(), st.lists(st.binary().map(part), min_size=3, max_size=3).map(".".join)))
-def test_no_token_causes_an_internal_error(text: str) -> None:
+def test_malformed_tokens_never_cause_an_internal_error(text: str) -> None:
     issuer = Issuer("http://127.0.0.1:1", AUDIENCE)
     with pytest.raises((Unauthenticated, IssuerUnavailable)):
         issuer.claims(text)
@@ -315,7 +315,7 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.text()
 
 
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_no_token_header_causes_an_internal_error(value: Any) -> None:
+def test_malformed_token_headers_never_cause_an_internal_error(value: Any) -> None:
     issuer = Issuer("http://127.0.0.1:1", AUDIENCE)
     for header in (value, {"alg": value}, {"alg": "RS256", "kid": value}, {"alg": "RS256", "crit": value}):
         with pytest.raises((Unauthenticated, IssuerUnavailable)):
@@ -335,7 +335,7 @@ def test_an_issuer_without_an_audience_is_rejected_at_startup(sqlite_engine: Eng
         Authenticator(sqlite_engine, Settings(oidc_issuer="https://issuer.example.com"))
 
 
-def test_tokens_are_rejected_without_a_configured_issuer(sqlite_engine: Engine, provider: Provider) -> None:
+def test_tokens_are_rejected_if_no_issuer_is_configured(sqlite_engine: Engine, provider: Provider) -> None:
     with pytest.raises(Unauthenticated):
         Authenticator(sqlite_engine, Settings()).authenticate(f"Bearer {provider.token()}")
     assert provider.fetches == 0

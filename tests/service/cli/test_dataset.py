@@ -13,7 +13,7 @@ from tests.support.service.command import amd
 
 @pytest.fixture
 def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the package of `films` with a folder that contains one file."""
+    """Replace the package for the data set `films` with a folder that contains one file."""
     source = tmp_path / "package" / "datasets" / "data"
     source.mkdir(parents=True)
     (source / "a.mp4").write_bytes(b"video")

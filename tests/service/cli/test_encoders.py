@@ -25,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 
 @pytest.fixture
 def amd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """`amd encoders …` with a temporary storage root; returns (exit code, standard output, standard error)."""
+    """Run `amd encoders …` with a temporary storage root; returns (exit code, standard output, standard error)."""
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     return lambda *args: run(monkeypatch, capsys, *args)

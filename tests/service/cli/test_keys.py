@@ -42,7 +42,7 @@ def test_a_key_is_created_used_listed_and_revoked(
     assert amd("jobs", "list")[0] == 1
 
 
-def test_json_contains_the_key_and_its_fields(service: Server, amd: Command) -> None:
+def test_json_output_contains_the_key_and_its_fields(service: Server, amd: Command) -> None:
     created = json.loads(amd("keys", "create", "ci", "--json")[1])
     assert created["key"].startswith(f"amd_{created['id']}_")
     assert created["scopes"] == ["read"]

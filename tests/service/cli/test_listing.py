@@ -40,7 +40,7 @@ def test_an_empty_list_is_printed_as_a_sentence_or_an_empty_document(capfd: pyte
         assert capfd.readouterr().out.strip() == text
 
 
-def test_json_is_short_for_output_json() -> None:
+def test_the_json_option_is_short_for_output_json() -> None:
     from amd.config import ConfigError
 
     assert chosen_format("table", True) == chosen_format("json", True) == chosen_format("json", False) == "json"

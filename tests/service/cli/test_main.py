@@ -102,7 +102,7 @@ def test_parity_fails_and_reports_a_changed_value(
     assert "teacher_dir.1" in out
 
 
-def test_bench_step_reports_the_share_of_each_part(
+def test_bench_step_reports_the_share_of_time_spent_in_each_part(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     args = ("bench", "step", "--preset", "demo-video-amd", "--batch", "2", "--steps", "2", "--json")

@@ -78,7 +78,7 @@ def test_bad_input_prints_one_message_and_exits_with_code_2(
     assert MISTAKES[mistake] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
 
 
-def test_too_many_unreadable_samples_fail_with_their_paths(
+def test_too_many_unreadable_samples_cause_an_error_that_lists_their_paths(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "query" / "a" / "000.png").write_bytes(b"not a picture")

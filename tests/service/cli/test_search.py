@@ -51,7 +51,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> SearchStub:
     return stub
 
 
-def test_plan_is_printed_without_running_the_sweep(
+def test_the_plan_is_printed_without_running_the_sweep(
     stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = amd(monkeypatch, capfd, "search", "run", "--space", "masking", *PRESET, "--trials", "9", "--plan")
@@ -62,7 +62,7 @@ def test_plan_is_printed_without_running_the_sweep(
     assert not stub.run
 
 
-def test_plan_is_printed_as_one_line_of_json(
+def test_the_plan_is_printed_as_one_line_of_json(
     stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--plan", "--json")

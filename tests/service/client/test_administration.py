@@ -26,7 +26,7 @@ Resolve = Callable[[Any], Any]
 
 @pytest.fixture(params=["blocking", "async"])
 def client_case(request: pytest.FixtureRequest, server: Server) -> Iterator[tuple[Any, Resolve]]:
-    """Return each client in turn, with a function that returns the result of a call."""
+    """Return each client in turn, with a function that resolves the return value of the client's methods."""
     if request.param == "blocking":
         with Client(server.url, server.key) as client:
             yield client, lambda call: call

@@ -48,7 +48,7 @@ def test_both_clients_have_the_same_methods_and_parameters() -> None:
     assert parameters(Client) == parameters(AsyncClient)
 
 
-def test_awaited_methods_return_their_value_and_listings_are_iterators() -> None:
+def test_async_methods_are_coroutines_unless_they_return_an_iterator() -> None:
     for name, method in public_methods(AsyncClient("http://a")):
         if name != "from_environment":
             yields = str(inspect.signature(method).return_annotation).startswith("AsyncIterator")

@@ -121,7 +121,9 @@ def test_pauses_grow_and_are_jittered() -> None:
     assert patience.pause(1, requested_s=1e6) is None
 
 
-def test_a_retry_after_longer_than_the_limit_is_not_awaited(server: FailingServer, client_case: ClientCase) -> None:
+def test_a_request_is_not_retried_if_retry_after_exceeds_the_limit(
+    server: FailingServer, client_case: ClientCase
+) -> None:
     client_case.client.jobs._patience = Patience(retry_after_most_s=5.0)
     server.faults = [503, 503]
     with pytest.raises(ApiError, match="not now"):

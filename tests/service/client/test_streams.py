@@ -1,4 +1,4 @@
-"""Tests for event streams, followed logs and downloads over broken connections, through both clients."""
+"""Tests that event streams, followed logs and downloads survive broken connections, through both clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests for signing in to and out of the console: sessions, sign-in links, cookies, and when they end."""
+"""Tests for signing in to and out of the console: sessions, sign-in links and cookies, and when they expire."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_signing_in_redirects_only_to_console_pages(anonymous: ConsoleClient, da
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_scripts_cannot_read_the_cookie_and_tls_protects_it(app: Any, database: Engine, scheme: str) -> None:
+def test_the_cookie_is_http_only_and_requires_tls_on_https(app: Any, database: Engine, scheme: str) -> None:
     client = ConsoleClient(app, base_url=f"{scheme}://testserver")
     response = client.post(
         "/console/sign-in",
@@ -190,6 +190,6 @@ def test_a_key_with_only_the_infer_scope_cannot_create_a_link(anonymous: Console
     assert anonymous.post("/v1/console-links", headers=key_to(database, "infer")).status_code == 403
 
 
-def test_me_describes_the_caller(anonymous: ConsoleClient, database: Engine) -> None:
+def test_the_me_route_describes_the_caller(anonymous: ConsoleClient, database: Engine) -> None:
     found = anonymous.get("/v1/me", headers=key_to(database, "submit", project="video")).json()
     assert (found["project"], found["scopes"], found["expires_at"]) == ("video", ["infer", "read", "submit"], None)

@@ -71,7 +71,9 @@ def test_statements_and_lock_waits_time_out(proxied: tuple[Engine, StallingProxy
             second.execute(text("LOCK TABLE keys IN ACCESS EXCLUSIVE MODE"))
 
 
-def test_migrations_may_take_longer(proxied: tuple[Engine, StallingProxy], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_statement_timeout_does_not_apply_to_migrations(
+    proxied: tuple[Engine, StallingProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, _ = proxied
 
     def slow_upgrade(config: object, revision: str) -> None:

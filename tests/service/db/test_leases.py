@@ -1,4 +1,7 @@
-"""Tests that one control plane at a time holds a lease, by the database's clock, however long its work takes."""
+"""Tests that only one control plane at a time holds a lease, however long its work takes.
+
+Only the database's clock determines whether a lease has expired.
+"""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ def test_reconstructions_are_returned_as_pngs_for_every_content_type(
     np.testing.assert_array_equal(row[:, 16:32], frames[:, 1].transpose(1, 2, 0))
 
 
-def test_a_single_item_can_be_returned_as_a_png_and_errors_have_codes(
+def test_a_single_item_can_be_returned_as_a_png_and_invalid_requests_return_error_codes(
     service: ReconstructionService, folder: Path
 ) -> None:
     png = (folder / "0.png").read_bytes()

@@ -40,14 +40,15 @@ def test_search_dimensions_have_the_same_bounds_as_their_fields() -> None:
 def test_workers_are_counted_across_all_concurrent_trials() -> None:
     many = {**SWEEP, "at_once": 4000}
     check_bounds(resolve("search", "demo-image-amd", many, {}))
-    with pytest.raises(ConfigError, match="the job needs 8000 workers, of all trials at once"):
+    with pytest.raises(ConfigError, match="the job needs 8000 workers for all concurrent trials"):
         check_bounds(resolve("search", "demo-image-amd", many, {"train.scaling.workers": 2}))
 
 
 def test_more_workers_than_the_project_may_use_are_rejected() -> None:
     config = resolve("train", "demo-image-amd", None, {"scaling.workers": 8})
     check_bounds(config, 8)
-    with pytest.raises(ConfigError, match=r"needs 8 workers, and a project may use 4 \(AMD_PROJECT_MAX_WORKERS\)"):
+    message = r"needs 8 workers, but a project may use at most 4 \(AMD_PROJECT_MAX_WORKERS\)"
+    with pytest.raises(ConfigError, match=message):
         check_bounds(config, 4)
 
 

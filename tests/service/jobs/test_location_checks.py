@@ -1,4 +1,4 @@
-"""Tests that jobs use only allowed locations: in every field, however it is set, and before any file is opened."""
+"""Tests that a forbidden location in any field of a job, however it is set, is rejected before any file is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests for reading logs from chunks: completely, without splitting lines, and without listing the chunks again."""
+"""Tests that logs are read completely from chunks, without splitting lines or listing the chunks again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_growing_log_is_read_completely_from_any_offset(
     assert "".join(pieces(str(tmp_path))).encode() == text
 
 
-def test_an_offset_beyond_the_end_of_the_log_can_be_read_once_it_is_stored(tmp_path: Path) -> None:
+def test_reading_beyond_the_end_of_a_log_returns_nothing_until_more_is_stored(tmp_path: Path) -> None:
     reader = LogReader(str(tmp_path))
     assert reader.read(10) == ("", 10)
     write(tmp_path, b"0123456\n", [8])

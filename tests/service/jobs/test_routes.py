@@ -249,7 +249,7 @@ def test_the_log_of_a_run_started_by_ray_job_submit_comes_from_ray(client: httpx
         assert "--rank 0" in missing.json()["detail"]
 
 
-def test_two_hundred_event_streams_receive_the_same_end_event(server: Server) -> None:
+def test_two_hundred_event_streams_receive_the_same_final_event(server: Server) -> None:
     store = server.app.state.jobs
     job = queued(store)
     headers = {"Authorization": f"Bearer {server.key}"}

@@ -1,4 +1,4 @@
-"""Tests for control plane metrics: requests by route, loops, pools, and job states, which only one replica exports."""
+"""Tests for control-plane metrics: requests by route, loops, pools, and job states, which only one replica exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that owners of runs and encoders are found in the database or, if it has no record, in the storage root."""
+"""Tests that owners of runs and encoders are found in the database or, if it has no record, under the storage root."""
 
 from __future__ import annotations
 

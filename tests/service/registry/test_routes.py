@@ -304,7 +304,7 @@ def test_an_encoder_that_no_job_published_belongs_to_the_default_project(
     assert client.put("/encoders/aliases/a", json={"encoder": "by-hand"}, headers=ours).status_code == 404
 
 
-def test_an_import_cannot_take_an_encoder_id_of_another_project(
+def test_an_import_cannot_reuse_an_encoder_id_from_another_project(
     client: httpx.Client, engine: Engine, root: str, scan: Callable[[], None]
 ) -> None:
     theirs = queued(JobStore(engine), project="theirs").id

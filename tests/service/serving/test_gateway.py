@@ -144,7 +144,7 @@ def test_a_refusal_by_a_replica_is_returned_as_problem_details(
     ],
     ids=["not loaded", "unknown code", "Serve itself"],
 )
-def test_a_replica_that_cannot_serve_is_reported_and_retried_only_if_it_failed(
+def test_replica_failures_return_503_and_unknown_codes_are_not_retried(
     fixture: GatewayFixture, reply: ServeReply, detail: str, requests: int
 ) -> None:
     fixture.reply = reply
@@ -204,7 +204,7 @@ def test_a_disconnect_cancels_the_request_and_is_not_counted_as_a_failure(fixtur
     assert (fixture.count("caller_gone"), fixture.count("failed")) == (1, None)
 
 
-def test_a_request_to_a_replica_states_whether_the_reply_becomes_json(fixture: GatewayFixture) -> None:
+def test_a_request_to_a_replica_states_whether_the_reply_will_be_sent_as_json(fixture: GatewayFixture) -> None:
     async def infer(as_json: bool) -> None:
         async def receive() -> Any:
             return await asyncio.Event().wait()

@@ -52,7 +52,7 @@ def test_a_refusal_is_unchanged_by_a_round_trip(
     assert (received.code, received.message, received.extra) == (sent.code, sent.message, sent.extra)
 
 
-def test_only_errors_are_refusals_and_an_unknown_code_is_an_outage() -> None:
+def test_only_error_replies_are_refusals_and_unknown_codes_count_as_outages() -> None:
     assert refusal_in({"encoder": "a", "items": []}) is None
     unknown = refusal_in({"error": "of another version"})
     assert unknown is not None

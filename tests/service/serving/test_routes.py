@@ -24,7 +24,7 @@ URL = "/v1/deployments/one"
 
 @pytest.fixture
 def client(engine: Engine, tmp_path: Path) -> Iterator[TestClient]:
-    """Return a client with an admin key, to a service with the encoders `a` and `b`."""
+    """Return a client that has an admin key and calls a service with the encoders `a` and `b`."""
     for encoder in ("a", "b"):
         index_encoder(engine, encoder)
     app = create_app(
@@ -98,7 +98,7 @@ INFEASIBLE: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_infeasible_settings_are_rejected_with_the_rule(client: TestClient) -> None:
+def test_the_error_for_invalid_settings_states_the_rule(client: TestClient) -> None:
     for settings, pointer, rule in INFEASIBLE:
         response = client.put(URL, json={"encoder": "a", **settings})
         assert (response.status_code, response.json()["code"]) == (422, "request_invalid"), settings

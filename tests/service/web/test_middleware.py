@@ -128,7 +128,7 @@ def test_a_disconnect_while_sending_the_body_is_logged_once_with_status_499(capl
     assert line.startswith("POST /body 499 ")
 
 
-def test_other_requests_are_logged_with_their_status_and_errors_with_500(
+def test_completed_requests_are_logged_with_their_status_and_errors_with_status_500(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):

@@ -39,9 +39,7 @@ def test_schemathesis_finds_no_violations_of_the_schema(engine: Engine, tmp_path
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_schema_is_openapi_3_1_with_examples_descriptions_and_problem_details(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_the_openapi_3_1_schema_has_examples_descriptions_and_problem_details(engine: Engine, tmp_path: Path) -> None:
     with serving(engine, tmp_path) as server:
         schema = httpx.get(f"{server.url}/openapi.json").json()
     assert schema["openapi"].startswith("3.1")

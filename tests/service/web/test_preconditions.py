@@ -9,12 +9,12 @@ from service.web.preconditions import check_match
 
 
 @pytest.mark.parametrize("if_match", [None, "*", '"1"', '"0", "1"', ' "1" '])
-def test_a_missing_header_a_star_and_the_current_tag_match(if_match: str | None) -> None:
+def test_a_change_is_allowed_if_the_header_is_missing_a_star_or_the_current_tag(if_match: str | None) -> None:
     check_match(if_match, '"1"')
 
 
 @pytest.mark.parametrize("if_match", ['"0"', 'W/"1"', "1", ""])
-def test_other_and_weak_tags_do_not_match(if_match: str) -> None:
+def test_weak_and_outdated_tags_do_not_match(if_match: str) -> None:
     with pytest.raises(PreconditionFailed, match="has changed") as raised:
         check_match(if_match, '"1"')
     assert raised.value.extra == {"current": '"1"'}

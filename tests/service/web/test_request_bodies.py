@@ -29,7 +29,7 @@ LIMIT, FILES_LIMIT = 1000, 4 * INLINE_BYTES
 
 
 class BodiesFixture:
-    """An app that returns the size of bodies; /files accepts files."""
+    """An app that returns the size of each request body; only /files accepts files."""
 
     def __init__(self, budget: int = 2 * FILES_LIMIT) -> None:
         self.budget, self.parts, self.used = BodyBudget(budget), list[int](), list[int]()
@@ -48,7 +48,7 @@ class BodiesFixture:
         self.client = TestClient(self.app)
 
     def send(self, messages: Iterable[dict[str, Any]], headers: dict[str, str]) -> list[Any]:
-        """Send a request to /files as these ASGI messages; return the response messages and a list of unread ones."""
+        """Send these ASGI messages to /files; return the response messages, then a list of the unread messages."""
         pending, sent = list(messages), list[Any]()
 
         async def receive() -> Any:
@@ -128,7 +128,7 @@ def test_the_number_of_values_in_a_json_body_is_limited() -> None:
     assert fixture.client.post("/files", content=b"[1," + fits[1:]).status_code == 200  # a file
 
 
-def test_a_rejected_body_is_discarded_up_to_a_limit_and_its_connection_closed() -> None:
+def test_a_rejected_body_is_discarded_up_to_a_limit_and_the_connection_is_closed() -> None:
     fixture = BodiesFixture()
     parts = [body_part(2**18) for _ in range(100)]
     start, *rest, pending = fixture.send(parts, {"Content-Length": str(100 * 2**18)})
@@ -165,7 +165,7 @@ def test_large_values_are_processed_in_a_thread() -> None:
     assert large != small
 
 
-def test_a_large_json_body_is_parsed_in_a_thread_with_the_same_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_json_body_is_parsed_in_a_thread_and_reports_the_same_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
 
     def loads(body: bytes) -> Any:

@@ -151,7 +151,7 @@ def test_concurrent_senders_send_each_attempt_once(
         each.dispose()
 
 
-def test_a_sender_that_dies_mid_delivery_counts_as_an_attempt(
+def test_a_delivery_whose_sender_dies_counts_as_an_attempt(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     add_webhook(engine, receiver.url())

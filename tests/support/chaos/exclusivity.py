@@ -1,4 +1,4 @@
-"""Detect jobs that run twice at the same time, by their leases, programs and training workers."""
+"""Detect jobs that run twice at the same time, by checking their leases, programs and training workers."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import av
 
 
 def cut(path: Path, share: float) -> Path:
-    """Keep the first `share` of the bytes."""
+    """Keep only the first bytes; `share` is the fraction to keep."""
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     return path
@@ -30,7 +30,7 @@ def overwrite_packets(path: Path, numbers: Iterable[int]) -> Path:
 
 
 def declare_frames(path: Path, count: int) -> Path:
-    """Set the frame count in an AVI's headers, which its index and its packets contradict."""
+    """Set the frame count in an AVI's headers to a value that contradicts its index and packets."""
     content = bytearray(path.read_bytes())
     for box, offset in ((b"avih", 4 + 4 + 16), (b"strh", 4 + 4 + 32)):
         at = content.find(box) + offset

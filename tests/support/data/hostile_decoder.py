@@ -49,7 +49,7 @@ def _is_first(mark: Path) -> bool:
 
 
 def _die_at_start() -> None:
-    """Kill this process if the file named by KILLED_STARTS is not empty, and remove one byte from it."""
+    """Kill this process if the file named by KILLED_STARTS is not empty; each call removes one byte from the file."""
     path = Path(os.environ.get("KILLED_STARTS", os.devnull))
     if left := path.read_bytes():
         path.write_bytes(left[1:])

@@ -1,4 +1,4 @@
-"""An fsspec filesystem that synthesises listings, and counts requests and bytes as S3 would send them.
+"""An fsspec filesystem that synthesises listings, and counts the requests and response bytes they would take on S3.
 
 `synthetic://data/10x130` is a folder of 10 class folders with 130 images each; the files have no content.
 """

@@ -1,4 +1,4 @@
-"""Deterministic synthetic sweep ledgers: scores are a known function plus noise per seed, and ASHA stops trials."""
+"""Deterministic synthetic sweep ledgers: scores are a known function plus per-seed noise, and ASHA is simulated."""
 
 from __future__ import annotations
 

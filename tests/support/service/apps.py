@@ -1,4 +1,4 @@
-"""A minimal app for testing individual routes, with real authentication and error handling, and API keys for it."""
+"""Helpers that create a minimal app for testing routes, with real authentication and error handling, and API keys."""
 
 from __future__ import annotations
 

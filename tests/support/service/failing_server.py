@@ -1,4 +1,4 @@
-"""A service that rejects requests, breaks streams and sends unexpected responses; clients that retry immediately."""
+"""A service that rejects requests, breaks streams or sends unexpected responses; and clients that retry immediately."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class FailingServer:
         return job(job_id, state=state, attempt=self.attempt)
 
     def _stream(self, request: Request, pieces: list[tuple[int, bytes]], after: int) -> StreamingResponse:
-        """Stream two and a half events, then break the connection; the last two events are streamed in full."""
+        """Stream two and a half events, then break the connection; if at most two remain, stream them in full."""
 
         async def body() -> AsyncIterator[bytes]:
             remaining = [piece for number, piece in pieces if number > after]

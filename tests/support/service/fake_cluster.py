@@ -1,4 +1,4 @@
-"""A fake cluster, queued jobs for it, and status reports from their attempts."""
+"""A fake cluster, and helpers that queue jobs and report the status of their attempts."""
 
 from __future__ import annotations
 

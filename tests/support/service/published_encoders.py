@@ -1,4 +1,4 @@
-"""Tiny published encoders, images and videos for them, and a helper that finds decoding processes."""
+"""Helpers that publish tiny encoders, create images and videos for them, and find decoding processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers for webhook tests: a settable clock, a sender to loopback, and a receiver's signature check."""
+"""Helpers for webhook tests: a settable clock, a sender that accepts loopback URLs, and a signature check."""
 
 from __future__ import annotations
 

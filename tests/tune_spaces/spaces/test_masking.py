@@ -26,7 +26,7 @@ def test_the_teacher_never_sees_less_than_the_student(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_space_includes_symmetric_masks_and_a_full_view_teacher(name: str) -> None:
+def test_the_space_includes_symmetric_masks_and_a_teacher_that_sees_every_token(name: str) -> None:
     space = space_of(name, use=["masking"])
     configs = [config_of(space, point) for point in grid(space)]
     assert any(config.teacher_hidden_cells == 0 for config in configs)

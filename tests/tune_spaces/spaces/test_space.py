@@ -266,7 +266,7 @@ def test_spaces_import_neither_torch_nor_ray_nor_optuna() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_ratio_that_is_valid_only_with_some_other_ratios_is_offered() -> None:
+def test_a_ratio_that_is_valid_only_in_some_combinations_is_offered() -> None:
     base = with_overrides(PRESETS["demo-image-amd"].config, {"mask.student_ratio": 0.5, "mask.teacher_ratio": 0.5})
     dimensions = {"mask.student_ratio": [0.25, 0.5], "mask.teacher_ratio": [0.0, 0.25]}
     config = validate(SpaceConfig, {"dimensions": dimensions})

@@ -124,7 +124,7 @@ class _Scale(NamedTuple):
 
 
 def _scale(sweep: SweepHistory, name: str, column: Sequence[Any]) -> _Scale:
-    """Space a few values evenly; place many numbers on a linear axis, or a logarithmic one if they span magnitudes."""
+    """Space a few values evenly; place many numbers on a linear or logarithmic axis."""
     if numeric(column) and len(set(column)) > 8:
         low, high = min(column), max(column)
         if logarithmic(sweep, name, column):

@@ -57,7 +57,7 @@ class LabelledSplit(NamedTuple):
 
 
 def open_split(config: FinetuneConfig, field: str) -> LabelledSplit | None:
-    """Open data.train, data.val or data.test; None if it is not set."""
+    """Open data.train, data.val or data.test; return None if it is not set."""
     url: str | None = getattr(config.data, field.removeprefix("data."))
     if url is None:
         return None

@@ -1,8 +1,8 @@
-"""Evaluate a classifier on labelled data across ranks: each sample counts exactly once for any number of ranks.
+"""Evaluate a classifier on labelled data across ranks; each sample counts exactly once for any number of ranks.
 
 Each rank reads its share of every step. All views of a sample are on one rank, which merges them, so ranks exchange one
 row per sample and compute the same metrics from all rows. Unreadable samples are reported and count as wrong.
-Shapes: n views of this rank, m samples, C classes.
+Shapes: n views on this rank, m samples, C classes.
 """
 
 from __future__ import annotations

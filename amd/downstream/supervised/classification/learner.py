@@ -1,7 +1,7 @@
 """Learner for fine-tuning runs: a classifier with batch augmentation, layer decay and a moving average of the weights.
 
-Mixing uses the global generators of `random` and numpy, as timm does, seeded from (seed, step, rank) at every step: a
-resumed run is bit-identical with the same number of workers; with a different number, other pairs are mixed.
+Mixing uses the global generators of `random` and numpy, as timm does, seeded from (seed, step, rank) at every step. A
+run resumed with the same number of workers is therefore bit-identical; with a different number, it mixes other pairs.
 Shapes: B clips in a micro-batch, T frames, H height, W width, C classes.
 """
 
@@ -141,7 +141,7 @@ class BatchAugmentation:
 
 
 def restore_classifier(config: FinetuneConfig, tensors: dict[str, dict[str, Tensor]]) -> Classifier:
-    """Build the classifier to evaluate from a checkpoint: the moving average of the weights if there is one."""
+    """Rebuild a checkpoint's classifier for evaluation, with the moving average of the weights if there is one."""
     classifier = new_classifier(config)
     if EMA in tensors:
         prefix = "module."

@@ -1,4 +1,4 @@
-"""Write the reports of a classifier's test to the run's folder.
+"""Write the reports of a classifier's test to the run folder.
 
 test/views-0000.parquet     one row per view: sample, label, segment, crop, logits; one file per rank
 test/samples.parquet        one row per sample: label, prediction, probabilities, number of views

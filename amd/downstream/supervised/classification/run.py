@@ -1,4 +1,4 @@
-"""Fine-tuning runs: central views in validation, all views in the test. `finetune` is the entry point."""
+"""Fine-tuning runs: validation uses central views, and the test uses all views. `finetune` is the entry point."""
 
 from __future__ import annotations
 

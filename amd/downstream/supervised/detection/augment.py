@@ -50,7 +50,7 @@ class TrainingTransform:
 
 
 class EvaluationTransform:
-    """Fit the whole frame at the training scale or smaller, and enlarge the boxes by `extend`, clipped to the frame."""
+    """Resize the whole frame to fit, at most to the training scale. Enlarge boxes by `extend`, clipped to the frame."""
 
     def __init__(self, data: DetectionDataConfig, clip: ClipConfig, extend: Pair) -> None:
         self.data, self.size, self.extend = data, clip.size, extend

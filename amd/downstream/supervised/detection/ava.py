@@ -65,7 +65,7 @@ class PersonBoxes(NamedTuple):
 
 
 class KeyFrame(NamedTuple):
-    """A key frame as a record: source, timestamp and boxes, which are transformed along with its pixels."""
+    """A key frame as a record: source, timestamp and boxes, which are transformed along with the pixels."""
 
     record: Record
     timestamp: float
@@ -96,7 +96,7 @@ class KeyFrames:
         return KeyFrame(self._videos[frame_id.video], frame_id.timestamp, self.persons[number].boxes)
 
     def digest(self) -> str:
-        """Return the sha256 of ids, boxes and actions; independent of the videos' location."""
+        """Return the sha256 of IDs, boxes and actions, which does not depend on the videos' location."""
         digest = hashlib.sha256(b"amd key frames 1\n")
         for frame_id, persons in zip(self.frame_ids, self.persons, strict=True):
             digest.update(f"{frame_id} {persons.actions}\n".encode())
@@ -120,12 +120,12 @@ class LabelMap(NamedTuple):
 
 
 def read_annotations(field: str, url: str, label_map: LabelMap) -> dict[KeyFrameId, PersonBoxes]:
-    """Read annotations by key frame; lines with the same person and box become one box with several actions."""
+    """Read annotations grouped by key frame; lines with the same person and box become one box with several actions."""
     return _grouped(_rows(field, url, partial(_annotation, label_map)))
 
 
 def read_boxes(field: str, url: str, min_score: float) -> dict[KeyFrameId, PersonBoxes]:
-    """Read detected boxes with a score of at least `min_score`, by key frame."""
+    """Read detected boxes with a score of at least `min_score`, grouped by key frame."""
     return _grouped(_rows(field, url, partial(_detected, min_score)))
 
 
@@ -346,7 +346,7 @@ class KeyFrameReader:
 
 
 def centred(total: int, centre: int, frames: int, step: int) -> npt.NDArray[np.int64]:
-    """Return the indices of every `step`-th frame around `centre`; beyond the ends, the first or last frame repeats."""
+    """Return indices of every `step`-th frame around `centre`, repeating the first or last frame beyond the ends."""
     index = centre + (np.arange(frames, dtype=np.int64) * 2 - (frames - 1)) * step // 2
     return index.clip(0, total - 1)
 

@@ -1,4 +1,4 @@
-"""An encoder with a detection head: final features averaged over time, pooled per box, one logit per action.
+"""An encoder with a detection head: averages final features over time, pools them per box, and outputs action logits.
 
 Shapes: B clips, N tokens of grid (t, h, w), D width, n boxes of all clips, C actions.
 """
@@ -50,7 +50,7 @@ class Detector(EncoderWithHead):
 
 
 def resized_detector(detector: Detector, clip: ClipConfig) -> Detector:
-    """Copy a detector to another frame size; position embeddings are resampled, as in the official code."""
+    """Copy a detector for use at another frame size, resampling position embeddings as in the official code."""
     if clip == detector.clip:
         return detector
     old = detector.encoder
@@ -66,7 +66,10 @@ def resized_detector(detector: Detector, clip: ClipConfig) -> Detector:
 
 
 def load_detector(url: str) -> tuple[Detector, Card]:
-    """Load a published detector in eval mode on the CPU, with its card. Raises ConfigError for other encoders."""
+    """Load a published detector in eval mode on the CPU, and its card.
+
+    Raises ConfigError if the encoder has no detection head.
+    """
     encoder, card = load_encoder(url)
     if card.objective != "detection" or card.head is None:
         raise ConfigError([f"{url}: this encoder has no detection head; train one first (`amd detect`)"])

@@ -214,6 +214,6 @@ def test_the_partial_folder_of_a_killed_process_is_removed(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("name", "split"), [("faces", "train"), ("digits", "dev")])
-def test_an_unknown_name_or_split_is_reported_with_the_valid_ones(name: str, split: str) -> None:
+def test_the_error_for_an_unknown_name_or_split_lists_the_valid_ones(name: str, split: str) -> None:
     with pytest.raises(ValueError, match=rf"demo:{name}/{split} does not exist.*moving-digits.*select"):
         demo.ensure_demo(name, split)

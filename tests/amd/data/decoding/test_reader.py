@@ -90,7 +90,8 @@ def test_files_in_frame_folders_are_numbered_from_one(tmp_path: Path) -> None:
     )
     assert _reason(reader, record, lambda _: np.array([0])) == "frame f1.png does not exist"
     Image.new("RGB", (9, 9)).save(folder / "f1.png")
-    assert "frame f3.png is (64, 96), other frames are (9, 9)" in _reason(reader, record, lambda _: np.array([0, 2]))
+    reason = _reason(reader, record, lambda _: np.array([0, 2]))
+    assert "frame f3.png is (64, 96), but other frames are (9, 9)" in reason
     reader.close()
 
 
@@ -119,7 +120,7 @@ def test_every_kind_of_broken_file_is_reported(kind: str, suffix: str, reader: S
     assert re.search(expected, reason), reason
 
 
-def test_missing_files_audio_and_folders_are_reported(reader: SampleReader, tmp_path: Path) -> None:
+def test_missing_files_audio_files_and_folders_are_reported(reader: SampleReader, tmp_path: Path) -> None:
     assert _reason(reader, _record(tmp_path / "missing.mp4")) == "does not exist"
     assert _reason(reader, _record(tmp_path / "missing.jpg")) == "does not exist"
     assert _reason(reader, _record(write_audio_only(tmp_path / "sound.mp4"))) == "has no video stream"

@@ -12,7 +12,7 @@ def _plan(records: int, batch: int, rank: int, world: int, micro: int, train: bo
 
 
 def _records_by_position(sample_ranges: list[SampleRange]) -> dict[tuple[int, int], int]:
-    """Map (epoch, position) to the record read there."""
+    """Map (epoch, position) to the record read at that position."""
     return {(r.epoch, r.position + i): r.numbers[i] for r in sample_ranges for i in range(r.size)}
 
 

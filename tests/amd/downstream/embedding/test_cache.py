@@ -52,7 +52,9 @@ def same(found: list[Part], expected: list[Part]) -> bool:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_features_are_computed_once_and_then_read(remote: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_features_are_computed_once_and_then_read_from_the_cache(
+    remote: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     root = request.getfixturevalue("s3_root") if remote else str(tmp_path)
     folder = key().folder(root)
     assert same(list(cached_parts(folder, key(), some_parts)), some_parts())

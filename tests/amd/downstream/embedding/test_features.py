@@ -95,7 +95,7 @@ def test_features_do_not_depend_on_how_samples_are_batched() -> None:
     np.testing.assert_allclose(found.values[::37], one_by_one.numpy(), atol=1e-5)
 
 
-def test_a_single_file_has_the_same_features_as_in_a_batch(tmp_path: Path) -> None:
+def test_embedding_a_single_file_returns_the_features_of_its_pixels(tmp_path: Path) -> None:
     written = write_images(tmp_path, 2)
     url = published(tmp_path / "encoder")
     path, pixels = next(iter(written.items()))

@@ -54,7 +54,7 @@ def trained(train: TokenFeatures, config: AttentiveConfig, seed: int = 0) -> Att
     )
 
 
-def test_the_head_learns_classes_that_a_linear_probe_on_mean_tokens_cannot() -> None:
+def test_the_head_separates_classes_that_a_linear_probe_on_mean_tokens_cannot() -> None:
     train, test = marked(0, 400), marked(1, 200)
     mean = Features(train.values.astype(np.float32).mean(axis=1), train.labels)
     on_mean = top1(linear(mean, test.values.astype(np.float32).mean(axis=1)), test.labels)
@@ -70,7 +70,7 @@ def test_the_order_of_the_tokens_does_not_matter() -> None:
     torch.testing.assert_close(head(tokens), head(tokens.flip(1)))
 
 
-def test_training_is_deterministic_for_a_seed() -> None:
+def test_training_is_deterministic_for_a_given_seed() -> None:
     train, config = marked(0, 64), AttentiveConfig(epochs=2)
     first, again, other = (trained(train, config, seed).linear.weight for seed in (3, 3, 4))
     assert torch.equal(first, again)

@@ -76,7 +76,7 @@ def test_readable_batches_are_predicted_in_eval_mode_and_the_mode_is_restored(
     assert loader.closed
 
 
-def test_a_rank_without_readable_samples_returns_empty_arrays_of_the_same_width(network: Classifier) -> None:
+def test_a_rank_without_readable_samples_returns_empty_arrays_with_one_column_per_class(network: Classifier) -> None:
     (records, numbers, outputs), bad = predict(network, BatchList([batch(bad=[BAD])]), OtherRank(), [])
     assert (len(records), len(numbers), outputs.shape, len(bad)) == (0, 0, (0, 5), 1)
     assert (records.dtype, outputs.dtype) == (np.int64, np.float32)

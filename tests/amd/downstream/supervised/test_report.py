@@ -1,4 +1,4 @@
-"""Tests for the result files and the warning shared by all supervised runs."""
+"""Tests for the result files and warnings shared by all supervised runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unreadable(count: int) -> list[UnreadableSample]:
     return [{"record": n, "location": f"{n}.png", "reason": "truncated"} for n in range(count)]
 
 
-def test_the_result_contains_data_scores_and_test_settings(tmp_path: Path) -> None:
+def test_the_result_contains_the_data_the_scores_and_the_test_settings(tmp_path: Path) -> None:
     assert read_result(str(tmp_path)) is None
     damaged: list[DamagedSample] = [{"record": 5, "location": "5.mp4", "reason": "3 of 20 packets do not decode"}]
     faults = FaultySamples(unreadable(2), damaged)

@@ -78,7 +78,7 @@ def test_a_saved_timm_file_loads_as_a_teacher(tmp_path: Any) -> None:
         ({"pre_norm": True}, "before the first block"),
         ({"act_layer": torch.nn.SiLU}, "its activation is SiLU"),
         ({"norm_layer": torch.nn.LayerNorm}, "do not have epsilon"),
-        ({"patch_size": 8}, r"its patch is 8, clip\.patch=4"),
+        ({"patch_size": 8}, r"its patch size is 8, but clip\.patch=4"),
         ({"qk_norm": True}, r"unexpected \d+: encoder\.blocks\.0\.attn\.k_norm|blocks\.0\.attn\.k_norm"),
         ({"embed_dim": 48}, r"check teacher\.encoder\.width"),
     ],

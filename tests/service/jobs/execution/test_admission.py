@@ -1,4 +1,4 @@
-"""Tests for estimating resources held outside the queue from Ray's report, which lags behind our own jobs."""
+"""Tests for estimating the resources held outside the queue, given that Ray's report lags behind the jobs' state."""
 
 from __future__ import annotations
 

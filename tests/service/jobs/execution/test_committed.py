@@ -16,7 +16,7 @@ def job_of(kind: str, progress: dict[str, Any] | None = None) -> Job:
     return Job(id="job", kind=kind, progress=progress)
 
 
-def test_a_job_that_trains_its_teacher_first_commits_the_checkpoints_of_both_runs(tmp_path: Path) -> None:
+def test_committed_work_includes_the_checkpoints_of_a_teacher_trained_first(tmp_path: Path) -> None:
     job = job_of("train", {"run": "teacher"})
     assert committed_work(str(tmp_path), job) == {}
     commit(tmp_path, "teacher", 40)
@@ -30,7 +30,7 @@ def test_a_job_that_trains_its_teacher_first_commits_the_checkpoints_of_both_run
     assert newest_checkpoint(job, student) == 4
 
 
-def test_a_sweep_commits_the_checkpoints_of_running_trials_and_every_ended_trial(tmp_path: Path) -> None:
+def test_committed_work_of_a_sweep_includes_running_trials_checkpoints_and_ended_trials(tmp_path: Path) -> None:
     job = job_of("search")
     trials = tmp_path / "runs" / "job" / "trials"
     for number, state in enumerate(("running", "running", "stopped", "failed")):
@@ -42,7 +42,7 @@ def test_a_sweep_commits_the_checkpoints_of_running_trials_and_every_ended_trial
     assert has_grown(before, committed_work(str(tmp_path), job))
 
 
-def test_jobs_without_runs_commit_output_files(tmp_path: Path) -> None:
+def test_committed_work_of_jobs_without_runs_grows_with_their_output_files(tmp_path: Path) -> None:
     for kind in ("embed", "prepare"):
         job = job_of(kind)
         output = tmp_path / "jobs" / "job" / "output" / kind

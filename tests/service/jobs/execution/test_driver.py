@@ -188,7 +188,7 @@ def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.Monk
 
 
 class Submitted(NamedTuple):
-    """A job on the storage root whose driver runs in this process, without starting its program."""
+    """A job under the storage root whose driver runs in this process, without starting its program."""
 
     folder: JobFolder
     programs: list[list[str]]
@@ -248,7 +248,7 @@ def test_the_driver_runs_a_verified_copy_of_the_submitted_config(submitted: Subm
         ("request", {"kind": "no such kind"}),
     ],
 )
-def test_a_config_edited_on_the_storage_root_is_rejected(submitted: Submitted, file: str, change: Any) -> None:
+def test_a_config_or_request_changed_after_submission_is_rejected(submitted: Submitted, file: str, change: Any) -> None:
     url = getattr(submitted.folder, file)
     values = read_json(url)
     write_json(url, values | {key: values[key] | new if key == "data" else new for key, new in change.items()})

@@ -157,7 +157,7 @@ def test_a_resubmitted_run_has_an_attempt_for_each_submission(
     ]
 
 
-def test_a_lease_that_names_the_submission_of_a_job_cannot_stop_the_job(
+def test_a_forged_lease_cannot_attach_a_jobs_submission_to_an_external_run(
     running_submission: RunningSubmission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = queued(running_submission.store)

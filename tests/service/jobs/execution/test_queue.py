@@ -1,4 +1,4 @@
-"""Tests for reading the queue: in order, completely, and only as far as needed."""
+"""Tests that the queue is read in order, completely, and only as far as needed."""
 
 from __future__ import annotations
 

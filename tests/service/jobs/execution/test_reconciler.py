@@ -150,7 +150,7 @@ def test_a_stop_request_is_repeated_until_the_attempt_ends_and_frees_its_resourc
     assert plane.now(behind).state == "starting"
 
 
-def test_the_stop_deadline_comes_from_the_request_with_the_config_as_the_fallback(plane: FakeControlPlane) -> None:
+def test_the_stop_deadline_is_taken_from_the_request_or_else_from_the_config(plane: FakeControlPlane) -> None:
     """Check that the config's deadline is extended by the time that the workers need to report back."""
     for deadline_s, seconds in ((5.0, 5.0), (None, 60.0)):
         job = plane.running()

@@ -173,7 +173,7 @@ def test_the_moving_average_is_used_for_testing_and_restored_from_a_checkpoint(t
         torch.testing.assert_close(dict(other.state_dict()), dict(learner.tested.state_dict()), rtol=0, atol=0)
 
 
-def test_the_trained_weights_are_used_for_testing_without_a_moving_average(tmp_path: Path) -> None:
+def test_the_trained_weights_are_used_for_testing_if_there_is_no_moving_average(tmp_path: Path) -> None:
     learner = new_learner(tiny_finetuning(tmp_path))
     assert learner.tested is learner.network
     assert EMA not in learner.extra_state()
