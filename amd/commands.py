@@ -31,7 +31,7 @@ DISTRIBUTED = CommandOption(
 )
 LOCAL_EMBED = CommandOption(("--local",), "Embed a data set in this process, without Ray.", is_switch=True)
 STORAGE = CommandOption(("--storage",), "Storage root of runs and encoders; default: AMD_STORAGE.")
-AS_JSON = CommandOption(("--json",), "Print JSON for programs instead of text.", is_switch=True)
+AS_JSON = CommandOption(("--json",), "Print machine-readable JSON instead of text.", is_switch=True)
 
 OVERRIDES = "Config overrides, e.g. mask.teacher_ratio=0.6."
 SWEEP_OVERRIDES = "Overrides for the run (optim.base_lr=…) or the sweep (seeds=…)."

@@ -36,7 +36,7 @@ def as_bytes(unit: Tensor) -> Tensor:
 def draw(views: Views, title: str, caption: str, *, zoom: int = 4, frames: int = 4, across: int | None = None) -> Image:
     """Render one page with a row per view and a column per sample; a cell shows up to `frames` frames side by side.
 
-    `across`: maximum samples per line; further samples continue on a new line.
+    `across`: maximum number of samples per line; additional samples wrap onto the next line.
     """
     from PIL import Image, ImageDraw, ImageFont
 

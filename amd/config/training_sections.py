@@ -203,7 +203,7 @@ class Retries(Section):
     count."""
 
     infrastructure: int = Field(3, ge=0)
-    """Restarts after infrastructure failures, such as a lost node or a crashed worker."""
+    """Maximum number of restarts after infrastructure failures, such as a lost node or a crashed worker."""
     preemption: int = Field(10, ge=0)
     """Restarts after a node was preempted."""
     user: int = Field(0, ge=0)

@@ -63,7 +63,7 @@ def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     found = store.load_newest()
     if found is None:
-        raise FileNotFoundError(f"{folder}: contains no checkpoint to draw")
+        raise FileNotFoundError(f"{folder}: contains no checkpoint to render images from")
     step, snapshot = found
     student = Student(config).eval()
     student.load_state_dict(snapshot.tensors["model"])

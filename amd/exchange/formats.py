@@ -1,7 +1,7 @@
 """Export formats: which encoders each format can represent, how an export is written, and how it is run.
 
-A writer writes files to a local path, reloads them, and returns a function from pixels to output that `export` compares
-with our encoder. Optional libraries are imported where they are used.
+A writer writes files to a local path, reloads them, and returns a function that maps pixels to outputs, which
+`export` compares with our encoder. Optional libraries are imported where they are used.
 Shapes: B batch, N tokens, D width, C classes.
 """
 

@@ -35,7 +35,7 @@ class StartingPoint(NamedTuple):
     weights_license: str | None
     """Licence of the weights, if stated."""
     pooling: Pooling
-    """Whether the last norm applies to each token, or to their mean (mean_then_norm), as after fine-tuning."""
+    """Where the last norm is applied: to each token, or to their mean (mean_then_norm), as in fine-tuned models."""
     position_grid: tuple[int, int] | None
     """Grid of the position table before interpolation; None if it is not interpolated."""
     lineage: dict[str, Any]

@@ -1,4 +1,5 @@
-"""Layouts of the official AMD, VideoMAE, MAE, MVD and timm code: tables that map them to our keys, and the inverse.
+"""Checkpoint layouts of the official AMD, VideoMAE, MAE, MVD and timm code, with tables that map their keys to ours
+and back.
 
 Converts key names and axis orders; opens no files.
 """

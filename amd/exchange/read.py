@@ -120,7 +120,7 @@ def _file_of(url: str, field: str) -> str:
         if name in names:
             return join(url, name)
     raise ConfigError(
-        [f"{field}={url}: the folder contains none of {', '.join(FOLDER_FILES)}; pass the path of the weight file"]
+        [f"{field}={url}: the folder contains none of {', '.join(FOLDER_FILES)}; pass the path to the weights file"]
     )
 
 

@@ -73,7 +73,7 @@ class Source(NamedTuple):
 
 
 def open_source(weights: str, storage: str | None, clip: ClipConfig, *, field: str = "weights") -> Source:
-    """Open the id or folder of a published encoder, a file or URI of any layout, a Hugging Face folder, or `timm:NAME`.
+    """Open a published encoder by ID or folder, a weights file in any layout, a Hugging Face folder, or `timm:NAME`.
 
     `clip`: input size of a timm model. `field`: config field to report in error messages.
     Raises ConfigError if the weights cannot be read.

@@ -34,7 +34,7 @@ class Preset(Generic[C]):
 
     @property
     def gpu_hours(self) -> float | None:
-        """Estimated hours of pre-training on one H100 at 40 % of its bf16 rate, computed from FLOPs, not measured."""
+        """Estimated H100-hours of pre-training at 40% of peak bf16 throughput (computed from FLOPs, not measured)."""
         config = self.config
         if self.samples is None or config.schedule.epochs is None or not isinstance(config, TrainConfig):
             return None

@@ -110,7 +110,7 @@ def _prefix(text: str) -> Location:
         if not text.startswith(("/", "~", "file:///", "local:///")):
             raise ValueError("it must be an absolute path or a URI")
     except ValueError as error:
-        raise ValueError(f"AMD_STORAGE or AMD_ALLOWED_URIS: {text}: {error}") from None
+        raise ValueError(f"AMD_STORAGE or AMD_ALLOWED_URIS contains the invalid location {text}: {error}") from None
     return _local(os.path.abspath(local_path(text)))
 
 

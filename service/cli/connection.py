@@ -124,7 +124,7 @@ def _environment_key() -> str | None:
 def connected(as_json: bool = False, *, persistent: bool = False, announce: bool = False) -> Iterator[Client]:
     """Yield a client for the selected service. On failure, exit as `connected_to` does.
 
-    `persistent`: retry for as long as a restart of the service takes. `announce`: print which service is used.
+    `persistent`: keep retrying long enough to survive a service restart. `announce`: print which service is used.
     """
     target = service_target()
     if announce:
@@ -135,7 +135,7 @@ def connected(as_json: bool = False, *, persistent: bool = False, announce: bool
 
 @contextmanager
 def connected_to(target: ServiceTarget, as_json: bool = False, *, persistent: bool = False) -> Iterator[Client]:
-    """Yield a client. On failure, print the message and exit: code 2 for an invalid request, else 1."""
+    """Yield a client. On failure, print the error and exit with code 2 for an invalid request, 1 otherwise."""
     from service.client import ApiError, Client, NoAnswer, Patience
 
     try:

@@ -37,7 +37,7 @@ def embed(
     ] = None,
     storage: Storage = None,
     local: LocalEmbed = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs: one line per file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON, one line per file.")] = False,
     job: Submission | None = None,
 ) -> None:
     """Embed files with a published encoder, or embed a data set (`data.train=…`) and write Parquet files. Resumable."""

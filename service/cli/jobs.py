@@ -38,7 +38,7 @@ SEARCHED_JOBS = 2000  # number of newest jobs searched for a shortened id
 COMPLETE_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")  # as `service.jobs.store.new_job_id` creates it
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow", "paused": "yellow"}
 
-app = typer.Typer(help="List, follow, stop and resume jobs of the service.", no_args_is_help=True)
+app = typer.Typer(help="List, follow, stop and resume jobs on the service.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job ID, or the beginning of the ID or of its last part.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]

@@ -1,4 +1,4 @@
-"""Commands of `amd encoders` that use the service's registry: aliases, comparison and download."""
+"""`amd encoders` subcommands that use the service's registry: aliases, comparison and download."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def fields_of(request: BaseModel) -> dict[str, Any]:
 
 
 def idempotency(key: str | None) -> dict[str, str]:
-    """Return the header that makes a POST repeatable. By default, the key is generated."""
+    """Return the header that makes a POST safe to retry. The default is a new random key."""
     return {"Idempotency-Key": key or str(uuid.uuid4())}
 
 

@@ -32,7 +32,7 @@ class _Entry(NamedTuple, Generic[V]):
 
 
 class CachedReads(Generic[K, V]):
-    """Cached values by key, all read with the same function. Used on the event loop only."""
+    """Cached values by key, all read with the same function. Use only on the event loop."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class CachedReads(Generic[K, V]):
         self._is_out = False
 
     async def get(self, key: K) -> V:
-        """Return the value of a key. Raises any error that `read` raises."""
+        """Return the value for a key. Propagates any error from `read`."""
         entry = self._entries.get(key)
         age = self._clock() - entry.read_at if entry is not None else float("inf")
         if entry is not None and age < self._ttl_s / 2:

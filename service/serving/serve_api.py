@@ -88,7 +88,7 @@ class ServeApi:
             ) from None
         except (httpx.HTTPError, OSError) as error:
             raise ClusterUnavailable(
-                f"Ray Serve at {self._dashboard} does not respond: {error or type(error).__name__}"
+                f"Ray Serve at {self._dashboard} is not responding: {error or type(error).__name__}"
             ) from None
 
 

@@ -78,7 +78,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleService
 
 
 def _keep_alive(store: JobStore, cluster: FakeCluster, root: str, stop: threading.Event) -> None:
-    """Send heartbeats for the stored running jobs, because the service would otherwise restart them."""
+    """Send heartbeats for the jobs stored as running, so that the service does not restart them."""
     while not stop.wait(0.2):
         _report_alive(store, cluster, root)
 

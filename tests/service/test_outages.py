@@ -158,7 +158,7 @@ def test_while_the_database_hangs_requests_with_known_keys_reach_deployed_encode
 
 
 @pytest.mark.timeout(180)
-def test_while_ray_hangs_jobs_are_accepted_and_validation_reports_the_outage(
+def test_jobs_are_accepted_and_validation_reports_the_outage_while_ray_hangs(
     sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.app.RAY_TIMEOUT_S", 0.5)

@@ -86,7 +86,12 @@ def build_space(config: SpaceConfig, base: TrainConfig) -> Space:
     Raises ConfigError for unknown names or invalid values, or if the space contains fewer than two distinct runs.
     """
     if base.objective.kind != "amd":
-        raise ConfigError(["objective.kind=mae: a space varies how a teacher is used; choose a config with a teacher"])
+        raise ConfigError(
+            [
+                "objective.kind=mae: this config has no teacher, but search spaces vary how a teacher is used; choose "
+                "a config with a teacher"
+            ]
+        )
     if config.study is not None:
         space = _study(config.study, base)
     else:

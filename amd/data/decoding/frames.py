@@ -74,7 +74,10 @@ class FrameBuffer:
 
 
 def _upright(frame: Any, pixels: Pixels) -> Pixels:
-    """Apply the display matrix (ISO/IEC 14496-12, 6.2.2). Raises VideoError if it is not a quarter turn or flip."""
+    """Apply the display matrix (ISO/IEC 14496-12, 6.2.2).
+
+    Raises VideoError unless it is a flip or a rotation by a multiple of 90 degrees.
+    """
     matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
         return pixels

@@ -56,7 +56,7 @@ class ReadAhead:
 
     @property
     def held_bytes(self) -> int:
-        """Total size in bytes of fetched files and, as an estimate, of files being fetched."""
+        """Total size in bytes of fetched files, plus an estimate for files still being fetched."""
         return self._reserved
 
     def expect(self, files: Iterable[FileRange]) -> None:

@@ -131,7 +131,7 @@ class ClipDataset(Dataset[Any]):
             self._reader = None
 
     def _expect(self, item: WorkItem) -> None:
-        """Start fetching the remote samples of this item and the next one, without substitutes."""
+        """Start fetching the remote samples for this item and the next one. Substitutes are not fetched ahead."""
         if not self.data.read_ahead_mib or not is_remote(item.records[0].name):
             return
         samples = []

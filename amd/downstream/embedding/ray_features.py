@@ -99,7 +99,7 @@ class _SpanWorkerPool:
     def map(
         self, submit: Callable[[Any, range], Any], spans: Iterable[range], stop: threading.Event | None
     ) -> Iterator[Part]:
-        """Yield the part of each span, in order of completion, until `stop` is set."""
+        """Yield each span's part as it completes, until `stop` is set."""
         import ray
 
         waiting, idle = deque(spans), [*self._actors]

@@ -43,7 +43,7 @@ def few_shot(
 
 
 def draw_samples(train: Labels, labels: int, rng: np.random.Generator) -> Labels:
-    """Draw the indices of `labels` distinct samples from each class: (C x S,)."""
+    """Draw `labels` distinct samples per class and return their indices: (C x S,)."""
     shuffled = rng.permutation(len(train))
     by_class = shuffled[np.argsort(train[shuffled], kind="stable")]
     starts = np.unique(train[by_class], return_index=True)[1]

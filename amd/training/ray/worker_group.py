@@ -75,7 +75,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 class WorkerGroup:
     """A group of Ray Train workers that process runs one at a time.
 
-    Starting them takes tens of seconds on a small machine, mostly for imports, so a group of fixed size is reused for
+    Startup takes tens of seconds on a small machine, mostly spent on imports, so a group of fixed size is reused for
     later runs: a student after its teacher, or the demo's runs.
     """
 

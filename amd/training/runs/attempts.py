@@ -32,7 +32,7 @@ class AttemptsResult(NamedTuple):
     """Outcome of the last attempt, and the restarts before it."""
 
     outcome: dict[str, Any] | Verdict | None
-    """A LoopResult as plain data, None if a stop exceeded its deadline, or the verdict on the last failure."""
+    """The LoopResult as plain data; the verdict on the last failure; or None if stopping exceeded its deadline."""
     restarts: Counter[str]
     """Number of restarts, by the reason for the failure."""
 

@@ -94,7 +94,7 @@ def launch(
 
 
 class _Runner:
-    """Trains one or two runs on the same cluster: the teacher if needed, then the student."""
+    """Executes one or two training runs on the same cluster: the teacher's, if needed, then the student's."""
 
     def __init__(
         self, root: str, local: bool, ranks: TorchRanks | None, signals: StopSignals, watcher: Watcher

@@ -21,7 +21,7 @@ class RunHooks(Protocol):
         """Report an event to the run's watcher. Called only on rank 0."""
 
     def stalled(self, report: str) -> None:
-        """Report that this rank hangs, and terminate it. Called on any rank, from a thread that is not blocked."""
+        """Report that this rank has hung, and terminate it. Called on any rank, from a thread that is not blocked."""
 
 
 class Interrupted(Exception):

@@ -1,4 +1,4 @@
-"""Job pages: the list of jobs, a job's pages, and the actions on jobs."""
+"""Job pages: the job list, the pages of a single job, and job actions."""
 
 from __future__ import annotations
 

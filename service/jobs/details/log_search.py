@@ -55,7 +55,7 @@ def before(log: LogSource, end: int, size: int) -> LogRange:
 
 
 def after(log: LogSource, start: int, size: int) -> LogRange:
-    """Return about `size` bytes starting at an offset, ending with a whole line unless the log ends there."""
+    """Return about `size` bytes starting at an offset, ending on a line boundary unless the log ends first."""
     content = b"".join(_pieces(log, start, start + size))
     if len(content) == size and (line_end := content.rfind(b"\n")) >= 0:
         content = content[: line_end + 1]

@@ -10,7 +10,7 @@ from amd.presets.pretraining import PRESETS
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
 
 
-def test_blocks_after_the_last_intermediate_are_skipped_without_the_final_norm() -> None:
+def test_blocks_after_the_last_intermediate_are_skipped_when_the_final_norm_is_not_requested() -> None:
     config = tiny_video_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     ran = []

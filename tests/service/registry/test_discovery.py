@@ -165,7 +165,7 @@ def test_owners_are_rebuilt_from_the_storage_root_after_the_database_is_lost(sto
     assert owners == {"train-0": "default", "train-1": "video", "a-teacher": "video"}
 
 
-def test_a_succeeded_job_triggers_a_scan_before_the_interval_ends(
+def test_a_job_that_succeeds_triggers_a_scan_ahead_of_schedule(
     engine: Engine, store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discovery, "SCAN_INTERVAL_S", 3600.0)

@@ -145,7 +145,7 @@ def test_there_is_no_ratio_map_if_the_ratios_do_not_vary() -> None:
 
 
 @given(st.lists(st.floats(0, 0.99), min_size=1, max_size=60))
-def test_bins_preserve_the_order_of_values_and_zero_has_a_separate_bin(values: list[float]) -> None:
+def test_bins_preserve_the_order_of_values_and_zero_has_its_own_bin(values: list[float]) -> None:
     labels, places = bins(values)
     assert set(places) == set(values)
     assert [places[value] for value in sorted(values)] == sorted(places[value] for value in values)

@@ -117,7 +117,7 @@ def test_a_plan_reports_that_fewer_trials_run_concurrently_than_requested() -> N
     assert "not enough resources" not in "".join(planned(ledgers.search(at_once=8)).lines())
 
 
-def test_a_plan_with_fewer_trials_than_at_once_has_no_resource_warning() -> None:
+def test_a_plan_with_fewer_trials_than_the_concurrency_limit_has_no_resource_warning() -> None:
     plan = planned(ledgers.search(at_once=20, budget={"trials": 3}))
     assert (plan.at_once, plan.lowered) == (3, False)
 

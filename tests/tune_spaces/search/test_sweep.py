@@ -62,7 +62,7 @@ class Notes(NullProgress):
 
 
 def open_sweep(folder: Path, config: SearchConfig | None = None, **fields: Any) -> Sweep:
-    """Create a sweep as the driver does, either new or from an existing folder."""
+    """Open a sweep as the driver does, whether new or from an existing folder."""
     config = config or ledgers.search(**{"seeds": 2, **fields})
     return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", Notes())
 

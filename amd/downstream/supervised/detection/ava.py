@@ -164,7 +164,7 @@ def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
 
 
 def _rows(field: str, url: str, parse: Callable[[list[str]], T | None]) -> list[T]:
-    """Parse every line, dropping None results; the problems in all lines are reported together."""
+    """Parse every line, dropping None results; problems from all lines are reported together."""
     rows: list[T] = []
     problems: list[str] = []
     for number, fields in enumerate(csv.reader(_read(field, url).splitlines()), start=1):

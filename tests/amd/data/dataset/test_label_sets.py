@@ -10,7 +10,7 @@ from amd.data.dataset.manifest import ManifestError
 
 
 def open_list(tmp_path: Path, text: str, **data: str) -> tuple[list[str], list[int], list[list[int]]]:
-    """Open a list file, and return its names, the first label of each line, and all labels."""
+    """Open a list file and return its names, the first label of each line, and all labels."""
     file = tmp_path / "list.txt"
     file.write_text(text)
     manifest, sets = open_label_sets(DataConfig(train=str(file), **data))

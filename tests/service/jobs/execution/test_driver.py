@@ -289,7 +289,7 @@ def test_a_location_that_is_not_allowed_on_the_cluster_is_rejected(
     assert not submitted.programs
 
 
-def test_a_link_out_of_an_allowed_folder_on_the_node_is_rejected(
+def test_a_symlink_pointing_outside_an_allowed_folder_on_the_node_is_rejected(
     submitted: Submitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "data" / "link").symlink_to("/etc")

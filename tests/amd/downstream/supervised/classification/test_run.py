@@ -264,7 +264,7 @@ def publish(folder: Path, encoder: dict[str, Any], clip: dict[str, Any]) -> Enco
     return network
 
 
-def test_a_video_classifier_starts_from_an_encoder_with_fewer_and_smaller_frames(tmp_path: Path) -> None:
+def test_a_video_classifier_can_start_from_an_encoder_trained_on_fewer_and_smaller_frames(tmp_path: Path) -> None:
     small = {"frames": 2, "size": 8, "patch": 4, "tubelet": 2}
     encoder = {"width": 24, "depth": 2, "heads": 3}
     initial = publish(tmp_path / "storage" / "encoders" / "pretrained", encoder, small)
