@@ -73,7 +73,7 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use, and group them by file for the two processes of `make test`.
+    """Mark tests by the fixtures that they use, and group them by file for the processes of `make test`.
 
     Slow files start first, so both processes finish at about the same time. All tests that need Ray form one group.
     """

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
-from openai import OpenAI
 from PIL import Image
 
 from amd.downstream.embedding.features import embed_file
@@ -152,6 +151,8 @@ def test_batches_keep_their_order_in_every_response_format(served: ServedEncoder
 
 
 def test_the_openai_client_lists_models_and_embeds_images(served: ServedEncoders) -> None:
+    from openai import OpenAI  # takes seconds, which each pytest process would spend on collecting this file
+
     client = OpenAI(base_url=f"{served.plane.url}/openai/v1", api_key=served.key)
     assert {"production", "first", "moving"} <= {model.id for model in client.models.list()}
     file = served.folder / "1.png"
