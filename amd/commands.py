@@ -49,7 +49,7 @@ class TrainingCommand(NamedTuple):
     """Help text for the overrides."""
 
     def run(self, preset: str | None, url: str | None, overrides: Mapping[str, Any], **options: Any) -> Any:
-        """Load the config and train it; `options` are passed to `launch`. Raises ConfigError before importing torch."""
+        """Load the config and train; `options` are passed to `launch`. Raises ConfigError before importing torch."""
         config = load_config(self.config, preset, url, overrides)
         return resolve_name(self.function)(config, **options)
 

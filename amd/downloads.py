@@ -24,8 +24,8 @@ LOCKS = 16  # lock files, which are never removed: a process may be waiting for 
 def shared_copy(url: str) -> Path:
     """Return a local path with the content of a file: the file itself, or a copy shared by the node's processes.
 
-    Open the file promptly: later calls remove copies that were not requested for KEEP_S seconds, although files that
-    are already open remain readable. A file that has changed in the store is downloaded again. Raises the store's
+    Open the file promptly: later calls remove copies that have not been requested for KEEP_S seconds, although files
+    that are already open remain readable. A file that has changed in the store is downloaded again. Raises the store's
     errors.
     """
     if not is_remote(url):

@@ -1,6 +1,6 @@
 """Arguments, exit codes and error messages for entry points.
 
-Exit code 2 means invalid input; 1 means another failure or an interrupt. Expected errors are printed without a
+Exit code 2 means invalid input; 1 means any other failure or an interrupt. Expected errors are printed without a
 traceback. Used by `amd.bench` and by the modules that jobs run: `amd.training`, `amd.downstream`, `amd.tasks` and
 `tune_spaces`.
 """
@@ -29,7 +29,7 @@ def argument_parser(
 
 
 def run_training(name: str, program: str, args: Sequence[str] | None, description: str | None = None) -> int:
-    """Run the training command `name` with the arguments given to `python -m PROGRAM`; return the exit code."""
+    """Run the training command `name` with the arguments passed to `python -m PROGRAM`; return the exit code."""
     command = TRAINING_COMMANDS[name]
     parser = argument_parser(
         program, CONFIG, PRESET, LOCAL, DISTRIBUTED, AS_JSON, overrides=command.overrides, description=description
@@ -52,7 +52,7 @@ def run_named_command(
 ) -> int:
     """Run the command selected by the first argument, with error handling as in `run_entry_point`.
 
-    `args`: arguments, by default from the command line. `usage`: text printed if there is no such command.
+    `args`: arguments; default: the process's own arguments. `usage`: text printed if the command does not exist.
     """
     name, *rest = list(sys.argv[1:] if args is None else args) or [""]
     if name not in commands:

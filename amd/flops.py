@@ -1,4 +1,4 @@
-"""FLOPs of a training step, computed from the config alone; used by `speed/mfu`, `amd bench` and `amd validate`.
+"""FLOPs of a training step, computed from the config alone, for the metric `speed/mfu`, `amd bench` and `amd validate`.
 
 A multiply-add counts as 2 FLOPs. A backward pass costs twice its forward pass, except for the patch embedding, whose
 input needs no gradient. Norms, activations and softmax are not counted. Torch-free.
@@ -12,7 +12,7 @@ from amd.config import EncoderConfig, TrainConfig
 
 
 class StepFlops(NamedTuple):
-    """FLOPs per clip for each part: forward and backward passes, or only the forward pass for the teacher."""
+    """FLOPs per clip for each part of the model: forward and backward passes, except for the teacher (forward only)."""
 
     teacher: float
     student: float
@@ -36,7 +36,7 @@ def block_flops(tokens: int, queries: int, width: int, mlp_ratio: float) -> floa
 def encoder_flops(
     config: EncoderConfig, tokens: int, token_values: int, blocks: int | None = None
 ) -> tuple[float, float]:
-    """Return the FLOPs of a forward pass over `tokens`, as (embedding, blocks)."""
+    """Return the FLOPs of the encoder's forward pass over `tokens` tokens, as (patch embedding, blocks)."""
     length = tokens + int(config.class_token)
     depth = config.depth if blocks is None else blocks
     return 2.0 * tokens * token_values * config.width, depth * block_flops(

@@ -42,7 +42,7 @@ def normalized_pixels(tokens: Tensor, clip: ClipConfig) -> Tensor:
 
 
 def _channel_statistics(tokens: Tensor, clip: ClipConfig) -> tuple[Tensor, Tensor]:
-    """Return the per-channel mean and standard deviation, repeated along P, in which the channel varies fastest."""
+    """Return the per-channel mean and standard deviation, repeated along P, where the channel index varies fastest."""
     dtype = tokens.dtype if tokens.is_floating_point() else torch.float32
     return _repeated(clip.mean, clip.std, tokens.shape[-1], dtype, tokens.device)
 

@@ -36,8 +36,8 @@ STRATEGIES: dict[MaskStrategy, CellFunction] = {"random": random_cells, "tube": 
 def sample_token_sets(mask: MaskConfig, grid: TokenGrid, batch: int, generator: torch.Generator) -> TokenSets:
     """Sample the token sets of a batch on the generator's device.
 
-    Both networks share one random order of the cells: the first cells are visible to both, the next cells only to the
-    teacher, so the teacher sees all tokens that the student sees.
+    Student and teacher share one random ordering of the cells: the first cells are visible to both, the next cells only
+    to the teacher, so the teacher sees all tokens that the student sees.
     """
     device = generator.device
     cells = _cells(mask.strategy, grid, device)  # (S, G)

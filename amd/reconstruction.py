@@ -41,7 +41,9 @@ def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) 
     Raises ValueError if the ratio leaves no visible or no hidden token.
     """
     if not 0 <= ratio < 1:
-        raise ValueError(f"a mask ratio of {ratio:g} must be at least 0 and below 1: some tokens must be visible")
+        raise ValueError(
+            f"a mask ratio of {ratio:g} is out of range: use at least 0 and less than 1, so that tokens are visible"
+        )
     mask = MaskConfig(strategy=strategy, student_ratio=ratio, teacher_ratio=ratio)
     sets = sample_token_sets(mask, grid, 1, torch.Generator().manual_seed(seed))
     masked = MaskedTokens(sets.student_visible[0], sets.student_masked[0])

@@ -240,7 +240,7 @@ def files(url: str) -> dict[str, FileFacts]:
 
 
 def file_version(url: str) -> str:
-    """Return a fingerprint of a remote file's size and version, from one request. Raises the store's errors."""
+    """Return a fingerprint of a remote file's size and version, using one request. Raises the store's errors."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
     return _stamp(fs.info(path))

@@ -1,7 +1,7 @@
 """Entry point for import, export and prepare jobs: `python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`.
 
     import      publish third-party weights as an encoder
-    export      write a published encoder in another format
+    export      convert a published encoder to another format
     prepare     convert a data set to tar shards that are fast to read
 
 The last line of standard output is the result as JSON. Exit codes: 0 success, 1 failed or interrupted, 2 invalid input.

@@ -31,7 +31,7 @@ class TokenSets(NamedTuple):
 def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
     """Cut clips into flat pixel tokens.
 
-    (B, C, T, H, W) -> (B, N, P) with P = tubelet * patch**2 * C, channel last, as in VideoMAE and MAE; any dtype.
+    (B, C, T, H, W) -> (B, N, P) with P = tubelet * patch**2 * C, channels last, as in VideoMAE and MAE; any dtype.
     Raises ValueError if T, H or W is not divisible.
     """
     b, c, t, h, w = clips.shape

@@ -59,7 +59,7 @@ def presets_page() -> str:
     parts = [
         NOTE + "# Presets",
         "A preset is a complete config with a name. `amd presets` prints this list, `amd presets NAME` a config. "
-        "GPU-hours are estimated from FLOPs for one H100 at 40 % of its bf16 peak, not measured.",
+        "GPU-hours are estimated from FLOPs for one H100 at 40% of peak bf16 throughput, not measured.",
     ]
     for command, presets in (("train", PRESETS), ("finetune", FINETUNE_PRESETS), ("detect", DETECTION_PRESETS)):
         rows = []

@@ -123,7 +123,7 @@ def serve(settings: Settings) -> int:
 
 
 def _exit_if_hanging() -> None:
-    """Exit the process if a thread is blocked by a hanging dependency; otherwise, Python would wait for it."""
+    """Exit immediately if an unresponsive dependency blocks a thread, because Python would wait for the thread."""
     until = time.monotonic() + DRAIN_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -132,7 +132,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Add the middleware, innermost first. Request bodies are read only after their caller is identified."""
+    """Add the middleware, innermost first. The caller is identified before the request body is read."""
     app.add_middleware(
         GZipMiddleware, minimum_size=1024, exclude_content_types=(*UNCOMPRESSED, BINARY, TAR, ARROW, NUMPY)
     )

@@ -1,6 +1,6 @@
 """Monitor background loops, such as the reconciler: record when each loop last completed a step.
 
-Used by the readiness check and the metrics. A loop that does not complete steps also stops renewing its lease
+Used by the readiness check and the metrics. A loop that no longer completes steps also stops renewing its lease
 (`service.db.leases`). Does not start threads.
 """
 

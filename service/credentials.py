@@ -22,9 +22,9 @@ def environment_key() -> str | None:
 
 
 def read_key_file(path: str | Path, source: str) -> str:
-    """Return the key in a file. Raises KeyFileError.
+    """Read the API key from a file. Raises KeyFileError.
 
-    `source`: text before the path in the message, such as the setting that contains the path.
+    `source`: prefix for error messages, such as the name of the setting that contains the path.
     """
     try:
         return Path(path).expanduser().read_text().strip()

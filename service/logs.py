@@ -1,9 +1,9 @@
 """Control-plane logging: one setup for all loggers, with records as lines of text or JSON.
 
 Paths, names and error messages may contain text supplied by a caller. Control characters in such text are escaped, so
-each record is one line and cannot imitate another record; the lines of a traceback are indented. This is done by the
-formatters of the standard library's logging, because uvicorn, SQLAlchemy and httpx log through it: another library
-would need the same formatters for their records. Does not import other modules of the service.
+each record is one line and cannot imitate another record; the lines of a traceback are indented. The formatters belong
+to the standard library's logging, because uvicorn, SQLAlchemy and httpx use it; another logging library would need the
+same formatters for their records. Does not import other modules of the service.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {"text": TextFormatter, "
 
 
 def configure_logging(log_format: LogFormat) -> None:
-    """Send every record, warning and uncaught exception of this process to stderr in one format."""
+    """Send every log record, warning and uncaught exception in this process to stderr in one format."""
     handler = logging.StreamHandler()
     handler.setFormatter(FORMATTERS[log_format]())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -110,6 +110,6 @@ def _log_thread_exception(failure: threading.ExceptHookArgs) -> None:
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
-    """Return the lines of the record's traceback and stack. Ignores `exc_text`, which another formatter may set."""
+    """Return the record's traceback and stack as lines. Ignores `exc_text`, which another formatter may have set."""
     lines = formatter.formatException(record.exc_info).splitlines() if record.exc_info else []
     return lines + (record.stack_info.splitlines() if record.stack_info else [])

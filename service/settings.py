@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     ray_dashboard: str = "http://127.0.0.1:8265"
     """URL of the Ray dashboard, which serves the Ray Jobs API."""
     ray_token_file: Path | None = None
-    """File that contains Ray's token. Default: none, for Ray without authentication."""
+    """File that contains Ray's authentication token. Default: none; Ray is used without authentication."""
     ray_python: str = "python"
     """Python interpreter that runs job drivers on the nodes; this package must be installed in it."""
     autoscaling: bool = False
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     port: int = 8400
     """Port of the REST API."""
     drain_s: float = Field(90.0, ge=0)
-    """Maximum time in seconds for which requests in progress may continue after a stop signal. Event and log streams
+    """Maximum time in seconds that requests in progress may take to finish after a stop signal. Event and log streams
     end immediately, and their clients reconnect."""
     admin_key_file: Path | None = None
     """File for the first admin key, created with mode 0600. Default: `admin-key` in the data directory."""
@@ -65,15 +65,15 @@ class Settings(BaseSettings):
     oidc_issuer: str | None = None
     """OIDC issuer whose bearer tokens are accepted. Default: none; only API keys are accepted."""
     oidc_audience: str | None = None
-    """Audience that the issuer's tokens must have."""
+    """Required audience (`aud` claim) of the issuer's tokens."""
     oidc_jwks_url: str | None = None
     """URL of the issuer's JWKS. Default: taken from the issuer's `/.well-known/openid-configuration`."""
 
     key_cache_s: float = Field(10.0, gt=0)
-    """Cache lifetime of an API key, in seconds. A key revoked through another control plane may stay valid for that
-    long."""
+    """Cache lifetime of an API key, in seconds. A key revoked through another control plane may remain valid for up to
+    this time."""
     key_outage_s: float = Field(300.0, ge=0)
-    """Time in seconds for which a cached API key stays valid while the database does not respond."""
+    """Maximum time in seconds that a cached API key remains valid while the database is not responding."""
 
     webhooks_http: bool = False
     """Whether webhooks may use `http://`, which sends events unencrypted."""
@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size in MiB of the files in a request to an encoder."""
     max_bodies_mib: float | None = Field(None, gt=0)
-    """Maximum total size in MiB of request bodies and encoders' replies in memory; requests beyond it are rejected with
-    429. Default: four times the larger of the two limits above."""
+    """Maximum total size in MiB of request bodies and encoders' replies held in memory; requests beyond it are
+    rejected with 429. Default: four times the larger of `max_body_mib` and `max_upload_mib`."""
     rate_limit: str = "1200/minute"
     """Rate limit per key; requests beyond it are rejected with 429."""
     inference_rate_limit: str = "60000/minute"
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     storage_threads: int = Field(32, ge=1)
     """Maximum number of concurrent requests that read the storage root; they run in separate threads."""
     storage_timeout_s: float = Field(5.0, gt=0)
-    """Time without progress after which a request that needs the storage root fails with 503."""
+    """Time in seconds without progress after which a request that needs the storage root fails with 503."""
 
     log_format: LogFormat = "text"
     """Format of the log on stderr. json: one object per line, with the request, key, project and job as fields."""
@@ -117,9 +117,9 @@ class Settings(BaseSettings):
     reconcile_s: float = Field(1.0, gt=0)
     """Interval between reconcile steps, in seconds."""
     start_timeout_s: float = Field(600.0, gt=0)
-    """Maximum time from submission to an attempt's first heartbeat."""
+    """Maximum time in seconds from the submission of an attempt to its first heartbeat."""
     silence_s: float = Field(60.0, gt=0)
-    """Time without a heartbeat after which an attempt unknown to Ray is considered lost."""
+    """Time in seconds without a heartbeat after which an attempt that is unknown to Ray is considered lost."""
 
     @field_validator("allowed_uris", mode="before")
     @classmethod

@@ -99,8 +99,8 @@ class SpaceConfig(Section):
         dict[str, Dimension], BeforeValidator(_parse_dimensions), KeyedByConfig(lambda: TrainConfig, choices=True)
     ] = Field(default_factory=dict)
     """Custom dimensions by name: a parameter of a named space (masking.student_ratio, alignment.layers, …) or any key
-    of a training config (optim.base_lr). A list is short for `choices`. A dimension replaces a space's dimension
-    of the same name."""
+    of a training config (optim.base_lr). A list is shorthand for `choices`. A custom dimension replaces the dimension
+    of the same name in a named space."""
 
     @field_validator("dimensions")
     @classmethod
@@ -136,11 +136,11 @@ class BudgetConfig(Section):
     """Limits on a sweep. It ends when the first limit is reached; trials still running then stop at their next rung."""
 
     trials: int = Field(20, ge=1)
-    """Number of points to try, including the base config; for pbt, the size of the population."""
+    """Maximum number of points to try, including the base config; for pbt, the population size."""
     hours: float | None = Field(None, gt=0)
-    """Wall time in hours, summed over restarts and excluding downtime."""
+    """Maximum wall time in hours, summed over restarts and excluding downtime."""
     clips: int | None = Field(None, ge=1)
-    """Number of training clips, summed over all trials and seeds."""
+    """Maximum number of training clips, summed over all trials and seeds."""
 
 
 class SearchConfig(Section):

@@ -23,7 +23,7 @@ class Rung(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     fraction: float
-    """Fraction of the trial's length."""
+    """Position of the rung, as a fraction of the trial's length."""
     step: int
     score: float
     """Value of the sweep's metric, averaged over seeds."""
@@ -38,7 +38,7 @@ class Rung(BaseModel):
 
     @property
     def clips_per_s(self) -> float:
-        """Training speed of a single run."""
+        """Training speed of a single run, in clips per second."""
         seeds = max((len(by_seed) for by_seed in self.figures.values()), default=1)
         return self.clips / seeds / self.seconds if self.seconds else 0.0
 
@@ -55,7 +55,7 @@ class TrialRecord(BaseModel):
     overrides: dict[str, Any]
     """Overrides of the training config for this point, by dotted key."""
     baseline: bool = False
-    """Whether the point equals the base config of the sweep."""
+    """Whether the point equals the sweep's base config."""
     digest: str = ""
     """Digest of the resulting training config."""
     parent: int | None = None

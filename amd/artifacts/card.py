@@ -67,7 +67,7 @@ class Score(BaseModel):
     values: dict[str, float]
     """Metric values by name, such as eval/top1 in percent."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Further settings of the evaluation, such as neighbours, labels per class and the training data of a probe."""
+    """Other evaluation settings, such as neighbours, labels per class and a probe's training data."""
     run: str | None = None
     """Run that produced the score."""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))

@@ -21,12 +21,12 @@ def encoders_url(root: str) -> str:
 
 
 def encoder_folder(root: str, encoder_id: str) -> str:
-    """Return the folder of the published encoder with this id."""
+    """Return the folder of the published encoder with this ID."""
     return join(encoders_url(root), encoder_id)
 
 
 def encoder_url(root: str, id_or_url: str) -> str:
-    """Return the folder of a published encoder, given its id under the storage root, or a path or URL."""
+    """Return the folder of a published encoder, given its ID under the storage root, its path or its URL."""
     is_path = is_remote(id_or_url) or "/" in id_or_url or local_path(id_or_url).exists()
     return id_or_url if is_path else encoder_folder(root, id_or_url)
 
@@ -37,7 +37,7 @@ def load_card(url: str) -> Card:
     try:
         return Card.model_validate(read_json(path))
     except FileNotFoundError:
-        raise ConfigError([f"{url}: not a published encoder ({CARD} is missing); check the id or path"]) from None
+        raise ConfigError([f"{url}: not a published encoder ({CARD} is missing); check the ID or path"]) from None
     except (ValueError, ValidationError) as error:
         raise ConfigError([f"{path}: not a valid encoder card: {str(error).splitlines()[0]}"]) from None
 

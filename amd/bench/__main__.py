@@ -3,7 +3,7 @@
     step [--config FILE_OR_URL | --preset NAME] key=value…   measure a training step; default preset: k400-vit-b
     data [--config FILE_OR_URL | --preset NAME] key=value…   measure reading, decoding and augmentation
 
-Exit code 0: succeeded; 1: failed or stopped; 2: invalid input.
+Exit codes: 0 success, 1 failed or interrupted, 2 invalid input.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ HELP = {
 def step_figures(
     overrides: Sequence[str], preset: str | None, config: str | None, *, batch: int, steps: int
 ) -> dict[str, Any]:
-    """Measure a training step of a preset or config, on a GPU if one is available. Raises ConfigError."""
+    """Benchmark a training step for a preset or config, on a GPU if one is available. Raises ConfigError."""
     name = None if config else preset
     values = {"scaling.device": "auto", **parse_overrides(overrides)}
     resolved = load_config(TrainConfig, name, config, values, complete=False)
@@ -44,7 +44,7 @@ def data_figures(
     target: float | None,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure data loading for a preset, a config or `data.…` overrides. Default: synthetic videos.
+    """Benchmark data loading for a preset, a config or `data.…` overrides. Default: synthetic videos.
 
     Raises ConfigError.
     """

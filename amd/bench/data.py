@@ -70,8 +70,9 @@ def bench_data(
     target: float | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure `samples` samples of `data`, by default synthetic videos; `clip` defaults to 16 frames of 224x224.
+    """Time the loading of `samples` samples from `data`, which defaults to synthetic videos.
 
+    `clip` defaults to 16 frames of 224x224.
     `target`: clips per second that a training worker consumes; if given, the result recommends data.loader_workers.
     Times are medians in milliseconds: read, decode and decord per sample, augment and collate per clip.
     Rates are clips per second of CPU time on one core, measured with the loader used in training.

@@ -1,4 +1,4 @@
-"""Benchmark a training step: throughput, time per part, and the fraction of the machine's matrix-multiply rate.
+"""Benchmark a training step: throughput, time per part, and the fraction of the machine's matmul throughput.
 
 Clips are random bytes, so no data is read (see `amd.bench.data` for reading). Throughput is measured over uninterrupted
 steps; the parts are timed in separate steps, with a device synchronisation between parts. Does not import Ray.
@@ -136,9 +136,8 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def bench_step(config: TrainConfig, *, batch: int = 8, steps: int = 5, warmup: int = 2) -> dict[str, Any]:
     """Measure a training step of `batch` clips; results are medians over `steps` steps.
 
-    Returns samples/s, each part's share of the step, and the step's FLOP/s as a fraction of the machine's
-    matrix-multiply rate in the same precision. Shares refer to the synchronised step, which is slower than an
-    uninterrupted step.
+    Returns samples/s, each part's share of the step, and the step's FLOP/s as a fraction of the machine's matmul
+    throughput in the same precision. Shares refer to the synchronised step, which is slower than an uninterrupted step.
     """
     bench = StepBench(config, batch)
     for _ in range(warmup):

@@ -24,7 +24,7 @@ class TextTable(NamedTuple):
 
 
 def step_table(figures: Mapping[str, Any]) -> TextTable:
-    """Lay out the result of `bench_step`, omitting figures that were not measured."""
+    """Lay out the result of `bench_step`, omitting metrics that were not measured."""
     rows = [
         [key, f"{value:.4g}" if isinstance(value, float) else str(value)]
         for key, value in flatten(figures).items()

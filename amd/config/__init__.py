@@ -1,6 +1,6 @@
 """Frozen Pydantic models for the configs of all runs and tasks.
 
-The same JSON serves as preset, REST body and saved run config.
+The same JSON is used for presets, REST request bodies and saved run configs.
 
 Validators enforce cross-field rules, so any config that validates can be built and trained. Imports neither torch nor
 Ray, and accesses no files.

@@ -22,7 +22,7 @@ class DetectionHeadConfig(Section):
     resolution: int = Field(7, ge=1)
     """Output resolution of RoIAlign: number of cells along each side of a box."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout probability before the head."""
+    """Dropout rate applied before the head."""
     init_scale: float = Field(0.001, gt=0)
     """Scale factor for the head's initial weights, which are truncated normal with standard deviation 0.02."""
 
@@ -31,10 +31,9 @@ class DetectionDataConfig(DataConfig):
     """Annotated boxes: `train` is a CSV in AVA's layout, with the columns video, timestamp, x1, y1, x2, y2, action and
     person.
 
-    Box coordinates are fractions of the frame. `root` contains the videos, each as VIDEO.mp4 (or with another
-    extension) or as a folder VIDEO of numbered frames. Default: the folder that contains the CSV. `sampling`, `crop`
-    and `center_fraction` are ignored, because the boxes determine when and where clips
-    are taken.
+    Box coordinates are fractions of the frame. `root` (default: the folder that contains the CSV) contains the videos,
+    each as VIDEO.mp4 (or with another extension) or as a folder VIDEO of numbered frames. `sampling`, `crop` and
+    `center_fraction` are ignored, because the boxes determine when and where clips are taken.
     """
 
     frame_name: str = "{folder}_{:06}.jpg"
@@ -49,7 +48,7 @@ class DetectionDataConfig(DataConfig):
     excluded: DataLocation | None = None
     """Key frames to exclude from `val`: a CSV of video and timestamp. Default: none."""
     label_map: DataLocation
-    """Label map with the names and numbers of all annotated actions: a .pbtxt file as in AVA, numbered from 1."""
+    """Label map with the names and IDs of all annotated actions: a .pbtxt file as in AVA, with IDs starting at 1."""
     evaluated: DataLocation | None = None
     """Label map of the actions to score (AVA: 60 of 80), a .pbtxt file. Default: all actions in `label_map`."""
     fps: float | None = Field(None, gt=0)
@@ -57,7 +56,7 @@ class DetectionDataConfig(DataConfig):
     first_frame_s: float | None = None
     """Timestamp of the first frame, in seconds. Default: 0 for videos; 900 for frame folders, as in AVA."""
     short_side: int = Field(256, ge=1)
-    """Short side of the resized frames, in pixels, from which training takes random crops of clip.size."""
+    """Length of the short side to which frames are resized, in pixels; training takes random crops of clip.size."""
     jitter_out: tuple[Fraction, Fraction] = (0.2, 0.1)
     """Maximum outward shift of each side of a training box, as fractions of the box's width and height."""
     jitter_in: tuple[Half, Half] = (0.1, 0.05)
@@ -73,7 +72,7 @@ class DetectionEvaluationConfig(Section):
     """Key frames per forward pass of each worker."""
     checkpoint: TestedCheckpoint = "best"
     """Checkpoint to test and publish: the best on data.val by checkpoint.best_metric, or the last, as in the official
-    code. The best overestimates the score, because data.val is also the test set."""
+    code. Choosing the best overestimates the score, because data.val is also the test set."""
     size: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
     """Height and width, in pixels, to which whole frames are padded with the mean colour. Default: clip.size."""
     min_score: float = Field(0.8, ge=0, le=1)
@@ -88,7 +87,7 @@ class DetectionConfig(RunConfig):
     encoder: EncoderConfig = EncoderConfig()
     """Encoder to fine-tune; must match the initial weights."""
     weights: WeightsLocation | None = None
-    """Initial weights of the encoder: the id or folder of a published encoder, or a file or URI of any known layout.
+    """Initial weights of the encoder: the ID or folder of a published encoder, or a file or URI of any known layout.
     Default: random initialisation."""
     weights_license: str | None = None
     """Licence of initial weights that have no card; copied to the published encoder's card."""
@@ -97,7 +96,7 @@ class DetectionConfig(RunConfig):
     data: DetectionDataConfig
     """Training and validation annotations."""
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
-    """Optimizer."""
+    """Optimizer settings."""
     evaluation: DetectionEvaluationConfig = DetectionEvaluationConfig()
     """Evaluation during and after training."""
 

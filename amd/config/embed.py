@@ -13,7 +13,7 @@ class EmbedConfig(Section):
     """Config for embedding a data set into Parquet files. Samples are preprocessed as the card specifies."""
 
     encoder: EncoderLocation = Field(min_length=1)
-    """Published encoder: its id, folder or URL."""
+    """Published encoder: its ID, folder or URL."""
     data: DataConfig
     """Data set to embed."""
     output: OutputLocation | None = None

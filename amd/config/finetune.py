@@ -28,7 +28,7 @@ class HeadConfig(Section):
     """Whether a sample may have several labels (`path 3,17` in a list file). If so, sigmoid, binary cross-entropy and
     mAP replace softmax, cross-entropy and accuracy."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout probability before the head."""
+    """Dropout rate applied before the head."""
     init_scale: float = Field(0.001, gt=0)
     """Scale factor for the head's initial weights, which are truncated normal with standard deviation 0.02."""
 
@@ -106,7 +106,7 @@ class EvaluationConfig(Section):
     """Clips per forward pass of each worker, or the number of views per sample if that is higher."""
     checkpoint: TestedCheckpoint = "best"
     """Checkpoint to test and publish: the best on data.val by checkpoint.best_metric, or the last, as in the official
-    code. The best overestimates the score if data.val is also the test set."""
+    code. Choosing the best overestimates the score if data.val is also the test set."""
     views: ViewsConfig = ViewsConfig()
     """Views per sample in the final test."""
 
@@ -117,7 +117,7 @@ class FinetuneConfig(RunConfig):
     encoder: EncoderConfig = EncoderConfig()
     """Encoder to fine-tune; must match the initial weights."""
     weights: WeightsLocation | None = None
-    """Initial weights of the encoder: the id or folder of a published encoder, a file or URI of any known layout, or
+    """Initial weights of the encoder: the ID or folder of a published encoder, a file or URI of any known layout, or
     `timm:NAME`. Default: random initialisation."""
     weights_license: str | None = None
     """Licence of initial weights that have no card; copied to the published encoder's card."""
@@ -128,9 +128,9 @@ class FinetuneConfig(RunConfig):
     data: LabelledDataConfig
     """Training, validation and test data."""
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
-    """Optimizer."""
+    """Optimizer settings."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Validation and test."""
+    """Validation during training and the final test."""
 
     @model_validator(mode="before")
     @classmethod
@@ -162,7 +162,8 @@ class FinetuneConfig(RunConfig):
         return [*problems, *super()._problems()]
 
     def _mixing_problems(self) -> list[str]:
-        """Check that every batch has an even number of clips, because timm mixes each batch with the reversed batch."""
+        """Check that every batch has an even number of clips, because timm mixes each batch with itself in reverse
+        order."""
         min_workers, max_workers = self.scaling.workers
         share = self.optim.batch_size // max_workers
         for samples in sorted({share, min(self.micro_batch, share)}, reverse=True):

@@ -44,7 +44,7 @@ class KeyedByConfig:
     """Marks a dict that maps dotted config keys to values."""
 
     model: Callable[[], type[BaseModel]]
-    """Function that returns the config class, which may be defined later than this annotation."""
+    """Function that returns the config class, which may not yet exist when the annotation is evaluated."""
     choices: bool = False
     """Whether each value is a search dimension, whose `choices` are the config values."""
 
@@ -99,13 +99,13 @@ def replace_in_overrides(model: type[BaseModel], overrides: Mapping[str, Any], r
 def check_fixed_fields(model: type[BaseModel], field: str, changes: Mapping[str, Any], rule: str) -> None:
     """Check that dotted overrides do not change where a run writes.
 
-    `field`: config field that contains the overrides; `rule`: end of each line of the message. Raises FixedFieldError
-    with one line per rejected override, and ValueError for values that are nested too deeply.
+    `field`: config field that contains the overrides; `rule`: text that ends each line of the message. Raises
+    FixedFieldError with one line per rejected override, and ValueError for values that are nested too deeply.
     """
     fixed = []
     for key, value in changes.items():
         if _depth(key, value) > MAX_DEPTH:
-            raise ValueError(f"{field}.{key[:80]}: is nested more than {MAX_DEPTH} levels deep; reduce the nesting")
+            raise ValueError(f"{field}.{key[:80]}: nested more than {MAX_DEPTH} levels deep; reduce the nesting")
         found, collect = _collector()
         _visit_key(model, key, value, field, collect)
         written = [location.field for location in found if location.role in WRITTEN]

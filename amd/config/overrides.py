@@ -143,11 +143,11 @@ def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
 
 
 def data_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `data=…` or `data.train=… data.crop=…` into fields of a DataConfig. Raises ConfigError for other keys."""
+    """Convert `data=…` or `data.train=… data.crop=…` to fields of a DataConfig. Raises ConfigError for other keys."""
     values = {"data.train" if key == "data" else key: value for key, value in overrides.items()}
     unknown = [key for key in values if not key.startswith("data.")]
     if unknown:
-        raise ConfigError([f"{key}: only data.… is accepted without --preset or --config" for key in unknown])
+        raise ConfigError([f"{key}: only data.… keys are accepted without --preset or --config" for key in unknown])
     return {key.removeprefix("data."): value for key, value in values.items()}
 
 

@@ -45,19 +45,20 @@ class LinearConfig(Section):
     recompute the features in every epoch. image: MAE's protocol (random resized crop, flip). video: random start and
     multi-scale crop. data: the augmentation configured by data.crop, data.flip and related fields."""
     epochs: int = Field(90, ge=1)
-    """Epochs of training, for sgd and lars."""
+    """Number of training epochs with method=sgd or lars."""
     warmup_epochs: int = Field(10, ge=0)
-    """Epochs of linear warm-up, for sgd and lars."""
+    """Epochs of linear warm-up with method=sgd or lars."""
     batch_size: int | None = Field(None, ge=2)
-    """Samples per step, for sgd and lars. Default: 16384 as in MAE, or fewer so that an epoch has at least 16 steps."""
+    """Samples per step with method=sgd or lars. Default: 16384 as in MAE, or fewer so that an epoch has at least 16
+    steps."""
     base_lr: float = Field(0.1, gt=0)
     """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay, for sgd and lars."""
+    """Weight decay with method=sgd or lars."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum, for sgd and lars."""
+    """Momentum with method=sgd or lars."""
     strength: float = Field(0.1, gt=0)
-    """Inverse regularisation strength (C) of scikit-learn's logistic regression, for method=logistic."""
+    """Inverse regularisation strength (C) of scikit-learn's logistic regression; used only with method=logistic."""
 
     @model_validator(mode="after")
     def _rules(self) -> LinearConfig:
@@ -77,7 +78,7 @@ class FewShotConfig(Section):
     labels: tuple[int, ...] = Field((1, 5, 10), min_length=1)
     """Numbers of labelled samples per class; a separate probe is fitted and scored for each number."""
     draws: int = Field(5, ge=1)
-    """Random draws of labelled samples; the scores are averaged."""
+    """Number of random draws of labelled samples; scores are averaged over the draws."""
     strength: float = Field(1.0, gt=0)
     """Inverse regularisation strength (C) of scikit-learn's logistic regression."""
 
@@ -95,7 +96,7 @@ class AttentiveConfig(Section):
     """Augmentation of the training samples. none: tokens of the central view, computed once and kept in memory. All
     other choices recompute the tokens in every epoch, as in linear.augment."""
     epochs: int = Field(20, ge=1)
-    """Epochs of training."""
+    """Number of training epochs."""
     warmup_epochs: int = Field(0, ge=0)
     """Epochs of linear warm-up."""
     batch_size: int | None = Field(None, ge=1)
@@ -120,7 +121,7 @@ class ProbeConfig(Section):
     """Complete config for probing a published encoder."""
 
     encoder: EncoderLocation
-    """Published encoder: its id, folder or URL."""
+    """Published encoder: its ID, folder or URL."""
     data: ProbeDataConfig
     """Labelled data."""
     kinds: tuple[ProbeKind, ...] = Field(("knn", "linear"), min_length=1)

@@ -54,7 +54,7 @@ class RunConfig(Section):
     data: DataConfig
     """Training data."""
     optim: OptimConfig = OptimConfig()
-    """Optimizer."""
+    """Optimizer settings."""
     schedule: ScheduleConfig
     """Length and learning rate schedule of the run."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 
 def as_pair(value: object) -> object:
-    """Expand a single integer to a pair; return other values unchanged, for validation."""
+    """Expand a single integer to a pair; other values are returned unchanged and validated afterwards."""
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -71,9 +71,9 @@ class ClipConfig(Section):
     sampling_rate_frames: int = Field(4, ge=1)
     """Distance between consecutive frames of a clip, in frames of the source video."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the R, G and B values in [0, 1], subtracted from the pixels."""
+    """Per-channel (RGB) mean of pixel values in [0, 1], subtracted from the pixels."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of the R, G and B values in [0, 1]; pixels are divided by it."""
+    """Per-channel (RGB) standard deviation of pixel values in [0, 1]; pixels are divided by it."""
 
     @model_validator(mode="after")
     def _divisible(self) -> ClipConfig:
@@ -241,7 +241,7 @@ class StudentConfig(Section):
 
 
 def _recipe() -> type[BaseModel]:
-    """Return the config class of teacher presets, imported late because it depends on this module."""
+    """Return the config class for teacher presets, imported lazily because its module imports this one."""
     from amd.config.train import TrainConfig
 
     return TrainConfig
@@ -253,7 +253,7 @@ class TeacherConfig(Section):
     encoder: EncoderConfig = EncoderConfig(size="L")
     """Teacher encoder; must match the teacher's weights."""
     weights: WeightsLocation | None = None
-    """Source of the teacher's weights: a file or URI (official checkpoint or safetensors), `timm:NAME`, or the id or
+    """Source of the teacher's weights: a file or URI (official checkpoint or safetensors), `timm:NAME`, or the ID or
     folder of a published encoder."""
     preset: str | None = None
     """Preset with objective.kind=mae that trains the teacher before the student; the trained teacher is cached and
@@ -280,7 +280,7 @@ class TeacherConfig(Section):
             both = "both are set" if self.weights else "neither is set"
             raise ValueError(
                 f"teacher.weights and teacher.preset: {both}; set exactly one: weights to load (a file, a URI, "
-                "timm:NAME or an encoder id) or a preset to train first"
+                "timm:NAME or an encoder ID) or a preset to train first"
             )
         if self.overrides and self.preset is None:
             raise ValueError(
@@ -316,7 +316,7 @@ class MaskConfig(Section):
         return self
 
     def hidden_cells(self, ratio: float, cells: int) -> int:
-        """Return the number of cells out of `cells` that a ratio hides, rounded down as in the official code."""
+        """Return how many of `cells` cells are hidden at the given ratio, rounded down as in the official code."""
         return int(ratio * cells)
 
 

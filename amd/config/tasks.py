@@ -29,7 +29,7 @@ class TaskConfig(Section):
 
 
 def encoder_id(weights: str) -> str:
-    """Return the default id for imported weights, derived from their file name."""
+    """Return the default ID for imported weights, derived from their file name."""
     name = PurePosixPath(weights.removeprefix("timm:").rstrip("/")).name
     stem = re.sub(r"\.(pth|pt|bin|safetensors|tar)$", "", name)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-._")[:200] or "imported"
@@ -45,7 +45,7 @@ class ThirdPartyWeights(Section):
     weights: WeightsLocation = Field(min_length=1)
     """Weights to import: a file, folder or URL of any known layout, or timm:NAME."""
     id: str = Field(default_factory=_default_id, max_length=200)
-    """ID of the published encoder. Default: the file name of the weights."""
+    """ID of the published encoder. Default: derived from the file name of the weights."""
     size: str | None = None
     """Name of a standard encoder: S, B, L, H, demo-student or demo-teacher. Default: inferred from the weights."""
     heads: int | None = Field(None, ge=1)
@@ -65,9 +65,9 @@ class ThirdPartyWeights(Section):
     positions: Positions | None = None
     """Position embedding that the weights were trained with."""
     mean: tuple[float, float, float] | None = None
-    """Mean of the R, G and B values in [0, 1], subtracted from the pixels."""
+    """Per-channel (RGB) mean of pixel values in [0, 1], subtracted from the pixels."""
     std: tuple[float, float, float] | None = None
-    """Standard deviation of the R, G and B values in [0, 1]; pixels are divided by it."""
+    """Per-channel (RGB) standard deviation of pixel values in [0, 1]; pixels are divided by it."""
     interpolation: Interpolation | None = None
     """Interpolation used to resize frames."""
     license: str | None = Field(None, max_length=100)
@@ -101,7 +101,7 @@ class ExportConfig(TaskConfig):
     """Config for exporting a published encoder to another format."""
 
     encoder: EncoderLocation = Field(min_length=1)
-    """Published encoder: its id, folder or URL."""
+    """Published encoder: its ID, folder or URL."""
     format: ExportFormat = "huggingface"
     """Export format."""
     output: OutputLocation | None = None
@@ -120,19 +120,19 @@ class PrepareConfig(TaskConfig):
     gop: int = Field(12, ge=1)
     """Distance between key frames of a video, in frames."""
     crf: int = Field(23, ge=0, le=51)
-    """Constant rate factor of H.264; higher values give smaller files of lower quality."""
+    """Constant rate factor of H.264; higher values mean smaller files and lower quality."""
     frame_rate: float | None = Field(None, gt=0)
     """Frame rate of the prepared videos, in frames per second. Default: the frame rate of the source."""
     quality: int = Field(90, ge=1, le=100)
     """JPEG quality of images."""
     segment_s: float | None = Field(None, gt=0)
-    """Cut videos into samples of about this many seconds. Default: one sample per video."""
+    """Approximate duration of the samples that each video is cut into, in seconds. Default: one sample per video."""
     shard_mib: int = Field(128, ge=1)
-    """Size of a shard, in MiB."""
+    """Approximate size of each shard, in MiB."""
     workers: int = Field(2, ge=1)
     """Number of processes that decode and encode samples."""
     limit: int | None = Field(None, ge=1)
-    """Number of samples to prepare, from the start of the data set. Default: all."""
+    """Maximum number of samples to prepare, starting with the first sample in the data set. Default: all samples."""
     sample_timeout_s: float = Field(600.0, gt=0)
     """Seconds allowed to decode and encode one sample."""
 

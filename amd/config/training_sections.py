@@ -35,7 +35,7 @@ class DataConfig(Section):
     format: DataFormat = "auto"
     """Layout of the data; auto detects it from the path and its contents."""
     root: DataLocation = ""
-    """Base folder of relative paths in list files. Default: the folder that contains the list file."""
+    """Base folder for relative paths in list files. Default: the folder that contains the list file."""
     frame_name: str = "img_{:05}.jpg"
     """Format string for frame file names in frame folders; frame numbers start at 1."""
     sampling: FrameSampling = "strided"
@@ -82,10 +82,10 @@ class DataConfig(Section):
     """Minimum share of a damaged video's frames that must decode with damage=tolerant; otherwise the video counts as
     bad. For a truncated video, the share refers to the frames that the file contains."""
     retries: int = Field(3, ge=0, le=20)
-    """Retries of a failed read from remote storage."""
+    """Maximum number of retries after a failed read from remote storage."""
     read_ahead_mib: int = Field(64, ge=0, le=65_536)
-    """Remote data that each data loader process fetches in advance, in MiB, so that decoding does not wait for storage.
-    0: each file is fetched when it is needed."""
+    """Amount of remote data that each data loader process fetches in advance, in MiB, so that decoding does not wait
+    for storage. 0: each file is fetched when it is needed."""
     cache_dir: CacheLocation | None = None
     """Local cache folder for remote files; the least recently used files are evicted. Default: no cache."""
     cache_limit_mib: int = Field(10_240, ge=1)
@@ -161,7 +161,8 @@ class ScheduleConfig(Section):
             raise ValueError(f"schedule.warmup_epochs={self.warmup_epochs} must not be above epochs={self.epochs}")
         if self.steps is not None and (self.warmup_steps or 0) > self.steps:
             raise ValueError(
-                f"schedule.warmup_steps={self.warmup_steps} must not be above steps={self.steps}: set them together"
+                f"schedule.warmup_steps={self.warmup_steps} must not be above steps={self.steps}; lower warmup_steps, "
+                "or raise steps"
             )
         return self
 
@@ -178,13 +179,13 @@ class CheckpointConfig(Section):
     """Schedule and retention of checkpoints."""
 
     every_steps: int | None = Field(None, ge=1)
-    """Optimizer steps between checkpoints. Default: checkpoints do not depend on the number of steps."""
+    """Optimizer steps between checkpoints. Default: no checkpoints at step intervals."""
     every_minutes: float | None = Field(15.0, gt=0)
     """Minutes between checkpoints, in addition to every_steps; whichever comes first triggers a checkpoint."""
     keep_last: int = Field(2, ge=1)
     """Number of most recent checkpoints to keep."""
     keep_best: int = Field(0, ge=0)
-    """Number of checkpoints with the best value of best_metric to keep, in addition to keep_last."""
+    """Number of checkpoints with the best values of best_metric to keep, in addition to keep_last."""
     best_metric: str = "loss/total"
     """Metric that ranks checkpoints, as named in the run's metrics. Lower is better for losses, higher for all other
     metrics."""
@@ -217,7 +218,7 @@ class ScalingConfig(Section):
     """Training workers (DDP ranks): a number, or [min, max] for an elastic run, which adapts gradient accumulation to
     keep the batch size and learning rate constant."""
     device: Device = "auto"
-    """Device of the workers; auto uses a GPU if one is available."""
+    """Device for the workers; auto uses a GPU if one is available."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray reserves per worker."""
     threads_per_worker: int | None = Field(None, ge=1)

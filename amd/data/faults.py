@@ -52,14 +52,14 @@ class LoaderCrash(RuntimeError):
 
 
 class SampleLedger(Generic[S]):
-    """Faulty samples of a run, each recorded once. A resumed run starts with the samples recorded before the resume."""
+    """Faulty samples of a run, each recorded once. A resumed run starts with the samples recorded earlier."""
 
     def __init__(self, known: Iterable[S] = ()) -> None:
         self._samples: dict[int, S] = {}
         self.add(known)
 
     def add(self, samples: Iterable[S]) -> list[S]:
-        """Record samples; return those not recorded before, in order."""
+        """Record samples; return the samples that had not been recorded before, in order."""
         new = []
         for sample in samples:
             if sample["record"] not in self._samples:

@@ -51,7 +51,7 @@ class PrepareReport(BaseModel):
     bytes_written: int = 0
     frames: int = 0
     shards_missing: int = 0
-    """Number of shards that other parts have not completed yet; all other figures cover only the complete shards."""
+    """Number of shards that other parts have not completed yet; all other counts cover only the complete shards."""
     seconds: float = 0.0
     bad: list[dict[str, Any]] = Field(default_factory=list)
     """Record, location and reason of each skipped sample."""
@@ -93,11 +93,12 @@ def prepare(
 ) -> PrepareReport:
     """Write `data` to tar shards under `output_url`.
 
-    `limit`: number of samples to prepare, from the start of the data set. `segment_s`: cut videos into samples of about
-    this many seconds. `part`: "k/n" writes every n-th shard, starting with the k-th; n calls, possibly on different
-    machines, write all shards. `progress(done, total)` is called with record counts after each shard of this part.
-    Raises ManifestError if the data cannot be read, the output belongs to another preparation, or the samples are frame
-    folders (already small files), and ConfigError for an invalid part.
+    `limit`: maximum number of samples to prepare, starting with the first. `segment_s`: approximate duration of the
+    samples that videos are cut into, in seconds. `part`: "k/n" writes every n-th shard, starting with the k-th; n
+    calls, possibly on different machines, write all shards. `progress(done, total)` is called with record counts after
+    each shard of this part.
+    Raises ManifestError if the data cannot be read, the output was prepared from different data or settings, or the
+    samples are frame folders (already small files), and ConfigError for an invalid part.
     """
     first, parts = _parse_part(part)
     started = time.monotonic()
@@ -147,7 +148,7 @@ def prepare(
 def _parse_part(part: str) -> tuple[int, int]:
     first, separator, parts = part.partition("/")
     if not (separator and first.isdecimal() and parts.isdecimal() and 1 <= int(first) <= int(parts)):
-        raise ConfigError([f"part={part}: must be K/N with 1 <= K <= N, e.g. 2/4 for the second of four"])
+        raise ConfigError([f"part={part}: must be K/N with 1 <= K <= N, e.g. 2/4 for the second of four parts"])
     return int(first), int(parts)
 
 

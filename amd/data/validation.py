@@ -37,7 +37,7 @@ class DataReport(BaseModel):
     url: str
     samples: int
     kinds: dict[str, int]
-    """Number of checked samples of each kind."""
+    """Number of checked samples, by kind."""
     labelled: int
     classes: int
     """Number of distinct labels."""

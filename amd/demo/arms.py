@@ -76,7 +76,8 @@ def direct_only(plan: DemoPlan) -> TrainConfig:
 
 
 def finetuned(plan: DemoPlan, arm: str, weights: str | None, test: str) -> FinetuneConfig:
-    """Return the config that fine-tunes an arm's encoder (None: random weights) on few labels, scored on `test`."""
+    """Return the config for fine-tuning an arm's encoder (None: random weights) on a few labels and scoring it on
+    `test`."""
     key = plan.modality.key
     common = {"seed": plan.seed, "storage": plan.storage, "weights": weights, "data.test": test}
     shared = {name: value for name, value in plan.overrides.items() if name in FINETUNE_OVERRIDES}

@@ -1,4 +1,4 @@
-"""The demo: train a teacher and its students on digits, probe them on held-out digits, print a table and pictures.
+"""The demo: train a teacher and its students on digits, probe them on held-out digits, print a table and save images.
 
 The demo uses the same components as real runs: files on disk, readers and published encoders. The caller chooses how
 runs are executed (`Runner`): one after another in this process, or as service jobs. An interrupted demo can be resumed,
@@ -38,7 +38,7 @@ Runner = Callable[[Sequence[TrainConfig | FinetuneConfig]], list[RunResult]]
 
 
 class DemoFailed(Exception):
-    """Raised when a run of the demo does not succeed."""
+    """Raised when a demo run does not succeed."""
 
 
 def run_demo(

@@ -50,7 +50,7 @@ class DemoScores:
         folder: str | None = None,
         picture: str | None = None,
     ) -> None:
-        """Score the encoder of one arm and seed. `folder`: folder of the encoder, whose card receives the scores."""
+        """Score the encoder of one arm and seed. `folder`: the encoder's folder; its card receives the scores."""
         figures = self._probe(key, embed(encoder, clip, self.train.clips), embed(encoder, clip, self.test.clips))
         if folder is not None:
             add_scores(folder, self._card_scores(figures))

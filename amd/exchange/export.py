@@ -53,7 +53,7 @@ class ExportReport(BaseModel):
 
 
 def export(url: str, format: Format, output: str) -> ExportReport:
-    """Export the published encoder in the folder `url` to `output`: a folder for timm and huggingface, else a file.
+    """Export the published encoder in folder `url` to `output`: a folder for timm and huggingface, otherwise a file.
 
     A JSON file next to it describes the input and output. Raises ConfigError if the format cannot represent the
     encoder, `output` exists or has the wrong suffix, or the reloaded export produces a different output.

@@ -41,8 +41,8 @@ def import_encoder(config: ImportConfig) -> Imported:
     """Publish `config.weights` (anything `open_source` accepts) as the encoder `config.id` under the storage root.
 
     Idempotent: repeating an import returns the encoder that the first import published. Raises ConfigError if the
-    weights cannot be read or do not fit, a required value can be neither inferred nor guessed, or the id
-    belongs to another encoder.
+    weights cannot be read or do not fit, a required value can be neither inferred nor guessed, or the ID belongs to
+    another encoder.
     """
     weights, root, id = config.weights, resolve_root(config.storage), config.id
     url = encoder_folder(root, id)
@@ -73,7 +73,7 @@ def import_encoder(config: ImportConfig) -> Imported:
     if exists(join(url, CARD)):  # perhaps by an earlier attempt of this job that ended before it reported success
         found = load_card(url)
         if _comparable(found) != _comparable(serialize_encoder(encoder, card, head, decoder)[0]):
-            raise ConfigError([f"id={id}: another encoder is already published with this id; pass a different --id"])
+            raise ConfigError([f"id={id}: another encoder is already published with this ID; pass a different --id"])
         return Imported(found, url, notes)
     return Imported(save_encoder(url, encoder, card, head, decoder), url, notes)
 

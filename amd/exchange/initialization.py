@@ -53,9 +53,9 @@ def load_starting_point(
 ) -> StartingPoint:
     """Initialise an encoder from weights, in place.
 
-    `weights`: the id or folder of a published encoder, a file or URI of any known layout, a Hugging Face folder, or
-    `timm:NAME`. `section`: config section of the encoder, for error messages. Without `final_norm` the last norm keeps
-    its own initialisation.
+    `weights`: the ID or folder of a published encoder, a file or URI of any known layout, a Hugging Face folder, or
+    `timm:NAME`. `section`: config section of the encoder, for error messages. If `final_norm` is false, the last norm
+    keeps its initial values.
     Raises ConfigError listing every mismatch.
     """
     return fill_from(encoder, open_source(weights, storage, clip), clip, section=section, final_norm=final_norm)
@@ -149,7 +149,10 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, section: str)
 
 
 def _kind_without_table(source: Source) -> Positions | None:
-    """Return the kind of fixed position embeddings for weights without a table: from the card, else sincos_1d."""
+    """Return the kind of position embeddings for weights without a position table, or None if unknown.
+
+    Read from the card if there is one; sincos_1d for third-party weights.
+    """
     if source.card:
         return source.card.encoder.positions
     return None if source.is_ours else "sincos_1d"

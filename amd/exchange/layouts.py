@@ -38,7 +38,7 @@ class Translated(NamedTuple):
 
 
 def translate(state: Mapping[str, Tensor], layouts: Sequence[Layout]) -> Translated:
-    """Translate third-party weights to the keys of `Student`; parts that are not in the file stay absent.
+    """Translate third-party weights to the keys of `Student`; parts missing from the file are omitted from the result.
 
     Raises ConfigError if the keys match no layout.
     """

@@ -48,7 +48,8 @@ def load_teacher(config: TrainConfig) -> Teacher:
 def match_position_grid(encoder: Encoder, origin: tuple[int, int] | None, section: str) -> list[str]:
     """Interpolate the 2-D position table, as MAE does, if the weights were trained with another grid (`origin`).
 
-    Returns the problems: a mismatch if the config specifies a position grid other than `origin`, else none.
+    Returns a list of problems: one mismatch if the config specifies a position grid other than `origin`, otherwise
+    empty.
     """
     config, own = encoder.config, (encoder.grid.height, encoder.grid.width)
     if origin is None or config.positions != "sincos_2d" or origin == (config.position_grid or own):
@@ -68,7 +69,7 @@ def load_encoder_state(
     field: str = "weights",
     section: str = "encoder",
 ) -> None:
-    """Load an encoder from a state dict of any known layout, in place; `name` is its source in error messages.
+    """Load an encoder from a state dict of any known layout, in place; `name` identifies its source in error messages.
 
     `intermediates_only`: also accept a fine-tuned state without a final norm, because a teacher's features are taken
     between blocks, and accept a learned position table, which then replaces ours.

@@ -68,7 +68,7 @@ class _Placeholder:
 
 
 def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
-    """Read the state dict of a weight file or folder, on the CPU, with wrapper prefixes removed from the keys.
+    """Read the state dict from a weights file or folder onto the CPU, with wrapper prefixes removed from the keys.
 
     `url`: a safetensors or torch file, or a folder that contains one, at any fsspec URL.
     `field`: config field to report in error messages.
@@ -115,7 +115,9 @@ def _file_of(url: str, field: str) -> str:
     except Exception as error:  # each backend raises its own exceptions
         raise _unreadable(url, field, error) from None
     if "mp_rank_01_model_states.pt" in names:
-        raise ConfigError([f"{field}={url}: split across model-parallel ranks; merge them into one file first"])
+        raise ConfigError(
+            [f"{field}={url}: the weights are split across model-parallel ranks; merge them into one file"]
+        )
     for name in FOLDER_FILES:
         if name in names:
             return join(url, name)
@@ -212,7 +214,7 @@ def _unwrap(content: Any, url: str, field: str) -> dict[str, Tensor]:
 
 
 def _tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the dense tensors of a mapping by name, detached."""
+    """Return the dense tensors in a mapping, detached and keyed by name."""
     return {
         key: value.detach()
         for key, value in values.items()

@@ -111,7 +111,8 @@ def license_of(weights: str, storage: str | None, *, field: str = "weights") -> 
 
 
 def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, section: str) -> list[str]:
-    """List mismatches that shapes do not reveal: heads, pixel normalisation, the base of fixed position embeddings.
+    """List mismatches that shapes do not reveal: number of heads, pixel normalisation, base of fixed position
+    embeddings.
 
     `section`: config section of the encoder, for error messages.
     """
@@ -132,7 +133,8 @@ def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, sec
 
 
 def to_student(state: Mapping[str, Tensor]) -> Translated:
-    """Translate third-party weights to the keys of `Student`; parts that are not in the file stay absent."""
+    """Translate third-party weights to the keys of `Student`; parts missing from the file are omitted from the
+    result."""
     return translate(state, (*OFFICIAL, *HUGGING_FACE))
 
 
@@ -159,13 +161,13 @@ def translated_state(state: State, url: str, *, field: str = "weights") -> Trans
 
 
 def listed(keys: list[str]) -> str:
-    """Join the first few keys and count the remaining ones."""
+    """Join the first few keys, followed by the number of omitted keys."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(keys[:SHOWN]) + more
 
 
 def _published_head(url: str, field: str) -> State:
-    """Read the head of a published encoder under the keys of a classifier."""
+    """Read a published encoder's head and return it under a classifier's keys."""
     path = join(url, HEAD)
     return (
         {f"classifier.head.{key}": tensor for key, tensor in read_state(path, field=field).items()}

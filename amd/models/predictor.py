@@ -73,7 +73,8 @@ class Decoder(Predictor):
 
 
 class Generator(Predictor):
-    """Predicts teacher features; the width of the blocks may differ from the teacher's, but is equal in AMD."""
+    """Predicts teacher features. Its blocks may be narrower or wider than the teacher; in AMD, both have the same
+    width."""
 
     def __init__(
         self, encoder: EncoderConfig, grid: TokenGrid, teacher_width: int, width: int, depth: int, heads: int

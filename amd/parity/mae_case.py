@@ -1,4 +1,4 @@
-"""Replay of the official MAE with our student trained without a teacher.
+"""Replay of the official MAE with our student, without a teacher.
 
 The official decoder predicts all tokens and computes the loss on the masked ones. Our decoder normally predicts only
 masked tokens; here it also predicts the visible ones, so that the whole golden prediction is compared.

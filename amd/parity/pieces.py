@@ -1,4 +1,4 @@
-"""Checks of the smaller golden files: position tables, schedules, parameter groups, masks, sampling, crops, views.
+"""Checks for the smaller golden files: position tables, schedules, parameter groups, masks, sampling, crops, views.
 
 Each check reads one file and adds rows to the report. Official random draws come from NumPy's and Python's generators
 and are regenerated here from their seeds.
@@ -34,7 +34,7 @@ Check = Callable[[Path, ParityReport], None]
 
 
 def guarded(name: str, check: Check, folder: Path, report: ParityReport) -> None:
-    """Run a check; report a file that violates its layout as a failure instead of raising."""
+    """Run a check; report a file with an invalid layout as a failure instead of raising."""
     try:
         check(folder, report)
     except ConfigError as error:

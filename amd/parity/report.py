@@ -20,7 +20,7 @@ class ParityRow(NamedTuple):
     name: str
     verdict: Verdict
     deviation: float | None = None
-    """Largest absolute deviation, or the relative L2 deviation of a gradient."""
+    """Largest absolute deviation; for a gradient, the relative L2 deviation."""
     tolerance: float | None = None
     used: float | None = None
     """Deviation as a fraction of the tolerance."""

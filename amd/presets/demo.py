@@ -110,7 +110,10 @@ def demo_image_mae() -> TrainConfig:
 
 
 def demo_image_amd() -> TrainConfig:
-    """AMD of the same student, aligning middle and last blocks: 500 steps, batch size 32; about 20 s plus teacher."""
+    """AMD pre-training of the same student on the digits: 500 steps, batch size 32; about 20 s, excluding the teacher.
+
+    Aligns the middle and last blocks.
+    """
     return _distilled(IMAGE, 500, "demo-image-teacher", layers=_pairs((2, 3), (4, 6)))
 
 
@@ -125,7 +128,7 @@ def demo_video_mae() -> TrainConfig:
 
 
 def demo_video_amd() -> TrainConfig:
-    """AMD of the same student on the clips: 150 steps, batch size 64; about 15 s plus teacher.
+    """AMD pre-training of the same student on the clips: 150 steps, batch size 64; about 15 s, excluding the teacher.
 
     Aligns the middle and last blocks, where the teacher's nearest-neighbour accuracy is highest (43 %; 36 % after block
     1). Direct alignment has weight 10, because normalised targets keep its loss at a tenth of the other terms.

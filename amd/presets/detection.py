@@ -1,4 +1,4 @@
-"""Action detection presets for AVA 2.2, a transfer task of the paper. Torch-free.
+"""Action detection presets for AVA 2.2, a transfer task from the paper. Torch-free.
 
 Values that neither the paper nor its code states are marked "our default".
 """

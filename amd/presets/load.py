@@ -36,9 +36,9 @@ INSTEAD_OF_WEIGHTS = {
 def load_config(
     kind: type[C], preset: str | None, url: str | None, overrides: Mapping[str, Any], *, complete: bool = True
 ) -> C:
-    """Return the config of a run: a preset or a file (JSON or YAML, path or fsspec URL), with dotted overrides.
+    """Load a run's config from a preset or a file (JSON or YAML, path or fsspec URL), and apply dotted overrides.
 
-    Raises ConfigError; with `complete`, also if the user has not set a required value.
+    Raises ConfigError for an invalid config and, if `complete` is set, for a required value that is not set.
     """
     if (preset is None) == (url is None):
         raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
@@ -68,7 +68,7 @@ def find_preset(kind: type[C], name: str) -> Preset[C]:
 
 
 def read_config_file(url: str, option: str = "--config", expected: str = "the sections of a run") -> dict[str, Any]:
-    """Read the values of a JSON or YAML file, path or fsspec URL, without validation.
+    """Read the values from a JSON or YAML file, given by path or fsspec URL, without validating them.
 
     `option` and `expected`: command-line option and expected content, for error messages.
     Raises ConfigError.

@@ -79,7 +79,7 @@ class UploadError(RunError):
 
 
 class Stalled(RunError):
-    """Raised when a worker makes no progress for scaling.stall_timeout_s. Retryable."""
+    """Raised when a worker has made no progress for scaling.stall_timeout_s. Retryable."""
 
     reason: Reason = "stalled"
 
@@ -113,7 +113,7 @@ _NODE_DRAINED = "node was terminated expectedly"
 
 
 def classify_failure(errors: Iterable[BaseException]) -> Verdict:
-    """Classify a failed attempt by the errors of its workers. The most specific error decides.
+    """Classify a failed attempt by its workers' errors. The most specific error decides.
 
     A rank that raises, or a lost node, breaks the collectives of all other ranks; those errors are ignored if there is
     a more specific one.
@@ -194,6 +194,6 @@ class Budgets:
         return allowed
 
     def describe(self, budget: Budget, unit: str = "step") -> str:
-        """Describe the last failure, such as `infrastructure failure 1 of 3 since step 40`."""
+        """Describe the last failure, for example `infrastructure failure 1 of 3 since step 40`."""
         since = f"{unit} {self.step}" if self.step else "the start"
         return f"{budget} failure {self.spent[budget]} of {self.limit(budget)} since {since}"

@@ -1,4 +1,4 @@
-"""Ensure one writer per run, with a lease file that identifies the training process and is renewed while it runs.
+"""Ensure that a run has only one writer, using a lease file that identifies the writer and is renewed while it runs.
 
 Two processes training the same run would overwrite each other's checkpoints. The file is created only if it does not
 exist (exclusively on disk, by a conditional put on S3). A lease expires if it is not renewed for `STALE_S`, or if its
@@ -111,7 +111,7 @@ class Lease:
 
 
 def _ray_submission() -> str | None:
-    """Return the ID of the `ray job submit` job that runs this process; None if there is none."""
+    """Return the ID of the `ray job submit` job that this process belongs to, or None."""
     try:
         metadata = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]
         return str(metadata["job_submission_id"])
@@ -120,7 +120,7 @@ def _ray_submission() -> str | None:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return the start time of a process, to detect reused PIDs; None if unknown."""
+    """Return the start time of a process, which reveals a reused PID, or None if the time is unknown."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]

@@ -1,4 +1,4 @@
-"""The ranks of a run: gradient averaging, collectives, and the signals they exchange after every step.
+"""Communication between the ranks of a run: gradient averaging, collectives, and signals exchanged after every step.
 
 A single rank does not communicate. Uses torch.distributed; does not import Ray.
 """
@@ -99,7 +99,7 @@ class ProcessGroup:
         return model.no_sync() if quiet and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, in place, on the device."""
+        """Sum a tensor over ranks, in place and on its device."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
@@ -134,7 +134,7 @@ class ProcessGroup:
 
 
 def _picklable(error: Exception | None) -> Exception | None:
-    """Return the error if other processes can unpickle it, else a RuntimeError with its text."""
+    """Return the error if other processes can unpickle it, else a RuntimeError with the same message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,4 +1,4 @@
-"""Run an attempt on one of several ranks, for any launcher: set up the rank's threads, process group and log."""
+"""Run an attempt on one of several ranks, with any launcher: set up its threads, process group and log."""
 
 from __future__ import annotations
 

@@ -42,13 +42,13 @@ class RunResult(BaseModel):
     encoder_folder: str | None = None
     """Folder of the published encoder; set only if the run succeeded."""
     steps: int = 0
-    """Completed optimizer steps."""
+    """Number of completed optimizer steps."""
     seconds: float = 0.0
     """Wall time of this call, including checks and publishing."""
     figures: dict[str, float] = {}
     """Last logged metrics: losses, learning rate, speed."""
     restarts: dict[str, int] = {}
-    """Number of restarts during this call, by the reason for the failure."""
+    """Number of restarts during this call, keyed by failure reason."""
 
     @property
     def exit_code(self) -> int:
@@ -62,7 +62,7 @@ class RunSpec:
     run_id: str
     root: str
     config: dict[str, Any]
-    """Resolved config, in which the teacher is specified by weights."""
+    """Resolved config, in which `teacher.weights` is set and `teacher.preset` is not."""
     data_digest: str
     until: int | None = None
     """Step after which the run saves a checkpoint and pauses; None trains to the end."""
@@ -92,7 +92,7 @@ def spec_of(
     until: int | None = None,
     parent: tuple[str, int] | None = None,
 ) -> RunSpec:
-    """Build the spec for workers. Makes local paths absolute, since Ray workers start in other folders."""
+    """Build the spec for workers. Makes local paths absolute, because Ray workers run in other working directories."""
     values = replace_locations(type(config), config.model_dump(mode="json"), _absolute)
     values = validate(type(config), {**values, "storage": root}).model_dump(mode="json")
     return RunSpec(run_id, root, values, data_digest, until, parent)

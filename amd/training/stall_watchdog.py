@@ -1,4 +1,4 @@
-"""Detect a rank that makes no progress, and report the stack traces of the rank and its loader processes.
+"""Detect a rank that is making no progress, and report the stack traces of the rank and its loader processes.
 
 Runs in a separate thread, because the training thread itself is blocked in a collective, a read or a library call.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Set `stop` on SIGTERM and SIGINT while the context is active; a second SIGINT interrupts immediately.
+    """Context manager that sets `stop` on SIGTERM and SIGINT; a second SIGINT interrupts immediately.
 
     Python handles signals only in the main thread; elsewhere `stop` is never set by a signal.
     """

@@ -161,7 +161,7 @@ def _write(path: Path, secret: Secret) -> None:
 
 @contextmanager
 def _exclusive(engine: Engine) -> Iterator[Session]:
-    """Open a transaction that blocks changes to keys in all replicas, so that counts stay valid until it ends."""
+    """Open a transaction that prevents all replicas from changing keys, so that key counts stay valid within it."""
     with Session(engine) as session, session.begin():
         if engine.dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
             session.execute(text("LOCK TABLE keys IN SHARE ROW EXCLUSIVE MODE"))

@@ -1,7 +1,7 @@
 """Authentication and authorization of requests, by API key or by bearer token from a configured OIDC issuer.
 
 Every credential arrives as `Authorization: Bearer …`. Keys are cached, so that callers can be identified while the
-database does not respond; a revoked key stays valid for at most AMD_KEY_CACHE_S. `middleware` identifies the caller
+database is not responding; a revoked key stays valid for at most AMD_KEY_CACHE_S. `middleware` identifies the caller
 before a body is read; routes declare the scope they need with Inferrer, Reader, Submitter or Admin. Keys are created in
 `api_keys`.
 """
@@ -52,11 +52,11 @@ class Principal(NamedTuple):
     """Time at which the key or token expires; None if it never expires."""
 
     def allowed(self, scope: Scope) -> bool:
-        """Whether one of the caller's scopes includes this one."""
+        """Whether one of the caller's scopes includes the given scope."""
         return any(scope in SCOPES[: SCOPES.index(own) + 1] for own in self.scopes)
 
     def require(self, scope: Scope) -> None:
-        """Raise Forbidden unless one of the caller's scopes includes this one."""
+        """Raise Forbidden unless one of the caller's scopes includes the given scope."""
         if not self.allowed(scope):
             own = ", ".join(sorted(self.scopes)) or "none"
             raise Forbidden(f"this requires the scope {scope!r}; your key has: {own}", needed_scope=scope)
@@ -127,9 +127,9 @@ class Authenticator:
         return self._unexpired(self._read_key(_parsed_key(credentials)))
 
     async def identify(self, authorization_header: str | None) -> Principal | Exception:
-        """Identify the caller without blocking the event loop. Returns the error if that fails.
+        """Identify the caller without blocking the event loop. Returns the error on failure.
 
-        The error may be any that `authenticate` raises, or a database error.
+        The error is any that `authenticate` raises, or a database error.
         """
         try:
             credentials = _credentials(authorization_header)
@@ -140,7 +140,7 @@ class Authenticator:
             return error
 
     def count(self, caller: Principal, state: MutableMapping[str, Any], inference: bool) -> None:
-        """Count a request against the caller's rate limit, and store the limit's status for RateLimitHeaders.
+        """Count a request against the caller's rate limit, and record its status for RateLimitHeaders.
 
         If `inference` is true, the separate rate limit for encoder requests applies. Raises TooMany.
         """
@@ -234,7 +234,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key `amd_…`, or a t
 
 
 def needs(scope: Scope) -> Any:
-    """Return a route dependency that requires this scope."""
+    """Return a route dependency that requires the given scope."""
 
     async def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
         principal: Principal | Exception = request.state.caller  # set by AuthenticationMiddleware

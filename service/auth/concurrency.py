@@ -15,7 +15,7 @@ RETRY_AFTER_S = 1.0
 
 
 class ConcurrencyLimit:
-    """A limit on concurrent requests, applied to each caller separately. Used on the event loop only."""
+    """A limit on concurrent requests, applied to each caller separately. Use only on the event loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._in_progress = limit, Counter[str]()

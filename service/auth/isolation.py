@@ -1,9 +1,9 @@
-"""Project isolation: which locations and ids a project may use.
+"""Project isolation: which locations and IDs a project may use.
 
-Under the storage root, `FOLDERS` contain the runs, jobs and encoders of every project. A request may refer only to
-those of its own project; if it refers to any others, the response is the same as if they did not exist. A location that
-may cover several runs, jobs or encoders, such as the root itself or a pattern, is rejected. Everything else under the
-root is user data, which all projects share, like the prefixes in AMD_ALLOWED_URIS.
+Under the storage root, `FOLDERS` contain the runs, jobs and encoders of every project. A request may refer only to its
+own project's runs, jobs and encoders; those of other projects are reported as nonexistent. A location that may cover
+several runs, jobs or encoders, such as the root itself or a pattern, is rejected. Everything else under the root is
+user data, which all projects share, like the prefixes in AMD_ALLOWED_URIS.
 
 Locations are compared in the canonical form of `uri_policy`, whose limits apply here too. Owners are looked up through
 the `Owners` protocol.
@@ -34,11 +34,11 @@ class Owners(Protocol):
         """Return the project of a run or job, or None if it does not exist."""
 
     def of_encoder(self, encoder_id: str) -> str | None:
-        """Return the project of an encoder, or of the job that will publish it, or None if there is neither."""
+        """Return the project of an encoder or of the job that will publish it; None if neither exists."""
 
 
 class LocationPolicy:
-    """Checks the locations and ids in a request against the URI policy and the caller's project.
+    """Checks the locations and IDs in a request against the URI policy and the caller's project.
 
     `project`: the job's project or, for requests that do not start a job, the caller's; None covers all projects.
     """
@@ -47,7 +47,7 @@ class LocationPolicy:
         self._uris, self._owners = uris, owners
 
     def check(self, field: str, value: str, project: str | None) -> None:
-        """Check a field's location or id.
+        """Check a field's location or ID.
 
         Raises UriNotAllowed, or NotFound if it refers to a run, job or encoder that does not exist in the project.
         """
@@ -61,17 +61,17 @@ class LocationPolicy:
             self._check_owner(field, value, location, project)
 
     def check_all(self, pairs: Iterable[tuple[str, str]], project: str | None) -> None:
-        """Check (field, location or id) pairs. Raises like `check` for the first pair that is not allowed."""
+        """Check (field, location or ID) pairs. Raises like `check` for the first pair that is not allowed."""
         for field, value in pairs:
             self.check(field, value, project)
 
     def check_new_encoder(self, encoder_id: str, project: str) -> None:
-        """Check the id that a project chose for a new encoder. Raises ConfigError if another project uses the id.
+        """Check the ID that a project chose for a new encoder. Raises ConfigError if another project already uses it.
 
-        All projects share one storage root, and therefore one set of ids.
+        All projects share one storage root, and therefore one ID namespace.
         """
         if self._owners.of_encoder(encoder_id) not in (None, project):
-            raise ConfigError([f"id={encoder_id}: this id is taken; choose another id"])
+            raise ConfigError([f"id={encoder_id}: this ID is already taken; choose another ID"])
 
     def _check_owner(self, field: str, value: str, location: Location, project: str) -> None:
         path = _path_below(self._uris.root, location)
@@ -99,7 +99,7 @@ def _not_found(field: str, value: str, what: str, project: str, remedy: str) -> 
 
 
 def _path_below(root: Location, location: Location) -> tuple[str, ...] | None:
-    """Return the path of a location or pattern under the root; empty if it covers the root, None if it is elsewhere."""
+    """Return a location or pattern relative to the root: empty if it covers the root, None if it is outside."""
     if (_store(root), root.host) != (_store(location), location.host):
         return None
     for part, own in zip(location.parts, root.parts, strict=False):

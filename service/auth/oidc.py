@@ -2,8 +2,8 @@
 
 A token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
 `amd_project`: its project, or `*` for all projects; a token without this claim is rejected.
-`amd_scopes`, or if it is missing OAuth's `scope`: a list or space-separated string of infer, read, submit and admin;
-other scopes are ignored.
+`amd_scopes`, or OAuth's `scope` if `amd_scopes` is missing: a list or space-separated string of infer, read, submit and
+admin; other scopes are ignored.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Issuer:
             return None
         if settings.oidc_audience is None:
             raise ValueError(
-                "AMD_OIDC_ISSUER needs AMD_OIDC_AUDIENCE: otherwise tokens for other services would be accepted"
+                "AMD_OIDC_ISSUER requires AMD_OIDC_AUDIENCE: otherwise tokens for other services would be accepted"
             )
         return cls(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
 
@@ -149,7 +149,7 @@ def _json(client: httpx.Client, url: str) -> Any:
 def _claims(claims: Mapping[str, Any]) -> Claims:
     subject, project = claims["sub"], claims.get("amd_project")
     if not _SUBJECT.fullmatch(subject):
-        raise ValueError("its subject must be 1 to 90 printable ASCII characters, without spaces")
+        raise ValueError("its subject must consist of 1 to 90 printable ASCII characters other than spaces")
     if not isinstance(project, str) or not (project == ALL_PROJECTS or _PROJECT.fullmatch(project)):
         raise ValueError("amd_project must be the name of a project, or * for all projects")
     scopes = claims["amd_scopes"] if "amd_scopes" in claims else claims.get("scope", "")

@@ -19,7 +19,7 @@ class CallerView(ApiModel):
     id: str
     """ID of the API key, or `oidc:` followed by the token's subject."""
     project: str | None
-    """Project that the caller is limited to; null if it covers all projects."""
+    """Project that the caller is limited to; null if the caller may access all projects."""
     scopes: list[Scope]
     """Scopes of the caller, including those implied by broader scopes."""
     expires_at: datetime | None
@@ -51,7 +51,7 @@ def get_caller(caller: Inferrer) -> CallerView:
 def create_console_link(request: Request, caller: Reader, response: Response) -> ConsoleLinkView:
     """The link opens the web console with the scopes and the project of the caller's API key.
 
-    It works once, within ten minutes. The session ends when the key becomes invalid.
+    The link can be used once and expires after ten minutes. The session ends when the key becomes invalid.
     """
     if caller.id.startswith(TOKEN_PREFIX):
         raise Refusal("not_possible", "links to the console require an API key, not a token; create a key first")

@@ -39,7 +39,7 @@ def is_browser_path(path: str) -> bool:
 
 
 def is_sign_in(scope: Scope, headers: Headers) -> bool:
-    """Whether the request is a sign-in with a small body, which callers without a session may send."""
+    """Whether the request is a sign-in request with a small body. Callers without a session may send such requests."""
     length = headers.get("content-length", "")
     small = length.isdecimal() and int(length) <= MAX_SIGN_IN_BYTES and "transfer-encoding" not in headers
     return bool(scope["path"] == SIGN_IN_PATH and scope["method"] == "POST" and small)
@@ -110,7 +110,7 @@ class BrowserSessions:
         return token, expires_at
 
     def redeem(self, link: str) -> str:
-        """Consume a link and return a new session's token. Raises Unauthenticated if the link was used or has
+        """Consume a link and return the token of a new session. Raises Unauthenticated if the link was used or has
         expired."""
         now = self._clock()
         with Session(self._engine, expire_on_commit=False) as session, session.begin():

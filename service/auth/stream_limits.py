@@ -39,7 +39,7 @@ class StreamLimits:
         self._open: dict[str, set[CancelScope]] = {}
 
     async def run(self) -> None:
-        """End the streams of revoked keys, until cancelled. One query checks the keys of all streams."""
+        """Run until cancelled, ending the streams of revoked keys. A single query checks the keys of all streams."""
         while True:
             await asyncio.sleep(CHECK_S)
             if not self._open:

@@ -6,7 +6,7 @@ A URI is parsed once, into scheme, host and path segments. Syntax that different
 (percent-encoding, `..`, chains, queries, user names) is rejected rather than resolved, so that every location has a
 single canonical form that can be compared.
 
-Covered: the URIs in a request and, on disks that this process can read, the current targets of links.
+Covered: the URIs in a request and, on disks that this process can read, the current targets of symlinks.
 Not covered: files that readers open on the nodes, with the nodes' permissions. A list file, folder or tar under an
 allowed prefix can refer or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who
 can write under an allowed prefix can therefore read everything that the nodes can read: grant the nodes no permissions
@@ -70,7 +70,7 @@ class UriPolicy:
 
     @property
     def root(self) -> Location:
-        """The storage root, with links resolved."""
+        """The storage root, with symlinks resolved."""
         return _resolved(self._prefixes[0])
 
     def check(self, field: str, uri: str) -> None:
@@ -78,7 +78,7 @@ class UriPolicy:
         self.resolve(field, uri)
 
     def resolve(self, field: str, uri: str) -> list[Location]:
-        """Check the URI of a config field. Returns its location and the targets of links that it matches.
+        """Check the URI of a config field. Returns its location and the targets of symlinks that it matches.
 
         Returns an empty list for a name that is not a location. Raises UriNotAllowed.
         """
@@ -108,26 +108,26 @@ def _prefix(text: str) -> Location:
         if is_remote(text):
             return _parsed(text)
         if not text.startswith(("/", "~", "file:///", "local:///")):
-            raise ValueError("it must be an absolute path or a URI")
+            raise ValueError("must be an absolute path or a URI")
     except ValueError as error:
         raise ValueError(f"AMD_STORAGE or AMD_ALLOWED_URIS contains the invalid location {text}: {error}") from None
     return _local(os.path.abspath(local_path(text)))
 
 
 def _parsed(uri: str) -> Location:
-    """Parse a URI. Raises ValueError, which states the violated rule."""
+    """Parse a URI. Raises ValueError with the violated rule as its message."""
     if len(uri) > MAX_LENGTH:
-        raise ValueError(f"it must not be longer than {MAX_LENGTH} characters")
+        raise ValueError(f"must not be longer than {MAX_LENGTH} characters")
     if not uri.isprintable():
-        raise ValueError("it must not contain non-printable characters")
+        raise ValueError("must not contain non-printable characters")
     for mark in ("\\", "%", "?", "#", "::"):
         if mark in uri:
-            raise ValueError(f"it must not contain {mark!r}; use the plain path")
+            raise ValueError(f"must not contain {mark!r}; use the plain path")
     if uri.startswith("/"):
         return Location("file", "", _parts(uri))
     found = _URI.fullmatch(uri)
     if found is None:
-        raise ValueError("it must be an absolute path, a URI, demo:NAME, timm:NAME or an encoder ID")
+        raise ValueError("must be an absolute path, a URI, demo:NAME, timm:NAME or an encoder ID")
     scheme, host, path = found["scheme"], found["host"], found["path"] or ""
     if scheme in ("file", "local"):  # amd.storage supports both
         if host:
@@ -156,17 +156,17 @@ def _is_public_name(host: str) -> bool:
 
 
 def _resolved(location: Location) -> Location:
-    """Return the location with links resolved: on a disk, any segment may be a link. Raises ValueError."""
+    """Return the location with symlinks resolved: on a local disk, any segment may be a symlink. Raises ValueError."""
     if location.scheme != "file":
         return location
     try:
         return _local(os.path.realpath(_path(location)))
     except OSError as error:
-        raise ValueError(f"it cannot be resolved on this machine: {error.strerror}") from None
+        raise ValueError(f"cannot be resolved on this machine: {error.strerror}") from None
 
 
 def _linked(location: Location) -> Iterator[Location]:
-    """Yield the targets of the links that a pattern matches.
+    """Yield the targets of the symlinks that a pattern matches.
 
     Every prefix of the pattern is expanded, because a linked folder may not contain matching files yet. If a pattern
     has a range of numbers, all its other characters are literal, as in amd.data.dataset.shards. Raises ValueError.
@@ -179,7 +179,7 @@ def _linked(location: Location) -> Iterator[Location]:
         if glob.has_magic(folder):
             found = list(islice(glob.iglob(folder, recursive=True, include_hidden=True), MAX_MATCHES + 1))
             if len(found) > MAX_MATCHES:
-                raise ValueError(f"it matches more than {MAX_MATCHES} files; use the folder that contains them")
+                raise ValueError(f"matches more than {MAX_MATCHES} files; use the folder that contains them")
             yield from (_resolved(_local(each)) for each in found if os.path.islink(each))
 
 

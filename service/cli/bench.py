@@ -27,7 +27,7 @@ def step(
     steps: Annotated[int, typer.Option(min=1, help=HELP["steps"])] = STEPS,
     as_json: AsJson = False,
 ) -> None:
-    """Measure samples/s of a training step, the time share of each part, and the fraction of peak matmul throughput."""
+    """Measure a training step: samples/s, each part's share of the time, and the fraction of peak matmul throughput."""
     figures = step_figures(overrides or [], preset, config, batch=batch, steps=steps)
     if as_json:
         print(json.dumps(figures))
@@ -46,7 +46,7 @@ def data(
     target: Annotated[float | None, typer.Option(help=HELP["target"])] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure clips/s per core of the data path and its parts, compared with plain decord on the same files.
+    """Measure clips/s per core for the data path and its parts, compared with plain decord on the same files.
 
     Without a preset, a config or data.train=…, 340x256 H.264 clips are generated first.
     """

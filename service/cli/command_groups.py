@@ -1,4 +1,4 @@
-"""Command groups: one with a default command, and the root group, which defines the order of its commands."""
+"""Typer groups: a group with a default command, and the root group, which sets the display order of its commands."""
 
 from __future__ import annotations
 

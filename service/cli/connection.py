@@ -1,4 +1,4 @@
-"""Decide which service a command uses, connect to it, and turn client failures into a message and an exit code.
+"""Decide which service a command uses, connect to it, and turn client failures into error messages and exit codes.
 
 The first of these that is available selects the service: --context, AMD_URL, AMD_CONTEXT, the current context of `amd
 login`, and the stack that `amd up` started on this machine. The client is imported on first use.
@@ -34,7 +34,7 @@ selected_context: ContextVar[str | None] = ContextVar("selected_context", defaul
 
 
 class ServiceTarget(NamedTuple):
-    """A service, and how it was selected."""
+    """A service and how it was selected."""
 
     url: str
     key: str | None
@@ -98,12 +98,12 @@ def default_project(project: str | None) -> str | None:
 
 
 def context_key(context: ServiceContext) -> str | None:
-    """Return the key of a context, from its file if it has one."""
+    """Return a context's key, which is read from its key file if it has one."""
     return read_key_file(context.key_file, "key file ") if context.key_file else context.key
 
 
 def read_key_file(path: str | Path, source: str) -> str:
-    """Return the key in a file. Exits with a message that starts with `source` if it cannot be read."""
+    """Read the key from a file. If it cannot be read, exit with a message that starts with `source`."""
     try:
         return credentials.read_key_file(path, source)
     except KeyFileError as error:

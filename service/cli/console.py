@@ -34,7 +34,7 @@ def print_secret(secret: str, note: str) -> None:
 
 
 def print_errors(problems: Sequence[str]) -> None:
-    """Print each problem on its own line of standard error."""
+    """Print each problem to standard error on a separate line."""
     for problem in problems:
         print_plain(f"error: {problem}", err)
 

@@ -70,7 +70,7 @@ def contexts_path() -> Path:
 
 
 def read_contexts() -> ContextFile:
-    """Read the context file; if it does not exist, there are no contexts. Raises ConfigError if it is invalid."""
+    """Read the context file, or return no contexts if it does not exist. Raises ConfigError if it is invalid."""
     path = contexts_path()
     try:
         return ContextFile.model_validate(yaml.safe_load(path.read_text()) or {})

@@ -25,7 +25,9 @@ from service.cli.tables import Column
 LOCAL = "local"  # name of the context of a service on this machine
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
-app = typer.Typer(cls=default_command("list"), help="List the services you logged in to, and choose the current one.")
+app = typer.Typer(
+    cls=default_command("list"), help="List the services you are logged in to, and choose the current one."
+)
 
 
 def context_names() -> list[str]:
@@ -77,7 +79,7 @@ def login(
     ] = None,
     key_file: Annotated[
         str | None,
-        typer.Option(help="File with the API key, read for each command; default: enter the key, or pipe it in."),
+        typer.Option(help="File with the API key, read for each command; default: prompt, or read standard input."),
     ] = None,
     project: Annotated[str | None, typer.Option(help="Default value of --project for this service.")] = None,
     as_json: AsJson = False,

@@ -40,7 +40,7 @@ def prepare(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert raw images or videos to indexed tar shards for fast training: smaller, with short GOPs. Resumable."""
+    """Convert raw images or videos to indexed tar shards for fast training: small files with short GOPs. Resumable."""
     from amd.data.prepare import prepare as run_prepare
 
     data = validate_config(DataConfig, {"train": source, **data_fields(parse_overrides(overrides or []))})
@@ -69,7 +69,7 @@ def validate(
 
 
 def dataset(
-    name: Annotated[str | None, typer.Argument(help="Data set to write; leave it out to list all data sets.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Data set to write; omit it to list all data sets.")] = None,
     output: Annotated[Path | None, typer.Argument(help="Output folder; must be empty or not exist yet.")] = None,
     samples: Annotated[
         int | None, typer.Option(min=2, help="Maximum number of samples per split; default: all of them.")
@@ -85,7 +85,7 @@ def dataset(
         _list_datasets(as_json)
         return
     if name not in CATALOG:
-        raise ConfigError([f"dataset {name} does not exist; data sets are {', '.join(CATALOG)}"])
+        raise ConfigError([f"dataset {name} does not exist; choose one of {', '.join(CATALOG)}"])
     if output is None:
         raise ConfigError([f"dataset {name}: specify the folder to write to, as in `amd dataset {name} FOLDER`"])
     data = CATALOG[name]

@@ -123,7 +123,7 @@ def deploy(client: Client, name: str, request: DeploymentRequest) -> None:
     client.deployments.put(name, request)
     found = client.deployments.wait(name, DEPLOY_TIMEOUT_S)
     if found.state != "healthy":
-        raise NoAnswer(f"the encoder cannot be deployed: {found.message}")
+        raise NoAnswer(f"the encoder could not be deployed: {found.message}")
 
 
 def follow(client: Client, jobs: Sequence[JobView], console: Console) -> list[JobView]:
@@ -154,7 +154,7 @@ def _update_bar(bars: Progress, row: TaskID, job: JobView) -> None:
 
 
 def _print_change(console: Console, job: JobView, previous: str) -> str:
-    """Print each new state and each completed quarter of the steps, unless bars are shown. Returns the line."""
+    """Print a line per new state or completed quarter of the steps, unless bars are shown. Returns the line."""
     progress, line = job.progress, f"{job.name}: {job.state}"
     if job.state == "running" and progress is not None and progress.steps:
         line += f", {25 * (4 * (progress.step or 0) // progress.steps)} % of {progress.steps} steps"

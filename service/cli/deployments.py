@@ -1,4 +1,4 @@
-"""Commands of `amd encoders` that deploy encoders on the service."""
+"""`amd encoders` subcommands that deploy encoders on the service."""
 
 from __future__ import annotations
 
@@ -40,8 +40,12 @@ def deploy(
     replicas: Annotated[
         str, typer.Option(help="Number of replicas, or min:max to autoscale; 0:2 scales to zero when idle.")
     ] = "1",
-    cpus: Annotated[float, typer.Option(min=0.0, help="CPUs reserved per replica, not available to jobs.")] = 0.0,
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs reserved per replica; fractions share one GPU.")] = 0.0,
+    cpus: Annotated[
+        float, typer.Option(min=0.0, help="Number of CPUs reserved per replica; jobs cannot use them.")
+    ] = 0.0,
+    gpus: Annotated[
+        float, typer.Option(min=0.0, help="Number of GPUs reserved per replica; use a fraction to share a GPU.")
+    ] = 0.0,
     dtype: Annotated[str, typer.Option(help="Precision: float32 or bfloat16.")] = "float32",
     project: Project = None,
     as_json: AsJson = False,

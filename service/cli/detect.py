@@ -1,4 +1,4 @@
-"""`amd detect`: train an action detector on a pre-trained encoder, score it by AVA's frame-mAP, and publish it."""
+"""`amd detect`: train an action detector on a pre-trained encoder, evaluate its frame-mAP on AVA, and publish it."""
 
 from __future__ import annotations
 

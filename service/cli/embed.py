@@ -1,4 +1,4 @@
-"""`amd embed`: embed single files, or a whole data set with the embeddings written to Parquet files."""
+"""`amd embed`: embed individual files, or embed a whole data set and write the embeddings to Parquet files."""
 
 from __future__ import annotations
 

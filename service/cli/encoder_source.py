@@ -1,4 +1,4 @@
-"""Locate a published encoder for a command: at the selected service, or otherwise under the storage root.
+"""Locate a published encoder for a command: on the selected service, or otherwise under the storage root.
 
 The service is used if a context or AMD_URL selects one. `--storage`, and an encoder given as a path or URL, take
 precedence; in these cases, nothing is downloaded.
@@ -26,7 +26,7 @@ SEARCHED_ENCODERS = 2000  # number of newest encoders searched for a shortened i
 
 
 def uses_service(storage: str | None) -> bool:
-    """Whether encoders are looked up at a service. `storage` is the value of --storage."""
+    """Whether encoders are looked up on a service. `storage` is the value of --storage."""
     return storage is None and configured_target() is not None
 
 
@@ -34,10 +34,10 @@ def uses_service(storage: str | None) -> bool:
 def published_encoder(
     name: str, storage: str | None, file: str | None = None, *, as_json: bool = False
 ) -> Iterator[str]:
-    """Yield the folder of an encoder, given its id, the beginning of its id, or its path or URL.
+    """Yield the folder of an encoder, given its ID, ID prefix, path or URL.
 
     If a service is used, `file`, or by default every file, is downloaded to a temporary folder, and `name` may also be
-    an alias. Raises ConfigError if the id is ambiguous. Exits if the service does not know the encoder; with `as_json`,
+    an alias. Raises ConfigError if the ID is ambiguous. Exits if the service does not know the encoder; with `as_json`,
     the error is printed as JSON.
     """
     root = resolve_root(storage)
@@ -49,18 +49,18 @@ def published_encoder(
 
 
 def stored_encoder(name: str, storage: str | None) -> str:
-    """Return the id under the storage root that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
+    """Return the ID under the storage root that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
 
     For commands that run on this machine and write next to the encoder: they use the storage root even if a service is
     selected.
-    Raises ConfigError if several ids match.
+    Raises ConfigError if several IDs match.
     """
     root = resolve_root(storage)
     return name if encoder_url(root, name) == name else stored_id(name, encoders_url(root), "encoder")
 
 
 def submitted_encoder(client: Client, name: str, project: str | None) -> str:
-    """Return the ID at the service that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
+    """Return the ID on the service that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
 
     The service verifies it when it receives the job. Raises ConfigError if several IDs match.
     """

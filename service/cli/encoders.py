@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from service.registry.schemas import EncoderView
 
 app = typer.Typer(help="Manage published encoders, their aliases and deployments.", no_args_is_help=True)
-EncoderName = Annotated[
-    str, typer.Argument(metavar="ENCODER", help="Published encoder: ID, its beginning, folder or URL.")
-]
+EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="Published encoder: ID, ID prefix, folder or URL.")]
 
 NON_COMMERCIAL_MARK = "NC"
 NO_SERVICE = "applies only to a service; select one with --context, and omit --storage"
@@ -71,7 +69,9 @@ ENCODERS: Listing[dict[str, Any]] = Listing(
 @app.command("list")
 def list_command(
     storage: Storage = None,
-    project: Annotated[str | None, typer.Option(help="Project of the encoders; applies only with a service.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project whose encoders to list; applies only with a service.")
+    ] = None,
     output: Output = "table",
     watch: Watch = False,
     as_json: AsJson = False,
@@ -155,7 +155,8 @@ def import_command(
 ) -> None:
     """Publish external weights as an encoder: official VideoMAE, MAE, MVD or AMD files, Hugging Face or timm models.
 
-    If a context or AMD_URL selects a service, a job publishes them there; --storage publishes them from this machine.
+    If a context or AMD_URL selects a service, a job on that service publishes the weights; with --storage, they are
+    published from this machine.
     """
     values = {
         "weights": weights,
@@ -256,7 +257,7 @@ def _card_facts(card: Card) -> dict[str, Any]:
 
 
 def _view_facts(view: EncoderView) -> dict[str, Any]:
-    """Return the facts from `_card_facts`, and those that only a service can provide."""
+    """Return the facts from `_card_facts`, plus those that only a service can provide."""
     clip = view.input
     return {
         "id": view.id,

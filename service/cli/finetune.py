@@ -1,4 +1,4 @@
-"""`amd finetune`: train a classifier on a pre-trained encoder, test it with several views, and publish it."""
+"""`amd finetune`: train a classifier on a pre-trained encoder, evaluate it with multiple views, and publish it."""
 
 from __future__ import annotations
 

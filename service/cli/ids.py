@@ -1,4 +1,4 @@
-"""Find an id by its beginning, or by the beginning of its last part, if only one id matches."""
+"""Find an ID by its prefix, or by the prefix of its last part, if only one ID matches."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ UNKNOWN_ID_STATUSES = (404, 422)  # 422: `text` is not of the form of an id
 
 
 def matching_ids(text: str, ids: Iterable[str]) -> list[str]:
-    """Return the id that equals `text`, or otherwise all ids that start with `text` or whose last part does."""
+    """Return the ID that equals `text`, or otherwise all IDs that start with `text` or whose last part does."""
     found = [id for id in ids if id.startswith(text) or re.split("[-_]", id)[-1].startswith(text)]
     return [text] if text in found else found
 
 
 def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> str:
-    """Return the only id that matches. Raises ConfigError if none or several match; the message lists the candidates.
+    """Return the only ID that matches. Raises ConfigError if none or several match; the message lists the candidates.
 
-    `kind`: noun for the messages. `list_command`: command that lists the existing ids.
+    `kind`: noun for the messages. `list_command`: command that lists the existing IDs.
     """
     found = _only_match(text, ids, kind) if text else None
     if found is None:
@@ -34,9 +34,9 @@ def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> st
 
 
 def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> str:
-    """Return the only id that matches. Raises ConfigError if several match.
+    """Return the only ID that matches. Raises ConfigError if several match.
 
-    `error`: error that the service returned for `text`; raised if no id matches or if the error has another cause.
+    `error`: error that the service returned for `text`; raised if no ID matches or if the error has another cause.
     """
     found = _only_match(text, ids, kind) if text and error.problem.status in UNKNOWN_ID_STATUSES else None
     if found is None:
@@ -56,5 +56,5 @@ def _only_match(text: str, ids: Iterable[str], kind: str) -> str | None:
     found = matching_ids(text, ids)
     if len(found) > 1:
         shown = ", ".join(found[:SHOWN_MATCHES]) + (", …" if len(found) > SHOWN_MATCHES else "")
-        raise ConfigError([f"{text!r} matches {len(found)} {kind}s: {shown}; use a longer part of the id"])
+        raise ConfigError([f"{text!r} matches {len(found)} {kind}s: {shown}; use a longer prefix"])
     return found[0] if found else None

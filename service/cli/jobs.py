@@ -1,6 +1,6 @@
-"""`amd jobs …`: list, inspect, follow, stop and resume the jobs of a service.
+"""`amd jobs …`: list, inspect, follow, stop and resume jobs on the service.
 
-The helpers that find a job by a shortened id and print it are also used by `--submit`.
+The helpers that find a job by a shortened ID and print it are also used by `--submit`.
 """
 
 from __future__ import annotations
@@ -40,18 +40,24 @@ COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled"
 
 app = typer.Typer(help="List, follow, stop and resume jobs on the service.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job ID, or the beginning of the ID or of its last part.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job ID, or a prefix of the ID or of its last part.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]
 
 
 @app.command("list")
 def list_jobs(
-    state: Annotated[str | None, typer.Option(help="State: queued, running, succeeded, failed, …")] = None,
-    kind: Annotated[str | None, typer.Option(help="Kind: train, finetune, detect, probe, embed, search, …")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="State of the jobs to list: queued, running, succeeded, failed, …")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of the jobs to list: train, finetune, detect, probe, embed, search, …")
+    ] = None,
     label: Labels = None,
     project: Annotated[
         str | None,
-        typer.Option(help="Project to list; default: the project of the context, or else all projects of the key."),
+        typer.Option(
+            help="Project to list; default: the project of the context, or else all projects that the key covers."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
     output: Output = "table",
@@ -88,7 +94,7 @@ def show(job: JobId, as_json: AsJson = False) -> None:
 @app.command()
 def logs(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until the job ends.")] = False,
     tail: Annotated[
         int | None,
         typer.Option("--tail", "-n", min=0, help="Number of lines to print from the end of the log; default: all."),
@@ -98,7 +104,7 @@ def logs(
         int | None, typer.Option(min=0, help="Rank whose output to print, across all attempts; default: the job's log.")
     ] = None,
 ) -> None:
-    """Print the log of a job, or of one of its ranks."""
+    """Print the log of a job or of one of its ranks."""
     with connected(persistent=follow) as client:
         print_log(client.jobs.logs(find_job(client, job).id, follow=follow, attempt=attempt, tail=tail, rank=rank))
 
@@ -107,7 +113,7 @@ def logs(
 def events(job: JobId, as_json: AsJson = False) -> None:
     """Print the history of a job, with the actor of each event, until the job ends.
 
-    For a deleted job, whose history is kept, pass the complete id.
+    For a deleted job, whose history is kept, pass the complete ID.
     """
     with connected(as_json, persistent=True) as client:
         id = job if COMPLETE_ID.fullmatch(job) else find_job(client, job).id
@@ -155,7 +161,7 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def delete(job: JobId, as_json: AsJson = False) -> None:
-    """Delete an ended job with its log and checkpoints; its published encoder is kept."""
+    """Delete a job that has ended, with its log and checkpoints; its published encoder is kept."""
     with connected(as_json) as client:
         found = find_job(client, job)
         client.jobs.delete(found.id)
@@ -170,7 +176,7 @@ def wait(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a job ends; the exit code is 0 if it succeeded."""
+    """Wait until a job ends; the exit code is 0 only if the job succeeded."""
     with connected(as_json, persistent=True) as client:
         try:
             found = client.jobs.wait(find_job(client, job).id, timeout)
@@ -211,7 +217,7 @@ def neighbours(
 
 
 def find_job(client: Client, text: str) -> JobDetail:
-    """Find a job by its id, or by the beginning of the id or of its last part among the newest jobs.
+    """Find a job by its ID or, among the newest jobs, by a prefix of the ID or of its last part.
 
     Raises the service's error if there is none, and ConfigError if several match.
     """
@@ -244,7 +250,7 @@ def print_log(pieces: Iterator[str], to: Any = None) -> None:
 
 
 def print_job(job: JobView, as_json: bool) -> None:
-    """Print the id, state and reason of a job on one line, or the whole job as JSON."""
+    """Print a job's ID, state and reason on one line, or the whole job as JSON."""
     if as_json:
         print(job.model_dump_json())
         return

@@ -1,4 +1,4 @@
-"""`amd keys …`: create, list and revoke the API keys of a service."""
+"""`amd keys …`: create, list and revoke API keys for the service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.cli.times import ago
 if TYPE_CHECKING:
     from service.auth.api_keys import KeyView
 
-app = typer.Typer(help="Create, list and revoke API keys of the service; requires an admin key.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys for the service; requires an admin key.", no_args_is_help=True)
 
 UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
@@ -93,7 +93,7 @@ def create(
 
 @app.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="ID of the key, or its beginning.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="ID of the key, or a prefix of the ID.")],
     as_json: AsJson = False,
 ) -> None:
     """Revoke an API key, immediately and permanently."""

@@ -1,4 +1,4 @@
-"""Options and output of all list commands: a table, JSON or YAML, printed once or repeatedly with `--watch`."""
+"""Options and output shared by all list commands: a table, JSON or YAML, printed once or repeatedly with `--watch`."""
 
 from __future__ import annotations
 

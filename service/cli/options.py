@@ -37,7 +37,7 @@ Distributed = Annotated[bool, _option(commands.DISTRIBUTED)]
 LocalEmbed = Annotated[bool, _option(commands.LOCAL_EMBED)]
 Storage = Annotated[str | None, _option(commands.STORAGE)]
 EncoderName = Annotated[
-    str | None, typer.Option("--encoder", "-e", help="Published encoder: ID, its beginning, folder or URL.")
+    str | None, typer.Option("--encoder", "-e", help="Published encoder: ID, ID prefix, folder or URL.")
 ]
 Follow = Annotated[
     bool | None,

@@ -15,7 +15,7 @@ def parity(
     folder: Annotated[str, typer.Argument(help="Folder of reference values recorded from the official code.")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare results with values recorded from the official code; exit with 1 if any deviates beyond its tolerance."""
+    """Compare results with values recorded from the official code; exit with code 1 if any difference is too large."""
     from amd.parity import run
 
     report = run(folder)

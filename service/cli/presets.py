@@ -37,7 +37,9 @@ def presets(
         )
         print_document(list(listed), chosen)
         return
-    table = Table(caption="GPU-hours: estimated from FLOPs for an H100 at 40 % of its bf16 peak.", show_lines=True)
+    table = Table(
+        caption="GPU-hours: estimated from FLOPs for an H100 at 40 % of peak bf16 throughput.", show_lines=True
+    )
     table.add_column("name", no_wrap=True)
     table.add_column("command")
     table.add_column("summary and source")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 IdOrAlias = Annotated[
     str,
-    typer.Argument(metavar="ENCODER", help="Encoder registered with the service: ID, its beginning, or alias."),
+    typer.Argument(metavar="ENCODER", help="Encoder registered with the service: ID, ID prefix or alias."),
 ]
 Project = Annotated[str | None, typer.Option(help="Project; default: the project of the context or the API key.")]
 ALIASES: Listing[AliasView] = Listing(

@@ -100,11 +100,11 @@ def run(
 
 @app.command()
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep ID, its beginning, or folder.")],
+    sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep ID, ID prefix or folder.")],
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Regenerate the report of a running or ended sweep: table, plots, verdict, best.json."""
+    """Regenerate the report for a running or finished sweep: table, plots, verdict, best.json."""
     from tune_spaces.report import show, write_report
 
     written = write_report(_sweep_folder(sweep, storage))
@@ -115,7 +115,7 @@ def report(
 
 
 def _sweep_folder(sweep: str, storage: str | None) -> str:
-    """Return the folder of a sweep, given its folder, its id, or the beginning of its id."""
+    """Return the folder of a sweep that is given as a folder, an ID or an ID prefix."""
     from amd.training.run_folder import find_run
 
     folder = find_run(sweep, storage)

@@ -44,12 +44,12 @@ def up(
     ] = None,
     num_cpus: Annotated[
         int | None,
-        typer.Option("--num-cpus", min=1, help="Number of CPUs offered to jobs; default: all CPUs of the machine."),
+        typer.Option("--num-cpus", min=1, help="Number of CPUs available to jobs; default: all CPUs of the machine."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the service on this machine: Ray and the control plane, on loopback. Parts that are already running are
-    kept."""
+    """Start the service on this machine: Ray and the control plane, on loopback. Parts that are already running are not
+    restarted."""
     from service.stack import StackError
     from service.stack import up as start
 

@@ -67,7 +67,7 @@ class Submission(NamedTuple):
 
 
 def exit_submitted(client: Client, job: JobView, follow: bool | None, as_json: bool) -> NoReturn:
-    """Print the id of a submitted job and exit. With `follow`, print its log and exit once the job ends.
+    """Print the ID of a submitted job and exit. With `follow`, print its log and exit once the job ends.
 
     `follow`: whether to follow the log; None means only on a terminal.
     """

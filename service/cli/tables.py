@@ -1,4 +1,4 @@
-"""Tables that fit a terminal of any width: text wraps and columns are dropped in a fixed order; no text is cut off."""
+"""Tables that fit a terminal of any width: text wraps or columns are dropped, but no text is cut off."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Column(NamedTuple, Generic[T]):
     cell: Callable[[T], str | Text]
     """Content for a row. A str is printed verbatim, without markup."""
     wraps: bool = True
-    """Whether the content may continue on the next line. IDs do not wrap, so that they can be copied."""
+    """Whether the content may wrap onto the next line. IDs do not wrap, so that they can be copied."""
     narrow: int = NARROW
     """Minimum width of a wrapping column; if it would need to be narrower, a column is dropped instead."""
     drop: int | None = None
-    """Position in the order in which columns are dropped, lowest first. Empty columns are dropped before all others.
+    """Drop priority: columns with the lowest value are dropped first, but empty columns are dropped before all others.
     None: the column is never dropped."""
 
 
@@ -79,7 +79,7 @@ def _fill(column: Column[T], rows: Sequence[T]) -> _FilledColumn:
 
 
 def _widths(columns: Sequence[_FilledColumn], width: int) -> list[int]:
-    """Narrow the widest columns until all fit; columns fall below their minimum width only as a last resort."""
+    """Narrow the widest columns until all fit; columns are narrowed below their minimum width only as a last resort."""
     widths = [column.widest for column in columns]
     while _total(widths) > width and max(widths) > 1:
         index = max(range(len(widths)), key=lambda i: (widths[i] > columns[i].narrowest, widths[i]))

@@ -1,4 +1,4 @@
-"""`amd train`: pre-train an encoder here, on a Ray cluster, or as a job of the service.
+"""`amd train`: pre-train an encoder here, on a Ray cluster, or as a job on the service.
 
 All training commands share the same options; `amd finetune` and `amd detect` differ only in what they train.
 """

@@ -1,4 +1,4 @@
-"""`amd webhooks …`: create, inspect and delete the webhooks of a service."""
+"""`amd webhooks …`: create, inspect and delete webhooks on the service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Manage webhooks, which receive job events; requires an admin key.", no_args_is_help=True)
 
-WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="ID of the webhook, or its beginning.")]
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="ID of the webhook, or a prefix of the ID.")]
 
 WEBHOOKS: Listing[WebhookView] = Listing(
     columns=(
@@ -61,7 +61,9 @@ def create(
     url: Annotated[str, typer.Argument(help="Delivery target: an https URL with a public address.")],
     event: Annotated[
         list[str] | None,
-        typer.Option("--event", "-e", help="Job event to deliver, such as succeeded; may be repeated; default: all."),
+        typer.Option(
+            "--event", "-e", help="Job event to deliver, such as succeeded; may be repeated; default: all events."
+        ),
     ] = None,
     project: Annotated[
         str | None,

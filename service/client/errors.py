@@ -46,7 +46,7 @@ def translated_errors() -> Iterator[None]:
 
 
 def parse_problem(response: httpx.Response) -> Problem:
-    """Return the problem details of an error response, or a substitute if a proxy sent the response."""
+    """Return the problem details of an error response, or generic details if a proxy sent the response."""
     try:
         return Problem.model_validate_json(response.content)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Responses to inference: the media types that the client accepts, and their conversion to views.
+"""Inference responses: the media types that the client accepts, and their conversion to views.
 
 Embeddings are transferred in binary form: as Arrow if they include tokens or layers, otherwise as NumPy. JSON is also
 parsed, for `encoding_format="base64"` and for services that offer nothing else. NumPy and pyarrow are imported on first

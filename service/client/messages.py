@@ -21,7 +21,7 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def api_path(*parts: str) -> str:
-    """Return the path of a resource, with its parts escaped."""
+    """Return the path of a resource, with each segment escaped."""
     return "/".join(["/v1", *(quote(part, safe="") for part in parts)])
 
 

@@ -13,7 +13,7 @@ ABSENT = object()
 
 
 class ConfigRow(NamedTuple):
-    """One config value, and the corresponding value in the config that it is compared with."""
+    """One config value and its counterpart in the config that it is compared with."""
 
     key: str
     value: Any

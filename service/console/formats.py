@@ -54,7 +54,7 @@ def moment(value: datetime | None) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """Format a number with significant digits; other values as text."""
+    """Format a number with `digits` significant digits; convert other values to text."""
     if value is None:
         return DASH
     if isinstance(value, bool) or not isinstance(value, int | float):

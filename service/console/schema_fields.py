@@ -43,7 +43,7 @@ class ConfigField(NamedTuple):
     choices: tuple[str, ...]
     """Permitted values, if there are only a few."""
     value: str
-    """Value in the preset, or the default; empty if there is none."""
+    """Value from the preset, or else the default; empty if there is neither."""
     description: str
     common: bool
 

@@ -65,7 +65,7 @@ class BrowserHeaders:
 
 
 class ConsoleRoute(APIRoute):
-    """A console route that rejects cross-site changes, and renders errors as pages or, for htmx, as fragments."""
+    """A console route that rejects cross-site changes and renders errors as pages or, for htmx, as fragments."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -82,7 +82,7 @@ class ConsoleRoute(APIRoute):
 
 
 async def check_same_site(request: Request) -> None:
-    """Raise Forbidden for a change that was requested by another site or lacks the session's CSRF token."""
+    """Raise Forbidden for a change that another site requested or that lacks the session's CSRF token."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site not in (None, "same-origin", "none") or (

@@ -1,4 +1,4 @@
-"""Plain-language descriptions of job states, failure reasons and events, for users new to the service."""
+"""Plain-language descriptions of job states, failure reasons and events, for users who are new to the service."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Cache for database reads that every request needs: API keys and deployments.
 
 While the database responds, a value is at most `ttl_s` old. While it does not respond, cached values stay in use for up
-to `outage_s`, so requests that need nothing else from the database are still served. Values are read in separate
-threads, which other API requests cannot occupy. Independent of the kind of value.
+to `outage_s`, so requests that need nothing else from the database are still served. Values are read in dedicated
+threads, which other API requests cannot occupy. Independent of the type of the values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class CachedReads(Generic[K, V]):
         size: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`read` blocks. If it raises, the key is not cached; an SQLAlchemyError means that the database is down."""
+        """`read`: blocking function. If it raises, nothing is cached; SQLAlchemyError means the database is down."""
         self._read, self._ttl_s, self._outage_s, self._clock = read, ttl_s, outage_s, clock
         self._limiter = CapacityLimiter(threads)
         self._entries: LRUCache[K, _Entry[V]] = LRUCache(size)
@@ -68,7 +68,7 @@ class CachedReads(Generic[K, V]):
         return entry.value
 
     def forget(self, matches: Callable[[K, V], bool]) -> None:
-        """Remove matching entries, and discard the results of reads in progress, which may be outdated."""
+        """Remove matching entries and discard the results of reads in progress, which may be outdated."""
         for key, entry in list(self._entries.items()):
             if matches(key, entry.value):
                 del self._entries[key]

@@ -58,7 +58,7 @@ class TimedConnection(psycopg.Connection[Any]):
 
 
 def open_engine(url: str) -> Engine:
-    """Create an engine that behaves identically on both databases. Raises ArgumentError for an invalid URL."""
+    """Create an engine that behaves identically on SQLite and PostgreSQL. Raises ArgumentError for an invalid URL."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         engine = create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=POOL_TIMEOUT_S)
@@ -113,7 +113,7 @@ class _ConnectionAttempts:
         with self._lock:
             error = self._error if time.monotonic() - self._failed_at < PAUSE_S else None
         if error is not None:
-            raise psycopg.OperationalError(f"not connecting, because the last attempt has just failed: {error}")
+            raise psycopg.OperationalError(f"not connecting, because the last attempt failed moments ago: {error}")
         try:
             return connect()
         except psycopg.OperationalError as failure:

@@ -38,7 +38,7 @@ class LeaseKeeper:
 
     @property
     def is_held(self) -> bool:
-        """Whether the lease is certainly still held, judged by the monotonic clock. Does not use the database."""
+        """Whether the lease is certainly still held according to the monotonic clock. Does not use the database."""
         return self._clock() < self._held_until
 
     def acquire(self) -> bool:
@@ -56,7 +56,7 @@ class LeaseKeeper:
 
     @contextmanager
     def renewing(self, while_: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Renew the acquired lease in a thread as long as `while_` returns true, then release it.
+        """Renew the acquired lease in a background thread as long as `while_` returns true, then release it.
 
         Database errors are logged, and the next renewal is attempted as usual.
         """

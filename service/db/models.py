@@ -1,6 +1,6 @@
 """Database tables: desired and observed state of jobs, and records of keys, webhooks, encoders and deployments.
 
-Contains no business rules; these are in the store of each package. Times are in seconds since the Unix epoch.
+Contains no business rules; these are in each package's store. Times are in seconds since the Unix epoch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Job(Base):
     workers: Mapped[int]
     """Minimum number of workers."""
     cpus: Mapped[float]
-    """Total CPUs of these workers."""
+    """Total number of CPUs for the minimum number of workers."""
     device: Mapped[str] = mapped_column(String(8))
 
     wanted: Mapped[str] = mapped_column(String(16))
@@ -66,13 +66,13 @@ class Job(Base):
     retries: Mapped[int]
     """Number of automatic retries since the owner last started the job or the job last committed work."""
     not_before: Mapped[float]
-    """Earliest start of a queued job."""
+    """Earliest time at which a queued job may start."""
     stop_by: Mapped[float | None]
     """Deadline for the final checkpoint after a stop request."""
     created_at: Mapped[float]
     changed_at: Mapped[float]
     started_at: Mapped[float | None]
-    """Start of the newest attempt."""
+    """Start time of the newest attempt."""
     ended_at: Mapped[float | None]
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
@@ -81,7 +81,7 @@ class Job(Base):
 
 
 class JobLabel(Base):
-    """A job label, indexed together with the job's creation time so that a listing by label is read in order."""
+    """A job label, indexed together with the job's creation time so that jobs can be listed by label in order."""
 
     __tablename__ = "labels"
     __table_args__ = (Index("labels_by_value", "key", "value", "created_at", "job_id"),)
@@ -110,7 +110,7 @@ class Attempt(Base):
 
 
 class JobEvent(Base):
-    """Record of a change to a job, written together with the change. Numbered by the job's new version; immutable."""
+    """Record of a change to a job, written together with the change. Its number is the job's new version. Immutable."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("job_events_by_time", "at", "job_id", "version"),)
@@ -213,9 +213,9 @@ class Delivery(Base):
     state: Mapped[str] = mapped_column(String(16))
     """State: waiting, taken (accepted by the receiver) or given_up."""
     tries: Mapped[int]
-    """Number of attempts started."""
+    """Number of delivery attempts started."""
     not_before: Mapped[float]
-    """Earliest time of the next attempt."""
+    """Earliest time of the next delivery attempt."""
     answer: Mapped[str] = mapped_column(Text)
     """Outcome of the last delivery attempt."""
     created_at: Mapped[float]
@@ -308,10 +308,10 @@ class Deletion(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     kind: Mapped[str] = mapped_column(String(16))
-    """Kind of the object: encoder or deployment."""
+    """Kind of the deleted object: encoder or deployment."""
     object_id: Mapped[str] = mapped_column(String(200))
     project: Mapped[str | None] = mapped_column(String(64))
     actor: Mapped[str] = mapped_column(String(100))
     at: Mapped[float]
     done_at: Mapped[float | None]
-    """Time at which the files were removed; None while they may remain."""
+    """Time at which the files were removed; None if files may still exist."""

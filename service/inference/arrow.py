@@ -13,7 +13,7 @@ import pyarrow as pa
 
 
 def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
-    """Encode items as an Arrow stream with one row each; the schema metadata contains the `encoder` id."""
+    """Encode items as an Arrow stream with one row each; the schema metadata contains the encoder's ID as `encoder`."""
     columns = {name: _column([item[name] for item in items]) for name in items[0]} if items else {}
     table = pa.table(columns).replace_schema_metadata({"encoder": encoder})
     sink = io.BytesIO()

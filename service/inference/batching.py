@@ -31,7 +31,7 @@ class Network(Protocol):
     device: torch.device
 
     def forward(self, clips: Sequence[Tensor], outputs: RequestedOutputs) -> Any:
-        """Run clips as one batch. Does not wait for a GPU."""
+        """Run clips as one batch. Returns without waiting for the GPU."""
         ...
 
     def collect(self, batch: Any) -> Sequence[Any]:
@@ -97,7 +97,7 @@ class Batcher:
         return self._problem
 
     def expect(self, network: Network, items: int) -> None:
-        """Announce items whose clips will be queued with `put`, one item per call."""
+        """Announce items whose clips will be queued later, with one `put` call per item."""
         with self._change:
             self._expected[network] = self._expected.get(network, 0) + items
 
@@ -182,7 +182,7 @@ class Batcher:
         return None, []
 
     def _oldest(self) -> Network | None:
-        """Return the network whose first clip has waited longest, dropping clips that no caller is waiting for."""
+        """Return the network whose first clip has waited longest. Drops clips that no caller is waiting for."""
         for network, queue in list(self._queues.items()):
             while queue and not queue[0][1].is_active:
                 queue.popleft()
@@ -194,7 +194,7 @@ class Batcher:
         return (len(self._queues[network]) + 1) * network.tokens > self._max_tokens
 
     def _take(self, network: Network) -> list[QueuedClip]:
-        """Dequeue as many clips as the token budget allows, but at least one, in order of arrival."""
+        """Dequeue as many clips as the token budget allows, but at least one, in arrival order."""
         queue, clips = self._queues[network], list[QueuedClip]()
         while queue and (not clips or (len(clips) + 1) * network.tokens <= self._max_tokens):
             clip = queue.popleft()[1]

@@ -43,7 +43,10 @@ class DecodeTask(Protocol):
         ...
 
     def on_decoded(self, clips: Tensor | Exception | None) -> None:
-        """Handle clips (V, 3, T, H, W) uint8, an error, or None if the item was dropped. Called on a decoder thread."""
+        """Handle the result: clips (V, 3, T, H, W) uint8; an error; or None if the item was dropped.
+
+        Called on a decoder thread.
+        """
         ...
 
 

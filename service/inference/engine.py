@@ -46,7 +46,7 @@ class BacklogShare:
 
 
 class Backlog:
-    """Admission limit on tokens waiting for a forward pass, bytes waiting to be decoded, and bytes of outputs."""
+    """Admission limits on tokens waiting for a forward pass, bytes waiting to be decoded, and bytes of outputs."""
 
     def __init__(self, max_tokens: int, max_bytes: int, max_output: int) -> None:
         self.max_tokens, self.max_bytes, self.max_output = max_tokens, max_bytes, max_output
@@ -69,7 +69,7 @@ class Backlog:
             return True
 
     def release(self, share: BacklogShare, tokens: int = 0, content: int = 0) -> None:
-        """Remove tokens and bytes from the backlog, at most as many as the share still holds."""
+        """Remove tokens and bytes from the backlog, but no more than the share still holds."""
         with self._lock:
             tokens, content = min(tokens, share.tokens), min(content, share.bytes)
             share.tokens, share.bytes = share.tokens - tokens, share.bytes - content
@@ -196,7 +196,7 @@ class Engine:
     ) -> InferenceResult:
         """Run all items through the encoder currently in the slot.
 
-        `as_json`: the results will be sent as JSON, which has a smaller limit for tokens and layers.
+        `as_json`: whether the results will be sent as JSON, for which the limit on tokens and layers is lower.
         Raises Refusal; the first bad item fails the whole request. Cancelling the caller removes its items from the
         queue.
         """
@@ -250,7 +250,7 @@ class Engine:
         return self._batcher.problem
 
     def state(self) -> dict[str, Any]:
-        """Return the encoders by slot, queue length, requests in flight, and counters since the start."""
+        """Return the encoders by slot, the queue length, the requests in flight, and counters since startup."""
         batcher = self._batcher
         return {
             "slots": {
@@ -336,7 +336,7 @@ class Engine:
 
 
 def output_bytes(loaded: LoadedEncoder, plan: InferencePlan, items: int, limits: RequestLimits, as_json: bool) -> int:
-    """Return the size of the tokens and layers that an item returns, in bytes.
+    """Return the size in bytes of the tokens and layers returned for each item.
 
     Raises Refusal if the total over all items exceeds the limit.
     """

@@ -1,7 +1,7 @@
 """A loaded encoder: validate options, run the forward pass, and combine the views of an item.
 
 Reads no input files; clips arrive decoded.
-Shapes: B clips of a batch, V views of an item, T frames, H height, W width, N tokens, D width, C classes.
+Shapes: B clips per batch, V views per item, T frames, H height, W width, N tokens, D width, C classes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class InferencePlan(NamedTuple):
     options: InferenceOptions
     views: ViewsConfig | None
     clips: int
-    """Clips per item."""
+    """Number of clips per item."""
 
     @property
     def outputs(self) -> RequestedOutputs:
@@ -136,14 +136,14 @@ class LoadedEncoder:
             raise Refusal("not_possible", f"views={text}: {error.errors()[0]['msg']}") from None
 
     def warm_up(self) -> None:
-        """Run one forward pass, so that the first request is not slow. Skips the decoder, which is used rarely."""
+        """Run one forward pass, so that the first request is not slow. Skips the decoder, which is rarely used."""
         clip = self.card.clip
         blank = torch.zeros(1, 3, clip.frames, *clip.size, dtype=torch.uint8)
         self.collect(self.forward([blank[0]], RequestedOutputs(frozenset({1}), True, self.head is not None)))
 
     @torch.inference_mode()
     def forward(self, clips: Sequence[Tensor], outputs: RequestedOutputs) -> BatchOutputs:
-        """Encode clips (3, T, H, W) uint8 as one batch. Does not wait for a GPU."""
+        """Encode clips (3, T, H, W) uint8 as one batch. Returns without waiting for the GPU."""
         batch = self.on_device(clips)
         encoder, last = self.encoder, len(self.encoder.blocks)
         norm_of_mean = self.card.pooling == "mean_then_norm"
@@ -167,13 +167,13 @@ class LoadedEncoder:
         )
 
     def on_device(self, clips: Sequence[Tensor]) -> Tensor:
-        """Stack clips to (B, 3, T, H, W) uint8; the copy to a GPU is asynchronous."""
+        """Stack clips into (B, 3, T, H, W) uint8 on the device. The copy to a GPU is asynchronous."""
         batch = torch.stack(list(clips))
         return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
 
     @torch.inference_mode()
     def collect(self, batch: BatchOutputs) -> list[ClipOutputs]:
-        """Wait for the device and return the outputs of each clip."""
+        """Wait for the device and return the outputs for each clip."""
         embeddings, tokens, logits = _array(batch.embeddings), _array(batch.tokens), _array(batch.logits)
         layers = {number: _array(values) for number, values in batch.layers.items()}
         assert embeddings is not None
@@ -206,7 +206,7 @@ class LoadedEncoder:
         return result
 
     def _classification(self, options: InferenceOptions, logits: Floats) -> dict[str, Any]:
-        """Average the probabilities of (V, C) logits over views, as in the multi-view evaluation."""
+        """Average the class probabilities over views, given (V, C) logits, as in multi-view evaluation."""
         head = self.card.head
         assert head is not None
         scores = probabilities(logits, head.multi_label).mean(axis=0)

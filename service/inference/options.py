@@ -1,6 +1,6 @@
 """Options, results and limits of an inference request. Does not import torch.
 
-Shapes: T frames, H height, W width, N tokens of a clip, D width of the encoder.
+Shapes: T frames, H height, W width, N tokens per clip, D encoder width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Item(NamedTuple):
 
 
 class InferenceOptions(BaseModel):
-    """Task and output options, the same for each item of a request."""
+    """Task and output options, which apply to every item in a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -29,11 +29,11 @@ class InferenceOptions(BaseModel):
     tokens: Literal["none", "patch"] = "none"
     """Tokens to return with the embedding. patch: every token, after the last norm."""
     layers: tuple[int, ...] = ()
-    """Blocks, numbered from 1, whose output tokens are returned, before any norm."""
+    """Blocks whose output tokens are returned before any norm. Blocks are numbered from 1."""
     top_k: int = Field(5, ge=1)
     """Number of classes that a classification returns, most likely first."""
     views: str | None = None
-    """Segments x crops, such as 5x3. Probabilities or embeddings are averaged over them. Default: one center clip."""
+    """Number of segments x crops, such as 5x3. Results are averaged over these views. Default: one center clip."""
     mask_ratio: float | None = None
     """Fraction of tokens that a reconstruction hides. Default: the ratio that the encoder was trained with."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -78,9 +78,9 @@ class RequestLimits(FrozenSettings):
     bytes_mib: int = Field(64, ge=1)
     """Maximum file size in MiB."""
     pixels: int = Field(40_000_000, ge=1)
-    """Maximum number of pixels of an image or video frame."""
+    """Maximum number of pixels in an image or video frame."""
     frames: int = Field(36_000, ge=1)
-    """Maximum number of frames of a video."""
+    """Maximum number of frames in a video."""
     duration_s: float = Field(1200.0, gt=0)
     """Maximum duration of a video in seconds."""
     decoded_mib: int = Field(512, ge=1)
@@ -99,7 +99,7 @@ class EngineSettings(FrozenSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int | None = Field(None, ge=1)
-    """Number of CPU threads of the model. Default: set by PyTorch."""
+    """Number of CPU threads for the model. Default: PyTorch's default."""
     max_batch_tokens: int | None = Field(None, ge=1)
     """Maximum number of tokens per forward pass; a clip with more tokens runs as a separate batch.
 
@@ -112,7 +112,7 @@ class EngineSettings(FrozenSettings):
     max_queued_mib: int = Field(1024, ge=1)
     """Maximum size in MiB of admitted files waiting to be decoded."""
     max_output_mib: int = Field(512, ge=1)
-    """Maximum size in MiB of the tokens and layers of all admitted requests; further requests are rejected."""
+    """Maximum size in MiB of the tokens and layers that admitted requests return; further requests are rejected."""
     decoders: int = Field(2, ge=1, le=64)
     """Number of decoding processes."""
     limits: RequestLimits = RequestLimits()

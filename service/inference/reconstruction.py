@@ -1,6 +1,6 @@
 """Mask and reconstruct the clips of one request. Implements the batcher's Network protocol.
 
-Shapes: B clips of a batch, T frames, H height, W width.
+Shapes: B clips per batch, T frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ReconstructionNetwork:
     """An encoder and its decoder, applied with the mask of one request."""
 
     def __init__(self, loaded: LoadedEncoder, options: InferenceOptions) -> None:
-        """Draw the mask. Raises Refusal if it leaves no visible or no hidden tokens."""
+        """Sample the mask. Raises Refusal if it leaves no visible or no hidden tokens."""
         described = loaded.card.decoder
         assert described is not None, "the plan checks for a decoder"
         assert loaded.decoder is not None, "the plan checks for a decoder"
@@ -45,7 +45,7 @@ class ReconstructionNetwork:
 
     @torch.inference_mode()
     def forward(self, clips: Sequence[Tensor], outputs: RequestedOutputs) -> tuple[Tensor, Reconstruction]:
-        """Reconstruct clips (3, T, H, W) uint8 as one batch. `outputs` applies to embeddings and is ignored."""
+        """Reconstruct clips (3, T, H, W) uint8 as one batch. `outputs` applies only to embeddings and is ignored."""
         loaded = self._loaded
         batch = loaded.on_device(clips)
         with autocast(loaded.precision, self.device):
@@ -59,7 +59,7 @@ class ReconstructionNetwork:
         return [ClipReconstruction(*each) for each in pictures]
 
     def item_result(self, plan: InferencePlan, clips: Sequence[ClipReconstruction]) -> dict[str, Any]:
-        """Return the result of an item, which has exactly one clip."""
+        """Return the result for an item, which has exactly one clip."""
         (one,) = clips
         return {
             "mask_ratio": self._ratio,

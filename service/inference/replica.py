@@ -1,8 +1,8 @@
 """Ray Serve deployment that serves encoders. The only module that uses Serve's Python API.
 
 A replica serves the encoders of one deployment: `main` and optionally `candidate`. They are set through `user_config`,
-so moving an alias does not start a new process. Each request is computed by a single encoder. Serve's port is not
-authenticated: it must stay on loopback or inside the cluster, behind the control plane.
+so moving an alias does not start a new process. Each request is computed by a single encoder. Serve's port has no
+authentication: it must stay on loopback or inside the cluster, behind the control plane.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Replica:
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def reconfigure(self, urls: dict[str, str | None]) -> None:
-        """Load the encoder of each slot. Serve calls this before the first request and on every change.
+        """Load each slot's encoder. Serve calls this before the first request and on every change.
 
         If an encoder cannot be loaded, its slot keeps the previous one and the state reports the error. If `main` has
         no previous encoder, the replica fails to start.

@@ -49,7 +49,7 @@ _FULFILLED: dict[str, tuple[Action, ...]] = {
 
 
 class _StopTarget(NamedTuple):
-    """Desired state after a stop, and the states that the job passes through."""
+    """Desired state for a stop request, and the states that the job passes through."""
 
     wanted: str
     while_saving: str

@@ -72,7 +72,7 @@ def get_preset(name: Annotated[str, Path(description="Name of the preset.")], ca
 
 
 @router.get("/schemas/{kind}", summary="Get the JSON schema of the config for a job kind")
-def get_schema(kind: Annotated[JobKind, Path(description="Kind of job.")], caller: Reader) -> dict[str, Any]:
+def get_schema(kind: Annotated[JobKind, Path(description="Job kind.")], caller: Reader) -> dict[str, Any]:
     return KINDS[kind].config.model_json_schema()
 
 

@@ -17,7 +17,7 @@ ACTIVATION_BYTES = 34  # per block, token and channel, in 16 bits (Korthikanti e
 
 
 def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None) -> Estimate:
-    """Estimate the cost of a training config. `capacity` is None if the cluster does not respond."""
+    """Estimate the cost of a training config. `capacity` is None if the cluster is not responding."""
     student = config.student
     trained = encoder_parameters(student.encoder, config.clip.token_values)
     trained += transformer_parameters(student.decoder.width, student.decoder.depth, student.encoder.mlp_ratio)
@@ -71,7 +71,7 @@ def _gpu_hours(config: TrainConfig, preset: str | None, flops: float) -> float |
 
 
 def _memory(config: TrainConfig, trained: int, frozen: int) -> float:
-    """Estimate the bytes per worker. Only the student's activations count: the teacher has no backward pass."""
+    """Estimate bytes of memory per worker. Counts only the student's activations: the teacher has no backward pass."""
     share = -(-config.optim.batch_size // config.scaling.workers[0])
     clips = min(config.micro_batch, share) * config.data.repeats
     per_cell = config.clip.grid.tokens // config.cells

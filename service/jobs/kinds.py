@@ -49,7 +49,7 @@ class ResourceRequest(NamedTuple):
 
     workers: int
     cpus: float
-    """Total CPUs of all workers."""
+    """Total number of CPUs across all workers."""
     device: str
     """Device: cpu, cuda, or auto, which uses one GPU per worker if the cluster has enough GPUs."""
 
@@ -129,7 +129,7 @@ def resolve(
 
 
 def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str, Any]:
-    """Return the config that the job runs, with the job's ID as its name and the service's storage root."""
+    """Return the config that the job runs: its name is the job's ID, and its storage root is the service's."""
     values = config.model_dump(mode="json")
     values["storage"] = root
     if "name" in values:
@@ -175,7 +175,7 @@ def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
 
 
 def uris_in(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Like `uris`, but for plain values of a config from any version, and without the teacher's recipe."""
+    """Like `uris`, but takes a config of any version as plain values, and omits the teacher's recipe."""
     return _uris(locations_in(KINDS[cast(JobKind, kind)].config, values))
 
 

@@ -1,6 +1,6 @@
 """Check every location of a job's config against the URI policy, before anything is opened.
 
-The control plane checks a request; the driver checks the stored config again on the cluster, where links may resolve
+The control plane checks a request; the driver checks the stored config again on the cluster, where symlinks may resolve
 differently.
 """
 
@@ -15,7 +15,7 @@ from service.web.errors import UriNotAllowed
 
 
 def check_locations(config: BaseModel, check: Callable[[str, str], None], root: str, output: str | None = None) -> None:
-    """Check the locations of a config. `output` is the job's own output folder, if it already has one.
+    """Check the locations in a config. `output` is the job's own output folder, if it already has one.
 
     `check`: called with (dotted field, value) for every other location; raises if the location is not allowed.
 

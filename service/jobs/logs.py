@@ -33,8 +33,8 @@ class LogReader:
     def read(self, offset: int, *, whole_lines: bool = True) -> LogSlice:
         """Read about READ_BYTES from an offset, in whole lines so that no character is split.
 
-        Without `whole_lines`, the end of the log may be an unfinished line. Returns an empty slice if nothing has been
-        stored at that offset yet.
+        Without `whole_lines`, the last slice of the log may end with an incomplete line. Returns an empty slice if
+        nothing has been stored at that offset yet.
         """
         if offset != self._offset:
             self._locate(offset)
@@ -54,7 +54,7 @@ class LogReader:
         return found
 
     def _locate(self, offset: int) -> None:
-        """Find the chunk that contains the offset, or the place where it will be stored."""
+        """Find the stored chunk that contains the offset, or else the chunk that will contain it."""
         self._offset, self._unread = None, bytearray()
         start, name = next(_chunks(self._folder, offset), (0, ""))
         chunk = read_bytes(join(self._folder, name)) if name else b""
@@ -71,7 +71,7 @@ def cut(found: bytearray, offset: int, whole_lines: bool) -> LogSlice:
 
 
 def read_raw(folder: str, offset: int) -> bytes:
-    """Read about READ_BYTES from an offset, up to the end of a chunk; empty if nothing is stored there yet."""
+    """Read about READ_BYTES from an offset, stopping at the end of a chunk; empty if nothing is stored there yet."""
     found = bytearray()
     for start, name in _chunks(folder, offset):
         if start > offset + len(found):
@@ -92,7 +92,7 @@ def size(folder: str) -> int:
 
 
 def pieces(folder: str, offset: int = 0) -> Iterator[str]:
-    """Yield the text from an offset to the end, in pieces."""
+    """Yield the text from an offset to the end in chunks."""
     reader = LogReader(folder)
     while True:
         found = reader.read(offset)

@@ -28,7 +28,7 @@ def series(lines: Sequence[Line], names: Collection[str], max_points: int, since
 
 
 def downsample(points: Points, limit: int) -> Points:
-    """Reduce points to at most `limit`.
+    """Downsample a series to at most `limit` points.
 
     Keeps the first and last point, and the lowest and highest point of each equal-sized bucket in between, so that
     spikes stay visible at every zoom level.

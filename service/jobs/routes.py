@@ -201,7 +201,9 @@ def list_jobs(
         Literal["api", "external"] | None,
         Query(description="Origin to list: `api`, or `external` for jobs started outside the service. Default: both."),
     ] = None,
-    q: Annotated[str, Query(max_length=200, description="Text to find in the ID, name or preset, ignoring case.")] = "",
+    q: Annotated[
+        str, Query(max_length=200, description="Text to search for in the ID, name and preset (case-insensitive).")
+    ] = "",
     since: Annotated[Timestamp | None, Query(description="Earliest creation time.")] = None,
     until: Annotated[Timestamp | None, Query(description="Latest creation time, exclusive.")] = None,
     facets: Annotated[bool, Query(description="Whether to count the matching jobs by state and kind.")] = False,
@@ -316,7 +318,9 @@ async def job_logs(
             description="Rank whose output to return, across all attempts. Default: the attempt's log.",
         ),
     ] = None,
-    offset: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Bytes to skip.")] = 0,
+    offset: Annotated[
+        int, Query(ge=0, le=MAX_NUMBER, description="Number of bytes to skip from the start of the log.")
+    ] = 0,
     last_event_id: LastEventId = 0,
 ) -> Response:
     """Return the log as text or, with `follow`, as server-sent events (`log`, then `end`).
@@ -353,7 +357,8 @@ async def job_metrics(
         int, Query(ge=2, le=10_000, description="Maximum number of points per series; longer series are downsampled.")
     ] = 500,
     since_step: Annotated[
-        int, Query(ge=0, le=MAX_NUMBER, description="First step to return, to continue after an earlier response.")
+        int,
+        Query(ge=0, le=MAX_NUMBER, description="First step to return; set it to continue from an earlier response."),
     ] = 0,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []

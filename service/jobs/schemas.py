@@ -89,8 +89,8 @@ class JobRequest(ApiModel):
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Config values to change, by dotted key: `{"mask.teacher_ratio": 0.6}`."""
     project: Project | None = None
-    """Project of the job, whose encoders and runs it may use. Default: the API key's project, or `default` if the key
-    covers all projects."""
+    """Project that owns the job; the job may use this project's encoders and runs. Default: the API key's project, or
+    `default` if the key covers all projects."""
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Display name. The service generates the job's ID."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
@@ -98,8 +98,8 @@ class JobRequest(ApiModel):
     priority: Priority = 0
     """Priority in the queue; jobs with a higher priority start first."""
     max_retries: int = Field(3, ge=0, le=100)
-    """Maximum number of automatic retries after machine, network or storage failures. The count restarts when the job
-    makes progress, such as a newer checkpoint. Other failures are not retried."""
+    """Maximum number of automatic retries after machine, network or storage failures. The count is reset
+    when the job makes progress, e.g. saves a newer checkpoint. Other failures are not retried."""
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
     """Maximum running time of an attempt, in seconds. When it is exceeded, the job saves a checkpoint and fails."""
 
@@ -110,7 +110,7 @@ class ProgressView(ApiModel):
     step: int | None = None
     steps: int | None = None
     trials: int | None = None
-    """Number of a sweep's trials that have ended."""
+    """Number of finished trials; null unless the job is a sweep."""
     of_trials: int | None = None
     samples_per_s: float | None = None
     seconds_left: float | None = None
@@ -219,8 +219,9 @@ class CancelRequest(ApiModel):
     """Options for cancelling a job."""
 
     deadline_s: float | None = Field(None, gt=0, le=86400)
-    """Time for the final checkpoint before the job is killed, in seconds. Default: derived from checkpoint.deadline_s
-    in the config. The workers abandon the checkpoint after checkpoint.deadline_s, even if this time is longer."""
+    """Maximum time in seconds for the final checkpoint, after which the job is killed. Default: derived from
+    checkpoint.deadline_s in the config. The workers always abandon the checkpoint after checkpoint.deadline_s, even if
+    this value is larger."""
 
 
 class SeriesView(ApiModel):
@@ -268,14 +269,14 @@ class Estimate(ApiModel):
     teacher_parameters: int | None
     flops_per_step: float
     memory_per_worker_bytes: float
-    """Approximate memory for weights, gradients, optimizer state and the activations of a micro-batch."""
+    """Approximate memory for weights, gradients, optimizer state and the activations of one micro-batch, per worker."""
     memory_fits: bool | None
-    """Whether a worker's memory is sufficient; null if the cluster's memory is unknown."""
+    """Whether the job fits in a worker's memory; null if the cluster's memory is unknown."""
     hours: float | None
-    """Duration on one H100 per worker at 40 % of its bf16 rate; null if the size of the data set is unknown."""
+    """Hours with one H100 per worker at 40 % of peak bf16 throughput; null if the size of the data set is unknown."""
     gpu_hours: float | None
     feasible: bool | None
-    """Whether the cluster, at its current size, can run the job; null if the cluster does not respond."""
+    """Whether the cluster, at its current size, can run the job; null if the cluster is not responding."""
 
 
 class ValidateView(ApiModel):

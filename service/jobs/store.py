@@ -3,7 +3,7 @@
 A deleted job keeps its row and its events, but appears only in its history and in listings that filter by its state.
 
 State transitions are decided in `actions` and `execution.reconciler`. A listener delivers the events, so this module
-knows nothing about webhooks. Behaves identically on SQLite and PostgreSQL.
+does not depend on webhooks. Behaves identically on SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EventListener = Callable[[Session, Job, JobEvent], None]
 
 
 class StaleJob(Exception):
-    """Raised when the job has changed since it was read; the caller reads it again."""
+    """Raised when the job has changed since it was read; the caller must read it again."""
 
 
 class JobPageRows(NamedTuple):
@@ -54,7 +54,7 @@ class JobFilter(NamedTuple):
     labels: Mapping[str, str] = {}
     origin: str | None = None
     text: str = ""
-    """Text to find in the ID, name or preset, ignoring case."""
+    """Text to search for in the ID, name and preset (case-insensitive)."""
     since: float | None = None
     until: float | None = None
     """Bounds on the creation time."""
@@ -82,7 +82,7 @@ class JobStore:
     # Submitting
 
     def add(self, job: Job, actor: str) -> Job:
-        """Insert a new job with its first event, and set `job.version` to 1."""
+        """Insert a new job with its first event and set `job.version` to 1."""
         with self._write() as session:
             self._add(session, job, actor)
         return job
@@ -211,7 +211,7 @@ class JobStore:
         return found
 
     def known(self, ids: Collection[str]) -> set[str]:
-        """Return those of the IDs that belong to existing jobs."""
+        """Return the subset of the IDs that belong to existing jobs."""
         with self._read() as session:
             batches = (session.scalars(select(Job.id).where(Job.id.in_(batch))) for batch in in_batches(ids))
             return {job_id for found in batches for job_id in found}
@@ -221,7 +221,7 @@ class JobStore:
             return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
 
     def newest_attempts(self, jobs: Collection[Job]) -> dict[str, Attempt]:
-        """Return the newest attempt by job ID. Jobs that never started have no entry."""
+        """Return each job's newest attempt, keyed by job ID. Jobs that never started have no entry."""
         if not jobs:
             return {}
         query = select(Attempt).join(Job, and_(Job.id == Attempt.job_id, Job.attempt == Attempt.number))
@@ -235,7 +235,7 @@ class JobStore:
             return list(session.scalars(query.order_by(JobEvent.version).limit(limit)))
 
     def versions(self, ids: Collection[str]) -> dict[str, tuple[int, float]]:
-        """Return (version, changed_at) by job ID, which event streams use to detect changes."""
+        """Return (version, changed_at) by job ID. Event streams use them to detect changes."""
         with self._read() as session:
             found = dict[str, tuple[int, float]]()
             for batch in in_batches(ids):
@@ -303,7 +303,7 @@ class JobStore:
         return changed
 
     def note_progress(self, job: Job, progress: Mapping[str, Any] | None, message: str | None = None) -> None:
-        """Set progress and message without an event or a new version, unless the job has changed since it was read."""
+        """Set progress and message without recording an event. No-op if the job has changed since it was read."""
         values: dict[str, Any] = {"progress": progress, "changed_at": time.time()}
         if message is not None:
             values["message"] = message
@@ -311,7 +311,7 @@ class JobStore:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def finish_deletion(self, job: Job) -> None:
-        """Record that a job's files are removed, and delete its config and its attempts, which quote the log.
+        """Record that a job's files have been removed, and delete its config and its attempts, which quote the log.
 
         The job and its events are kept, since they show who deleted it. Raises StaleJob if another process has already
         recorded it.
@@ -322,7 +322,7 @@ class JobStore:
 
 
 def _conditions(where: JobFilter) -> Iterator[ColumnElement[bool]]:
-    """Yield the conditions of a filter, except for its labels, which need joins."""
+    """Yield the SQL conditions for a filter, except for its labels, which need joins."""
     if where.project is not None:
         yield Job.project == where.project
     if where.kinds:

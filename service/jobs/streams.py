@@ -34,16 +34,16 @@ KEEPALIVE = ": keep-alive\n\n"
 
 
 class JobUpdate(NamedTuple):
-    """A job, and its events after a given version."""
+    """A job and its events after a given version."""
 
     job: Job
     events: Sequence[JobEvent]
 
 
 class JobWatcher:
-    """Polls jobs with subscribers, wakes a job's subscribers when it changes, and reads each changed job only once.
+    """Polls the jobs that have subscribers, reads each changed job once, and wakes its subscribers.
 
-    Used on the event loop only.
+    Use only on the event loop.
     """
 
     def __init__(self, store: JobStore) -> None:
@@ -83,9 +83,9 @@ class JobWatcher:
                 self._reads.pop(job_id, None)
 
     async def read(self, job_id: str, after: int) -> JobUpdate:
-        """Return a subscribed job and its events after a version, as of its last known change or later.
+        """Return a subscribed job and its events after a version, at least as recent as the last known change.
 
-        Subscribers with the same arguments share one read. Raises database errors.
+        Subscribers with the same arguments share one read. Propagates database errors.
         """
         reads = self._reads.setdefault(job_id, {})
         if (reading := reads.get(after)) is None:
@@ -108,7 +108,7 @@ def message(event: str, data: Any, event_id: int | None = None) -> str:
 
 
 async def job_events(watcher: JobWatcher, job: Job, after: int) -> AsyncIterator[str]:
-    """Stream the job's progress and its events after a given event as they happen, then `end` once the job ends."""
+    """Stream a job's progress and its events, starting after a given event; send `end` once the job has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     progress: Any = None
     with watcher.subscribe(job.id) as changed:
@@ -139,7 +139,7 @@ async def job_events(watcher: JobWatcher, job: Job, after: int) -> AsyncIterator
 async def job_log(
     store: JobStore, calls: BoundedCalls, source: LogSource, job: Job, attempt: int, offset: int, interval_s: float
 ) -> AsyncIterator[str]:
-    """Stream a log from an offset as it grows, then `end` once the attempt ends.
+    """Stream a log from an offset as it grows; send `end` once the attempt has ended.
 
     The stream survives outages of the storage root, Ray and the database.
     """

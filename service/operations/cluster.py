@@ -54,9 +54,9 @@ class ClusterView(ApiModel):
     """The cluster and its queue."""
 
     resources: ResourcesView | None
-    """Resources of the cluster; null if it does not respond."""
+    """Resources of the cluster; null if it is not responding."""
     problem: str
-    """Explanation of why the cluster does not respond; empty if it does."""
+    """Explanation of why the cluster is not responding; empty if it is responding."""
     running: list[OccupantView]
     waiting: list[OccupantView]
     """Waiting jobs in queue order: highest priority first, then oldest; at most 500."""

@@ -48,7 +48,7 @@ class DependencyChecks:
         return {part: self._result(check) for part, check in running.items()}
 
     def close(self) -> None:
-        """Stop idle threads; a check that hangs is abandoned."""
+        """Stop idle threads; a hung check is abandoned."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Encoder discovery: keep the database in sync with the encoder cards under the storage root.
 
 The cards are authoritative, however an encoder was published: by a job, an import, `amd train` outside the service, or
-a copied folder. A deletion is recorded in the database; it removes the card and the other files.
+a copied folder. Deleting an encoder removes its card and other files, and is recorded in the database.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class EncoderDiscovery:
         self._last_scan = float("-inf")
 
     def scan(self) -> None:
-        """Scan if SCAN_INTERVAL_S has passed, a job has succeeded, or cards remain to be read. Raises StorageError.
+        """Scan if SCAN_INTERVAL_S has passed or a job has succeeded since the last scan, or if cards remain to be read.
 
-        The files of deleted encoders are removed in any case.
+        The files of deleted encoders are removed in any case. Raises StorageError.
         """
         self._remove_deleted()
         now = self._clock()
@@ -76,7 +76,7 @@ class EncoderDiscovery:
                 yield folder, facts.stamp
 
     def _root_is_available(self) -> bool:
-        """Return whether an empty listing can be trusted; an unmounted disk lists no encoders either."""
+        """Return whether an empty listing can be trusted: the listing of an unmounted disk is also empty."""
         return is_remote(self._root) or exists(encoders_url(self._root))
 
     def _read(self, encoder_id: str, stamp: str) -> None:

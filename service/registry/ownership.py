@@ -4,8 +4,8 @@
 - An encoder belongs to the project of the job that trained or imported it, as recorded in its card and its run.
 - Everything else, created by `amd train` or `ray job submit` outside the service, belongs to `default`.
 
-Owners are looked up in the database first, and under the storage root if the database does not (or no longer) contain
-them: a job's folder records its project, so that a lost database can be rebuilt. Does not use HTTP.
+Owners are looked up in the database, and under the storage root if the database has no record of them. Each job's
+folder records its project, so that a lost database can be rebuilt. Does not use HTTP.
 """
 
 from __future__ import annotations

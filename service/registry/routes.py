@@ -78,7 +78,7 @@ def list_encoders(
     caller: Reader,
     encoders: EncodersDep,
     objective: Annotated[
-        Objective | None, Query(description="Objective that the encoder was trained with. Default: all.")
+        Objective | None, Query(description="Objective that the encoder was trained with. Default: all objectives.")
     ] = None,
     size: Annotated[str | None, Query(max_length=40, description="Named size: S, B, L, H, …")] = None,
     alias: Annotated[str | None, Query(pattern=ALIAS_PATTERN, description="Alias of the encoder.")] = None,

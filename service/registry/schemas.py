@@ -116,7 +116,7 @@ class EncoderPage(ApiModel):
 class ImportRequest(ThirdPartyWeights):
     """External weights to publish as an encoder.
 
-    Fields that cannot be inferred from the weights are required; the job's log lists them.
+    Fields that cannot be inferred from the weights are required. The job's log lists any that are missing.
     """
 
     model_config = ConfigDict(

@@ -222,9 +222,10 @@ class EncoderStore:
             return dict(session.execute(select(RegisteredEncoder.id, RegisteredEncoder.stamp)).tuples().all())
 
     def upsert(self, encoder: RegisteredEncoder) -> None:
-        """Insert an encoder, or update its card and, if another job or run has republished the encoder, its owner.
+        """Insert an encoder, or update its card.
 
-        No-op while the encoder's files are being removed.
+        Also updates the owner if another job or run has republished the encoder. No-op while the encoder's files are
+        being removed.
         """
         with suppress(IntegrityError), self._write_session() as session:  # inserted concurrently by another scan
             known = session.get(RegisteredEncoder, encoder.id, with_for_update=True)

@@ -67,7 +67,8 @@ class DeploymentStore:
             return desired, True
         if found.project != desired.project:
             raise NotFound(
-                f"there is no deployment {desired.name!r} in your project, but another project uses the name"
+                f"there is no deployment {desired.name!r} in your project, and another project uses the name; "
+                "choose a different name"
             )
         check_match(if_match, etag_of(found))
         for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
@@ -149,7 +150,7 @@ def _visible(found: Deployment | None, name: str, project: str | None) -> Deploy
 
 
 class Deployer:
-    """Applies the database's deployments to Serve. With several control planes, only the lease holder acts."""
+    """Applies the deployments in the database to Serve. Of several control planes, only the lease holder acts."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ MARGIN_S = 5.0  # added to a request's deadline for transport
 
 
 class EncoderReply(NamedTuple):
-    """Reply of a replica."""
+    """Reply from a replica."""
 
     encoder: str
     """ID of the encoder that computed the reply."""

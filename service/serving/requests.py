@@ -56,13 +56,13 @@ class RequestOptions(ApiModel):
     normalize: bool = False
     """Whether to scale vectors to unit length."""
     tokens: Literal["none", "patch"] = "none"
-    """Tokens to return with the embedding. patch: one vector for each token of the last layer."""
+    """Tokens to return with the embedding. patch: one vector per token of the last layer."""
     layers: list[Layer] = Field(default_factory=list, max_length=64)
-    """Blocks, numbered from 1, whose output tokens are returned, before any norm."""
+    """Numbers, starting at 1, of the blocks whose output tokens are returned. No norm is applied to the tokens."""
     encoding_format: Literal["float", "base64"] = "float"
     """Encoding of vectors. base64: little-endian float32, as in OpenAI's API."""
     top_k: int = Field(5, ge=1, le=1000)
-    """Number of labels that a classification returns."""
+    """Number of labels to return for a classification."""
     views: Annotated[str, Field(pattern=r"^[1-9][0-9]?x[1-9][0-9]?$")] | None = None
     """Views of a file, as segments x crops (such as 5x3), whose results are averaged. Default: one center clip."""
     mask_ratio: float | None = Field(None, ge=0, lt=1)
@@ -88,7 +88,7 @@ class InferenceRequest(NamedTuple):
     """A parsed request."""
 
     items: list[dict[str, Any]]
-    """{"content": bytes} or {"uri": text}."""
+    """Items, each {"content": bytes} or {"uri": text}."""
     options: RequestOptions
     single: bool
     """Whether the response is one object rather than a list."""

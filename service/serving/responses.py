@@ -21,13 +21,13 @@ ENCODER = "X-Encoder"  # response header with the encoder id, set for every medi
 
 
 def negotiate_media_type(accept: str | None, offered: Sequence[str]) -> str | None:
-    """Return the first offered media type that the Accept header contains; None means JSON."""
+    """Return the first offered media type that the Accept header contains, or None for JSON."""
     accepted = {part.partition(";")[0].strip() for part in (accept or "").split(",")}
     return next((media_type for media_type in offered if media_type in accepted), None)
 
 
 def render_reply(reply: EncoderReply, request: InferenceRequest, media_type: str | None) -> Response:
-    """Render a reply. One item: {encoder, embedding, …}; several: {encoder, data: [{index, embedding, …}]}."""
+    """Render a reply: {encoder, embedding, …} for one item, {encoder, data: [{index, embedding, …}]} for several."""
     headers = {ENCODER: reply.encoder}
     if reply.content is not None:
         return Response(reply.content, media_type=media_type, headers=headers)

@@ -84,7 +84,7 @@ def put_deployment(
     """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced.
 
     The minimum number of replicas always reserves its `cpus` and `gpus`; if these do not fit in the cluster, the
-    response is 409 `infeasible_resources` with the amounts.
+    response is 409 `infeasible_resources` with the required and available amounts.
 
     With `If-Match`, the deployment is updated only if its settings still have this ETag; otherwise the response is 412.
     """
@@ -172,7 +172,10 @@ def _view(one: Deployment) -> DeploymentView:
 
 
 def _schema(kind: type[ApiModel]) -> dict[str, Any]:
-    """Return the JSON schema of a body that the handler parses itself; other routes add the schemas it refers to."""
+    """Return the JSON schema of a body that the handler parses itself.
+
+    Omits the schemas to which it refers, because other routes add them.
+    """
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     return {key: value for key, value in schema.items() if key != "$defs"}
 

@@ -28,13 +28,14 @@ class ServingSettings(ApiModel):
     """Resources and engine settings of a deployment."""
 
     replicas: Replicas = Replicas()
-    """Minimum and maximum number of replicas; more are started while requests queue."""
+    """Minimum and maximum number of replicas. Replicas are added while requests queue."""
     cpus: float = Field(0.0, ge=0, le=256)
-    """CPUs reserved per replica and therefore unavailable to jobs. If 0, the replica uses CPUs that jobs leave idle."""
+    """Number of CPUs reserved per replica and therefore unavailable to jobs. If 0, the replica uses CPUs that jobs
+    leave idle."""
     gpus: float = Field(0.0, ge=0, le=16)
-    """GPUs reserved per replica; fractions share one GPU."""
+    """Number of GPUs reserved per replica. With a fraction, several replicas can share one GPU."""
     threads: int | None = Field(None, ge=1, le=256)
-    """CPU threads of the model in each replica. Default: the number of reserved CPUs, but at least 1."""
+    """Number of CPU threads for the model in each replica. Default: the number of reserved CPUs, but at least 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
     max_batch_tokens: int | None = Field(None, ge=1, le=10**9)
@@ -47,7 +48,7 @@ class ServingSettings(ApiModel):
     """Number of decoding processes per replica. Default: set by the engine."""
 
     def engine(self) -> dict[str, Any]:
-        """Return the fields of the engine's settings."""
+        """Return the engine's settings by field name."""
         names = ("max_batch_tokens", "max_wait_ms", "max_queued_tokens", "decoders")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         device = "cuda" if self.gpus else "cpu"
@@ -159,7 +160,7 @@ class EmbeddingView(ApiModel):
 
 
 class ClassificationView(ApiModel):
-    """Most likely classes of one file."""
+    """Most likely classes for one file."""
 
     encoder: str
     index: int
@@ -174,7 +175,7 @@ class NeighboursRequest(ApiModel):
     """A neighbour search. The query is exactly one of record, location, vector and input."""
 
     record: int | None = Field(None, ge=0, le=2**53)
-    """Record number in the data set."""
+    """Index of the record in the data set."""
     location: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """Location of the file, as returned in search results."""
     vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(None, min_length=1, max_length=65536)

@@ -1,4 +1,4 @@
-"""Client for Ray Serve's REST API on the Ray dashboard, which declares the applications to run.
+"""Client that declares applications through Ray Serve's REST API on the Ray dashboard.
 
 One request declares all applications; Serve removes those that it does not list.
 """
@@ -42,7 +42,7 @@ class ServeClient(Protocol):
         """Declare the applications to run; Serve removes all others."""
 
     def load_errors(self, name: str) -> Mapping[str, str]:
-        """Return the reason for each slot whose encoder could not be loaded, as reported by one replica."""
+        """Return the error for each slot whose encoder could not be loaded, as reported by one replica."""
 
 
 class ServeApi:

@@ -1,8 +1,8 @@
 """Exact nearest-neighbour search by cosine similarity in a job's embeddings, one file at a time.
 
-Files are cached up to a byte limit. The remaining files of a larger set are read again for each query, so a set does
-not have to fit in memory.
-Shapes: r rows of a file, D width.
+Files are cached up to a byte limit. Files beyond the limit are read again for each query, so a set does not have to fit
+in memory.
+Shapes: r rows in a file, D width.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Neighbour(NamedTuple):
 class EmbeddingCache:
     """A thread-safe cache of embedding files, grouped by set.
 
-    A new set evicts other sets, least recently used first, but never its own files: sets are read from start to end, so
-    a set larger than the cache would always evict the files that are needed next.
+    Caching a file evicts other sets, least recently used first, but never files of the same set: sets are read from
+    start to end, so a set larger than the cache would always evict the files that are needed next.
     """
 
     def __init__(self, limit_bytes: int = MAX_CACHED_BYTES) -> None:
@@ -94,7 +94,7 @@ class NeighbourQuery(NamedTuple):
 
 
 def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray[np.floating]) -> NeighbourQuery:
-    """Build a query from a vector. Raises Refusal if the vector has the wrong width or no direction."""
+    """Build a query from a vector. Raises Refusal if it has the wrong width, is zero or is not finite."""
     vector = np.asarray(values, np.float64)
     if vector.shape != (index.width,):
         raise Refusal(
@@ -102,13 +102,13 @@ def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray
         )
     largest = np.abs(vector).max()
     if not largest > 0 or not np.isfinite(largest):
-        raise Refusal("not_possible", "the vector has no direction: its values must be finite and not all zero")
+        raise Refusal("not_possible", "the vector is zero or not finite; its values must be finite and not all zero")
     vector = vector / largest
     return NeighbourQuery(np.asarray(vector / np.linalg.norm(vector), np.float32))
 
 
 def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, record: int) -> NeighbourQuery:
-    """Build a query from a record number. Raises Refusal if the record does not exist or could not be read."""
+    """Build a query from a record's index. Raises Refusal if the record does not exist or could not be read."""
     spans = [file.span for file in index.files if record in file.span]
     for rows in cache.rows(output, spans):
         position = int(np.searchsorted(rows.records, record))
@@ -146,7 +146,7 @@ def _find_location(names: Names, name: bytes) -> int | None:
 
 
 def nearest(files: Iterable[SearchRows], query: NeighbourQuery, k: int) -> list[Neighbour]:
-    """Return the k rows with the highest cosine similarity, nearest first; ties are ordered by record."""
+    """Return the k rows with the highest cosine similarity, nearest first; ties are ordered by record index."""
     best = list[Neighbour]()
     for rows in files:
         scores = np.clip(rows.vectors @ query.vector, -1.0, 1.0)

@@ -53,7 +53,7 @@ async def neighbours(
     policy: Locations,
     storage: StorageCalls,
 ) -> list[NeighbourView]:
-    """Search by record number, file location or vector, or by an uploaded file that a deployment embeds.
+    """Search by record index, file location or vector, or by an uploaded file that a deployment embeds.
 
     Neighbours are ordered by cosine similarity, nearest first. A record is not its own neighbour.
     """
@@ -88,8 +88,8 @@ def _search(
 def _load_index(job: Job, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
     """Return the index of a job's embeddings.
 
-    Raises Refusal if the job is not of kind embed or its embeddings no longer exist, or IllegalAction if it has not
-    succeeded.
+    Raises Refusal if the job is not of kind embed or if its embeddings no longer exist. Raises IllegalAction if the job
+    has not succeeded.
     """
     if job.kind != "embed":
         raise Refusal(

@@ -88,7 +88,7 @@ def up(
     """Start the parts that are down, and wait until all are ready. Raises StackError.
 
     `port` defaults to the previous port, or else AMD_PORT; 0 selects any free port. `storage` defaults to the previous
-    storage root, or else AMD_STORAGE. `num_cpus` is the number of CPUs that Ray offers to jobs, by default all CPUs.
+    storage root, or else AMD_STORAGE. `num_cpus` is the number of CPUs that Ray offers to jobs. Default: all CPUs.
     """
     folder = StackFolder(resolve_data_dir(data_dir))
     folder.prepare()
@@ -164,7 +164,7 @@ def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_
         if changes and any(state.alive(part) for part in START_ORDER):
             name, value = next(iter(changes.items()))
             raise StackError(
-                f"{name.replace('_', '-')}: the stack in {folder.path} runs with {getattr(state, name)}, not "
+                f"{name.replace('_', '-')}: the stack in {folder.path} is running with {getattr(state, name)}, not "
                 f"{value}; run `amd down` first"
             )
         state = state.model_copy(update=changes)

@@ -96,7 +96,7 @@ def _service_environment(folder: StackFolder, state: StackState) -> dict[str, st
 
 
 def _ray_token(folder: StackFolder) -> dict[str, str]:
-    """Return the settings for Ray's token authentication, whose defaults depend on earlier runs on this machine."""
+    """Return settings for Ray's token authentication, because Ray's defaults depend on earlier runs on this machine."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.ray_token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -108,7 +108,7 @@ def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
 
 
 def find_problem(folder: StackFolder, state: StackState, part: Part) -> str | None:
-    """Return why a part is not ready, or None if it is ready."""
+    """Return the reason why a part is not ready, or None if it is ready."""
     try:
         if part == "control-plane":
             response = httpx.get(f"{state.url}/readyz", timeout=10.0)

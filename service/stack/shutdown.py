@@ -1,4 +1,4 @@
-"""Terminate the parts of a stack: job drivers, which first save a checkpoint, known processes, and any leftovers."""
+"""Terminate a stack: first its job drivers, which save a final checkpoint, then known processes, then any leftovers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def end_leftovers(folder: StackFolder, state: StackState | None, part: Part) -> 
 
 
 def _belongs(process: psutil.Process, mark: str, temp: str | None) -> bool:
-    """Whether a process has the mark in its environment, or belongs to Ray and has files open in `temp`.
+    """Whether a process has the part's mark in its environment, or belongs to Ray and has files open in `temp`.
 
     Ray's workers overwrite their environment when they set their process title, so they need the second check.
     """

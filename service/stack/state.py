@@ -1,6 +1,6 @@
 """A stack's state on disk: its folder, and its ports and processes in `<data_dir>/stack.json`.
 
-A process is identified by its pid and its start time, so that a reused pid is never signalled. Does not start or
+A process is identified by its PID and its start time, so that a reused PID is never signalled. Does not start or
 terminate processes.
 """
 
@@ -38,7 +38,7 @@ class StackError(Exception):
 
 
 class PartProcess(BaseModel):
-    """A part's process, identified by its pid and start time."""
+    """A part's process, identified by its PID and start time."""
 
     pid: int
     started: float

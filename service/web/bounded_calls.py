@@ -1,6 +1,6 @@
 """Run blocking calls to one dependency, such as the storage root, in separate threads with a timeout.
 
-A hanging dependency blocks only its own threads; other requests are unaffected. A call that makes no progress within
+A dependency that hangs blocks only its own threads; other requests are unaffected. A call that makes no progress within
 the timeout is abandoned, and its thread stays occupied until the call returns. While all threads are occupied, further
 calls are rejected immediately. Independent of the dependency being called.
 """

@@ -161,7 +161,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods of all routes that match the path; the framework considers only the first match."""
+    """Return the HTTP methods of all routes that match the path; the framework considers only the first match."""
     found = set[str]()
     for route in request.app.routes:
         match, _ = route.matches({**request.scope, "method": "?"})

@@ -94,11 +94,11 @@ class BodyTimeout(ServiceError, code="body_timeout"):
 
 
 class UnsupportedMediaType(ServiceError, code="unsupported_media_type"):
-    """The request's body is not JSON."""
+    """The media type of the request's body is not supported."""
 
 
 class ClusterUnavailable(ServiceError, code="cluster_unavailable"):
-    """The request needs Ray, which does not respond."""
+    """The request needs Ray, which is not responding."""
 
 
 class ClusterNotResponding(ClusterUnavailable, code="cluster_unavailable"):
@@ -106,7 +106,7 @@ class ClusterNotResponding(ClusterUnavailable, code="cluster_unavailable"):
 
 
 class StorageUnavailable(ServiceError, code="storage_unavailable"):
-    """The request needs the storage root, which does not respond."""
+    """The request needs the storage root, which is not responding."""
 
 
 class IssuerUnavailable(ServiceError, code="issuer_unavailable"):
@@ -147,7 +147,7 @@ class ErrorResponse(NamedTuple):
 
     status: HTTPStatus
     retry_after_s: int | None = None
-    """Default Retry-After in seconds; None if repeating the request does not help."""
+    """Default Retry-After in seconds; None if retrying the request does not help."""
 
 
 ERROR_RESPONSES: dict[str, ErrorResponse] = {

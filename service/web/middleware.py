@@ -105,7 +105,7 @@ class _CallerConnection:
 
 
 def _is_cancelled() -> bool:
-    """Whether this task itself is cancelled, as on shutdown."""
+    """Whether this task is being cancelled, as on shutdown."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -39,7 +39,7 @@ IdempotencyKey = Annotated[
     Header(
         min_length=1,
         max_length=255,
-        description="Key that makes the request repeatable: requests with the same key return the same job.",
+        description="Key that makes the request safe to retry: requests with the same key return the same job.",
     ),
 ]
 LastEventId = Annotated[

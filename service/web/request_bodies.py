@@ -78,7 +78,7 @@ async def reject_unread(error: Exception, scope: Scope, receive: Receive, send: 
 def reserve_reply(request: HTTPConnection, size: int) -> None:
     """Count a reply's bytes against the body budget until the request ends, as replies to slow callers stay in memory.
 
-    Raises Refusal if too few bytes are left. No-op outside of BodyLimitMiddleware and for requests without a body.
+    Raises Refusal if too few bytes are left. No-op outside BodyLimitMiddleware and for requests without a body.
     """
     body: _BodyReader | None = request.scope.get("state", {}).get("body")
     if body is not None:
@@ -93,7 +93,7 @@ class BodyBudget:
         self.limit, self.used = limit, 0
 
     def reserve(self, size: int) -> None:
-        """Reserve bytes until `release`. Raises Refusal if too few are left."""
+        """Reserve bytes until `release` is called. Raises Refusal if too few are left."""
         if self.used + size > self.limit:
             message = f"other requests and their replies use {self.used} of {self.limit} bytes; try again in a second"
             raise Refusal("overloaded", message, retry_after=1.0)
@@ -172,9 +172,9 @@ class _BodyReader:
         self._reserve(self._length)
 
     async def read(self, receive: Receive) -> deque[bytes]:
-        """Return the body in parts of at least INLINE_BYTES, except for the last part.
+        """Return the body in chunks of at least INLINE_BYTES, except for the last chunk.
 
-        Returns no parts if the caller disconnects.
+        Returns no chunks if the caller disconnects.
         Raises BodyTooLarge, BodyTimeout, or Refusal if the budget is used up.
         """
         parts, last, size, values = deque[bytes](), bytearray(), 0, 0
@@ -224,7 +224,7 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 class LargeJsonRoute(APIRoute):
-    """A route that parses a large JSON body in a thread; FastAPI does so on the event loop."""
+    """A route that parses large JSON bodies in a thread, because FastAPI would parse them on the event loop."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

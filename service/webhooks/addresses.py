@@ -25,16 +25,16 @@ def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> 
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
-        raise AddressNotAllowed(f"it is not a valid URL: {error}") from None
+        raise AddressNotAllowed(f"is not a valid URL: {error}") from None
     if url.scheme != "https" and not (allow_http and url.scheme == "http"):
-        raise AddressNotAllowed("it must start with https://")
+        raise AddressNotAllowed("must start with https://")
     if not url.host or url.userinfo or url.fragment:
-        raise AddressNotAllowed("it must have a host, but no user name and no fragment")
+        raise AddressNotAllowed("must have a host, but no user name or fragment")
     if url.port is not None and not 0 < url.port < 1 << 16:
-        raise AddressNotAllowed("its port must be between 1 and 65535")
+        raise AddressNotAllowed("must have a port between 1 and 65535")
     with suppress(ValueError):  # raised for host names, which are checked once resolved
         if not allow_private and not is_public(url.host):
-            raise AddressNotAllowed("its address must be public")
+            raise AddressNotAllowed("must have a public address")
     return url
 
 

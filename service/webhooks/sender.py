@@ -109,7 +109,7 @@ class WebhookSender:
             async with asyncio.timeout(TIMEOUT_S):
                 accepted, answer = await self._post(client, attempt)
         except AddressNotAllowed as error:
-            accepted, answer = False, str(error)
+            accepted, answer = False, f"url: {error}"
         except TimeoutError:
             accepted, answer = False, f"no response within {TIMEOUT_S:.0f} s"
         except Exception as error:  # an error of one receiver must not affect other deliveries
@@ -121,7 +121,7 @@ class WebhookSender:
         host = url.raw_host.decode("ascii")
         addresses = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
         if not addresses or not (self._allow_private or all(map(is_public, addresses))):
-            raise AddressNotAllowed("its host must have only public addresses")
+            raise AddressNotAllowed("must have a host with only public addresses")
         body = json.dumps(attempt.body, separators=(",", ":")).encode()
         headers = {"Host": url.netloc.decode("ascii"), "Content-Type": "application/json", "User-Agent": "amd-service"}
         headers |= signature_headers(attempt.secret, attempt.message_id, int(self._clock()), body)

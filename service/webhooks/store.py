@@ -175,7 +175,7 @@ class WebhookStore:
         self._set(claimed.delivery, claimed.number, state=state, answer=answer)
 
     def _set(self, delivery: int, expected_tries: int, **values: Any) -> bool:
-        """Update a delivery if it is still waiting with this number of attempts. Returns whether it was updated."""
+        """Update a delivery if it is still waiting and its attempt count is unchanged. Returns whether it did so."""
         unchanged = (Delivery.id == delivery, Delivery.state == WAITING, Delivery.tries == expected_tries)
         with Session(self._engine) as session, session.begin():
             result = session.execute(update(Delivery).where(*unchanged).values(**values))
@@ -183,7 +183,7 @@ class WebhookStore:
             return result.rowcount == 1
 
     def purge(self, now: float) -> None:
-        """Delete deliveries that finished longer than RETENTION_S ago."""
+        """Delete deliveries that finished more than RETENTION_S ago."""
         old = (Delivery.state.in_((TAKEN, GIVEN_UP)), Delivery.not_before < now - RETENTION_S)
         with Session(self._engine) as session, session.begin():
             session.execute(delete(Delivery).where(*old))

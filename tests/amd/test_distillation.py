@@ -75,7 +75,7 @@ def test_every_student_parameter_receives_a_gradient_and_no_teacher_parameter_do
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_total_is_the_weighted_sum_of_its_terms(name: str) -> None:
+def test_the_total_loss_is_the_weighted_sum_of_the_loss_terms(name: str) -> None:
     config = OBJECTIVES[name]
     terms = run(config, *networks(config), batch(config))
     weights = config.objective.weights

@@ -40,7 +40,7 @@ def gets(node: Path) -> int:
     return (node / "requests").read_text().count("get ")
 
 
-def test_the_ranks_of_a_node_share_one_download(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_on_a_node_share_one_download(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(remote_folder.LATENCY, "0.05")
     content = os.urandom(100_000)
     (node / "weights").write_bytes(content)

@@ -25,14 +25,14 @@ def test_bytes_and_normalised_floats_yield_the_same_pixels() -> None:
         )
 
 
-def test_per_channel_targets_have_zero_mean_and_unit_unbiased_deviation_per_colour() -> None:
+def test_per_channel_targets_have_zero_mean_and_unit_standard_deviation_per_colour() -> None:
     tokens = torch.randint(0, 256, (2, 5, CLIP.token_values), dtype=torch.uint8)
     pixels = pixel_targets(tokens, CLIP, "per_channel").reshape(2, 5, -1, 3)
     torch.testing.assert_close(pixels.mean(dim=-2), torch.zeros(2, 5, 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(pixels.std(dim=-2), torch.ones(2, 5, 3), rtol=0, atol=1e-4)
 
 
-def test_per_patch_targets_are_normalised_over_colours_jointly() -> None:
+def test_per_patch_targets_are_normalised_jointly_over_all_colours() -> None:
     tokens = torch.randint(0, 256, (2, 5, CLIP.token_values), dtype=torch.uint8)
     pixels = pixel_targets(tokens, CLIP, "per_patch")
     torch.testing.assert_close(pixels.mean(dim=-1), torch.zeros(2, 5), rtol=0, atol=1e-5)

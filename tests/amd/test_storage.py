@@ -1,4 +1,5 @@
-"""Short outages of remote storage are retried; long outages raise. Uses a real S3 server that stops and restarts."""
+"""Requests are retried during short outages of remote storage; long outages raise. Uses a real S3 server that stops and
+restarts."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     server.stop()
 
 
-def test_a_short_outage_is_retried(store: S3Server, s3_root: str) -> None:
+def test_requests_are_retried_during_a_short_outage(store: S3Server, s3_root: str) -> None:
     write_bytes(f"{s3_root}/before", b"1")
     store.stop()
     threading.Timer(2.0, store.start).start()

@@ -10,7 +10,7 @@ from amd.config import TokenGrid
 from amd.tokens import patchify, position_table, take_tokens, unpatchify
 
 
-def test_tokens_are_ordered_by_time_row_and_column_with_colour_last() -> None:
+def test_tokens_are_ordered_by_time_row_and_column_with_channels_last() -> None:
     clips = torch.arange(2 * 3 * 4 * 4 * 6).reshape(2, 3, 4, 4, 6)
     tokens = patchify(clips, tubelet=2, patch=2)
     assert tokens.shape == (2, 2 * 2 * 3, 2 * 2 * 2 * 3)

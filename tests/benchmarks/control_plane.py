@@ -43,7 +43,7 @@ def database(name: str, folder: Path) -> Iterator[Engine]:
 
 
 def fill(engine: Engine, jobs: int) -> list[str]:
-    """Insert ended jobs and return their IDs."""
+    """Insert finished jobs and return their IDs."""
     rng, now, ids = random.Random(0), time.time(), []
     for start in range(0, jobs, 5000):
         rows = []

@@ -131,7 +131,7 @@ class RequestFuzzer:
         return target
 
     def _text(self) -> str:
-        """Return text: a forged log line after a line break, an ordinary value, or random characters."""
+        """Return random characters, an ordinary value, or a line break followed by a forged log line."""
         choose = self.random
         kind = choose.random()
         if kind < 0.4:

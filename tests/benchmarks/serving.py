@@ -123,7 +123,7 @@ async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> 
 
 
 class BenchmarkClock:
-    """Wall time at construction, and the CPU seconds used by this process and its children until then."""
+    """Wall time at construction, and the CPU time in seconds that this process and its children had used by then."""
 
     def __init__(self) -> None:
         self.wall = time.perf_counter()

@@ -198,7 +198,7 @@ def compare(config: TrainConfig, batch: int, pairs: int, official_precision: Pre
 
 
 def losses(config: TrainConfig, batch: int, official_precision: Precision) -> tuple[float, float]:
-    """Return the official total loss at the first step, and ours, for the same weights, clips and masks."""
+    """Return the total loss at the first step, official and ours, for the same weights, clips and masks."""
     bench = StepBench(config, batch)
     official = OfficialStep(bench, official_precision)
     clips, sets = bench.inputs()

@@ -39,7 +39,7 @@ VIDEO, IMAGE = ClipConfig(), ClipConfig(frames=1, tubelet=1)
 
 
 def write_clips(folder: Path) -> Path:
-    """Write two videos, and links to them under other names."""
+    """Write two videos, and symlinks to them under other names."""
     write_videos(folder, gop=12, count=2, seconds=4, size=(256, 340))
     for n in range(2, SAMPLES):
         (folder / f"clip{n}.mp4").symlink_to(folder / f"clip{n % 2}.mp4")
@@ -54,7 +54,7 @@ def write_photographs(folder: Path) -> Path:
 
 
 def write_frame_folders(folder: Path) -> Path:
-    """Write one folder of frames, links to it, and a list that contains each of them as a video."""
+    """Write a folder of frames, symlinks to it, and a list that contains each of them as a video."""
     (folder / "0").mkdir(parents=True)
     for frame in range(FRAMES):
         (folder / "0" / f"img_{frame + 1:05}.jpg").write_bytes(_photograph(frame, (340, 256)))
@@ -93,7 +93,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], ClipConfig]] = {
 
 
 def measure(local: Path, clip: ClipConfig, workers: int, turns: int, steps: int) -> dict[str, float]:
-    """Read the data in turn in three ways; return the local rate, and the other two relative to it."""
+    """Read the data in three ways in turn. Return the local rate, and the ratios of the other two rates to it."""
     ways = {"local": ("", 64), "ahead": ("remote://", 64), "not_ahead": ("remote://", 0)}
     with ExitStack() as stack:
         loaders: dict[str, ClipLoader] = {}

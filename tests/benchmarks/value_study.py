@@ -143,7 +143,7 @@ def teacher_config(seed: int) -> TrainConfig:
 
 
 def pretrain(config: TrainConfig, images: Tensor, teacher: Teacher | None) -> tuple[Encoder, float]:
-    """Train on images in memory; return the encoder and the CPU seconds of the steps."""
+    """Train on images in memory. Return the encoder and the CPU time of the steps in seconds."""
     learner = Distiller(config, ProcessGroup(), teacher)
     order, batch = torch.Generator().manual_seed(stream_seed(config.seed, "order")), config.optim.batch_size
     steps, warmup = config.schedule.steps or 0, config.schedule.warmup_steps or 0
@@ -283,7 +283,10 @@ def tables(folder: Path) -> str:
 
 
 def table(phase: str, results: list[dict[str, Any]]) -> str:
-    """Return one row per arm: scores as mean ± sd across seeds, and paired differences with 95 % intervals."""
+    """Return one row per arm: scores, and paired differences with 95 % intervals.
+
+    Scores are given as mean ± standard deviation across seeds.
+    """
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for result in results:
         by_arm.setdefault(result["arm"], {})[result["seed"]] = result

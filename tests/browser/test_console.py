@@ -177,7 +177,7 @@ def test_a_candidate_can_be_promoted_and_its_alias_rolled_back(open_page: OpenPa
     assert service.api("GET", "/encoders/aliases/production")["encoder"] == scenes.ENCODER
 
 
-def test_a_read_only_key_sees_no_buttons(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_user_with_a_read_only_key_sees_no_buttons(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page(key=service.key("read"))
     for rest in (
         "/jobs",

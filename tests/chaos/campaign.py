@@ -199,7 +199,7 @@ class Campaign:
             time.sleep(0.2)
 
     def _keep_busy(self, client: Client) -> None:
-        """Submit a new job for each one that has ended."""
+        """Submit a new job for each job that has ended."""
         self.running = [job for job in self.running if client.jobs.get(job).state not in ENDED]
         while len(self.running) < self.at_once:
             self.running.append(self._submit(client))
@@ -272,7 +272,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def digest_of(root: str, job: str) -> str:
-    """Return a digest of all tensors in a run's last checkpoint and its encoder; empty if it has no encoder."""
+    """Return a digest of all tensors in a run's last checkpoint and encoder; empty if it has no encoder."""
     from safetensors.numpy import load_file
 
     encoder = Path(root) / "encoders" / job / "encoder.safetensors"

@@ -21,7 +21,7 @@ from tests.support.service.control_plane import wait_for
 pytestmark = pytest.mark.ray
 
 
-def test_bulk_embedding_resumes_after_a_stop_and_writes_each_record_once(
+def test_bulk_embedding_resumes_after_a_stop_request_and_writes_each_record_once(
     ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     files = sorted(write_images(tmp_path / "images", 10))

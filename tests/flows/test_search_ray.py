@@ -58,7 +58,7 @@ TrialOutcome = tuple[dict[str, Any], list[float], str]  # a trial's point, its s
 
 
 def reference_outcomes(config: SearchConfig, root: str) -> list[TrialOutcome]:
-    """Compute the expected result in a plain loop, without Ray Tune and with an inline halving rule."""
+    """Compute the expected result without Ray Tune, using a plain loop and an inline halving rule."""
     config, space = prepare_search(config.model_copy(update={"storage": root}), root, "reference")
     ledger = Ledger(run_folder(root, "reference"))
     outcomes, reported = list[TrialOutcome](), list[float]()

@@ -177,7 +177,7 @@ def log_of(plane: ControlPlane, job: str) -> str:
 
 
 def history(plane: ControlPlane, job: str) -> list[dict[str, Any]]:
-    """Return all events of a job, from its event stream."""
+    """Read all of a job's events from its event stream."""
     text = plane.get(f"/jobs/{job}/events").text
     blocks = [block.split("\n") for block in text.split("\n\n")]
     return [json.loads(lines[2].removeprefix("data: ")) for lines in blocks if lines[0].startswith("id: ")]

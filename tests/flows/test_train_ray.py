@@ -1,4 +1,4 @@
-"""Tests for training on Ray Train and S3: killed ranks, SIGTERM, resubmitted jobs, preempted and added nodes."""
+"""Tests that training on Ray Train and S3 survives killed ranks, SIGTERM, resubmission, and lost and added nodes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def submit(cluster: RayCluster, args: list[str]) -> RunResult:
 
 
 class NodeReclaimer(NullWatcher):
-    """Preempts a node once two workers are training, and stops the run once it continues with one worker."""
+    """Preempts a node once two workers are training, and stops the run once it has resumed with one worker."""
 
     def __init__(self, node: int) -> None:
         self._node = node  # pid
@@ -180,7 +180,7 @@ def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers
 
 
 class RankFreezer(NullWatcher):
-    """Suspends rank 1 after step 12, as a hung file system does."""
+    """Suspends rank 1 after step 12, as a hung file system would."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -215,7 +215,7 @@ def test_a_run_with_a_hung_rank_is_reported_and_continues(ray_cluster: RayCluste
 
 
 class GrowthObserver(NullWatcher):
-    """Stops the run some steps after it continues with two workers."""
+    """Stops the run a few steps after it has resumed with two workers."""
 
     def __init__(self, steps: int = 20) -> None:
         self._steps = steps

@@ -77,7 +77,7 @@ def hanging(sqlite_engine: Engine, tmp_path: Path) -> Iterator[tuple[Server, str
 
 
 @pytest.mark.timeout(180)
-def test_while_storage_hangs_only_requests_that_need_it_fail(hanging: tuple[Server, str]) -> None:
+def test_only_requests_that_need_storage_fail_while_it_hangs(hanging: tuple[Server, str]) -> None:
     server, job = hanging
     needing = [f"/v1/jobs/{job}/{part}" for part in ("metrics", "trials", "checkpoints", "logs", "logs?tail=3")]
     independent = ["/livez", "/v1/jobs", f"/v1/jobs/{job}", "/v1/encoders", "/v1/deployments", "/v1/keys", "/metrics"]
@@ -128,7 +128,7 @@ def stalling(
 
 
 @pytest.mark.timeout(180)
-def test_while_the_database_hangs_requests_with_known_keys_reach_deployed_encoders(
+def test_requests_with_known_keys_reach_deployed_encoders_while_the_database_hangs(
     stalling: tuple[Server, StallingProxy],
 ) -> None:
     server, proxy = stalling

@@ -188,7 +188,7 @@ def _cubes(video: Tensor, t: int, p: int) -> Tensor:
 
 
 def make_amd(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
-    """Write the tensor files and amd_meta.json of an AMD case. `config` is the `config` entry of amd_meta.json."""
+    """Write the tensor files and amd_meta.json of an AMD case. `config` is the `config` entry in amd_meta.json."""
     torch.manual_seed(seed)
     draws, numpy = torch.Generator().manual_seed(seed + 1), np.random.RandomState(seed)
     s, t = config["student"], config["teacher"]
@@ -334,7 +334,7 @@ class MaeModel(nn.Module):
 
 
 def make_mae(folder: Path, config: dict[str, Any], mask_ratio: float, batch: int = 2, seed: int = 0) -> None:
-    """Write mae_state, mae_golden and mae_meta.json. `config` is the `config` entry of mae_meta.json."""
+    """Write mae_state, mae_golden and mae_meta.json. `config` is the `config` entry in mae_meta.json."""
     torch.manual_seed(seed)
     size = config["img_size"] if isinstance(config["img_size"], list) else [config["img_size"]] * 2
     p = config["patch_size"]

@@ -30,7 +30,7 @@ def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
 
 
 def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]]) -> list[int | None]:
-    """Call the function concurrently for each tuple of arguments, in one process per call.
+    """Call the function concurrently, once for each tuple of arguments, with a separate process for each call.
 
     Returns the exit codes. After a process has failed, the remaining processes have FAILURE_GRACE_S to exit and are
     then killed, as by torchrun and Ray Train. Otherwise, with gloo, two ranks could wait for each other forever after

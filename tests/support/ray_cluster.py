@@ -1,4 +1,4 @@
-"""Ray cluster shared by a test session, on loopback with free ports and with a dashboard for `ray job submit`."""
+"""A Ray cluster shared by all tests of a session, on free loopback ports and with a dashboard for `ray job submit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collect the public surface, which `tests/golden/surface` records as text files.
+"""Collect the public surface, which is recorded as text files in `tests/golden/surface`.
 
 Run `python -m tests.support.surface` from the root of the repository. It prints JSON; with
 `--write` it updates the files instead.

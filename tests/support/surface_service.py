@@ -1,6 +1,7 @@
 """List the service's REST API, errors, events, metrics, database, environment, configs and presets, one fact per line.
 
-Where possible, sends HTTP requests to a service that runs on the version 0.1 store, in order to depend on few modules.
+Depends on few modules: where possible, it sends HTTP requests to a service that runs on a copy of the version 0.1
+store.
 """
 
 from __future__ import annotations

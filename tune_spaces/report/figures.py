@@ -46,7 +46,7 @@ class TrialRow(BaseModel):
     """95 % interval of that difference, paired by seed; null if there is only one seed."""
     difference_rung: int | None = None
     clips_per_s: float | None = None
-    """Measured training speed of a single run."""
+    """Measured training speed of a single run, in clips per second."""
     teacher_gflops: float | None = None
     on_front: bool = False
     """Whether the trial is on the Pareto front: no compared trial is both better and faster."""
@@ -200,7 +200,7 @@ def groups(sweep: SweepHistory, labels: Mapping[int, str]) -> list[TrialGroup]:
 
 
 def by_layers(sweep: SweepHistory) -> list[TrialGroup]:
-    """Group trials by aligned layer pairs; empty if all have the same pairs."""
+    """Group trials by aligned layer pairs. The result is empty if all trials have the same pairs."""
     found = groups(
         sweep, {trial.number: short(resolved_config(sweep, trial)["objective"]["layers"]) for trial in sweep.scored}
     )

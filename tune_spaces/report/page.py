@@ -181,5 +181,5 @@ def _caveats(report: Report, sweep: SweepHistory) -> str:
 
 
 def _plain(value: str) -> str:
-    """Collapse whitespace into a single line."""
+    """Collapse all whitespace, so that the text fits on a single line."""
     return " ".join(value.split())

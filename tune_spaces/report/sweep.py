@@ -85,7 +85,7 @@ class SweepHistory(NamedTuple):
 
     @property
     def plotted_levels(self) -> list[int]:
-        """Levels to plot: the one with the most trials, and the highest."""
+        """Levels to plot: the level with the most trials, and the highest level."""
         return (
             sorted({self.widest_level, self.top_level}) if len(self.compared) < len(self.scored) else [self.top_level]
         )

@@ -42,7 +42,7 @@ class SweepPlan(NamedTuple):
     clips: int
     """Expected number of training clips, taking early stopping into account."""
     pflops: float
-    """Compute for these clips, forward and backward, in PFLOPs."""
+    """Compute needed to train on these clips, forward and backward, in PFLOPs."""
 
     def lines(self, hours: float | None = None) -> list[str]:
         """Format the plan for display. `hours` is the estimated duration on this machine."""

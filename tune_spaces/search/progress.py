@@ -225,7 +225,7 @@ def _short(value: Any) -> str:
 
 
 def open_progress(quiet: bool) -> SearchProgress:
-    """Return a live table on a terminal, plain log lines otherwise.
+    """Return progress output that shows a live table on a terminal and writes plain log lines otherwise.
 
     Both write to standard error, leaving standard output for results.
     """

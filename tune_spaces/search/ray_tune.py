@@ -94,7 +94,7 @@ class _LedgerCallback(tune.Callback):
 
 
 def _allow_failures(trial: Any, count: int) -> None:
-    """Allow a trial `count` more failures, because Tune's limit applies to all failures since the trial was created."""
+    """Allow a trial to fail `count` more times. Tune's limit applies to all failures since the trial was created."""
     trial.max_failures = trial.num_failures + count
 
 

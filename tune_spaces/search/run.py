@@ -70,7 +70,7 @@ class SearchResult(BaseModel):
     trials: dict[str, int]
     """Number of trials by state."""
     best: dict[str, Any] | None = None
-    """Best trial: its number, point and score, and the path of its training config in `config`."""
+    """Best trial: its number, point and score, and the path to its training config in `config`."""
     verdict: str = ""
     report: str | None = None
     """Folder that contains the report."""
@@ -311,7 +311,10 @@ class _SweepDriver:
 
 
 def _plan(config: SearchConfig, space: Space, steps: int) -> SweepPlan:
-    """Plan for the cluster that this process has joined. Imports Ray late, as Ray reads the environment on import."""
+    """Plan for the cluster that this process has joined.
+
+    Imports Ray late, because Ray reads the environment on import.
+    """
     import ray
 
     from amd.training.ray.ray_train import uses_gpu

@@ -30,7 +30,10 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def next_point(search: SearchConfig, space: Space, ledger: Ledger) -> Point | None:
-    """Return a point whose config has not been tried, starting with the baseline, or None if no such point is left."""
+    """Return a point whose config has not been tried, starting with the baseline.
+
+    Returns None if no such point is left.
+    """
     tried = {record.digest or config_of(space, record.point).digest() for record in ledger.records.values()}
     number = len(ledger.records)
     for point in itertools.chain(_baseline_point(space, number), _proposals(search, space, ledger, number)):

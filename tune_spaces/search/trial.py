@@ -137,7 +137,7 @@ def _report(step: int, inherited: int, runs: list[_RunAtRung], config: TrainConf
 
 
 def _join_cluster(scaling: ScalingConfig, watcher: _DriverWatcher) -> None:
-    """Connect to the cluster for all trials of this process, so that Ray Train's workers outlive each trial."""
+    """Connect to the cluster for all trials in this process, so that Ray Train's workers outlive each trial."""
     global _joined
     from amd.training.ray.ray_train import cluster
 

@@ -17,7 +17,7 @@ from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Train to `spec.until` or to the end, then probe; otherwise like `amd.training.trainer.pretraining.work`."""
+    """Train to `spec.until` or to the end, then probe; otherwise the same as `pretraining.work`."""
     return ProbedPretraining(spec, group, hooks).run()
 
 

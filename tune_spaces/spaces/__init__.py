@@ -1,1 +1,1 @@
-"""Search spaces: parameters, studies, and the mapping from points to configs. Imports no torch, Ray or Optuna."""
+"""Search spaces: parameters, studies, and the mapping from points to configs. Does not import torch, Ray or Optuna."""

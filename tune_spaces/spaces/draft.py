@@ -17,7 +17,7 @@ from amd.config import TrainConfig, overridden, validate
 
 
 class DraftConfig(TrainConfig):
-    """A training config that skips the rules spanning sections."""
+    """A training config that is not checked against rules that span sections."""
 
     def _problems(self) -> list[str]:
         return []
@@ -59,7 +59,7 @@ def is_key(key: str) -> bool:
 
 
 def value_problem(key: str, value: object) -> str | None:
-    """Return why a field rejects a value regardless of other fields, or None if it accepts the value."""
+    """Return why a field rejects a value regardless of other fields; return None if it accepts the value."""
     field, _ = _field(key)
     if field is None:
         return None

@@ -47,7 +47,10 @@ def _distinct_ratios(ratios: tuple[float, ...], current: float, base: TrainConfi
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Return both ratios, from the point or by default from `config`, fitted to the config's number of cells."""
+    """Return overrides for both ratios, fitted to the config's number of cells.
+
+    A ratio that is missing from the point is taken from `config`.
+    """
     student = _ratio(point, "student_ratio", config.mask.student_ratio)
     teacher = _ratio(point, "teacher_ratio", config.mask.teacher_ratio)
     if _is_ratio(student) and _is_ratio(teacher):  # invalid values fail config validation

@@ -59,7 +59,9 @@ def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (scale := point.get("recipe.lr_scale")) is not None:
         if not is_number(scale) or scale <= 0:
-            raise ConfigError([f"recipe.lr_scale={scale!r}: must be a number above 0: it multiplies learning rates"])
+            raise ConfigError(
+                [f"recipe.lr_scale={scale!r}: must be a number above 0, because it multiplies learning rates"]
+            )
         found |= {"optim.base_lr": config.optim.base_lr * scale, "optim.min_lr": config.optim.min_lr * scale}
     if (fraction := point.get("recipe.warmup_fraction")) is not None:
         if not is_number(fraction) or not 0 <= fraction <= 1:

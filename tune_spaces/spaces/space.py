@@ -194,7 +194,7 @@ def index_of(dimension: Dimension, value: Any) -> int | None:
 
 
 def contains(dimension: Dimension, value: Any) -> bool:
-    """Whether a dimension can take a value."""
+    """Whether a dimension includes a value."""
     if values_of(dimension):
         return index_of(dimension, value) is not None
     low, high = _bounds(dimension)

@@ -74,14 +74,14 @@ def demo_root() -> Path:
 def ensure_demo(name: str, split: str = "train") -> str:
     """Return the path to open as a manifest: a folder of PNG files grouped by class, or a list file of clips.
 
-    The data is written atomically on first use, which takes seconds; concurrent processes wait for the writer. `val` is
-    an alias of `select`. Raises ValueError for an unknown name or split.
+    The data is written atomically on first use, which takes a few seconds; concurrent processes wait for the writer.
+    `val` is an alias of `select`. Raises ValueError for an unknown name or split.
     """
     split = "select" if split == "val" else split
     if name not in WRITERS or split not in get_args(DemoSplit):
         raise ValueError(
-            f"demo:{name}/{split} does not exist: names are {', '.join(WRITERS)}, "
-            f"splits are {', '.join(get_args(DemoSplit))}"
+            f"demo:{name}/{split} does not exist: valid names are {', '.join(WRITERS)}, "
+            f"valid splits are {', '.join(get_args(DemoSplit))}"
         )
     folder = demo_root() / f"{name}-{VERSION}"
     target = folder / split

@@ -248,7 +248,7 @@ def text_blocks(url: str) -> Iterator[bytes]:
 
 
 def _walk(url: str) -> Iterator[str]:
-    """Yield all file names under a folder, relative to it; skip hidden entries and follow each link once."""
+    """Yield all file names under a folder, relative to it; skip hidden entries and follow each symlink once."""
     fs, path = filesystem(url)
     if is_remote(url):
         start = len(path.rstrip("/")) + 1

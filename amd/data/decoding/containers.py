@@ -84,11 +84,11 @@ def check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
     """Raise VideoError if the header exceeds the limits."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.pixels:
-        raise VideoError(f"has {width}x{height} pixels per frame, more than {limits.pixels}")
+        raise VideoError(f"has {width}x{height} pixels per frame, more than the limit of {limits.pixels}")
     times = [container.duration / 1e6] if container.duration else []
     times += [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
     if times and max(times) > limits.duration_s:
-        raise VideoError(f"is {max(times):.0f} s long, more than {limits.duration_s:g} s")
+        raise VideoError(f"is {max(times):.0f} s long, more than the limit of {limits.duration_s:g} s")
 
 
 def stored_packets(container: Any, stream: Any) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Decode still images to upright 8-bit RGB. Does not import configs or storage.
 
-Truncated images, and images with more than MAX_PIXELS, raise an error. Only listed formats are opened, because Pillow
-passes some other formats to external programs (EPS to Ghostscript) or guesses them without a magic number.
+Truncated images, and images with more than MAX_PIXELS, raise an error. Only the formats in FORMATS are opened, because
+Pillow passes some other formats to external programs (EPS to Ghostscript) or guesses them without a magic number.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def load_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             warnings.simplefilter("ignore")  # the pixel limit is checked below
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
-                    raise ImageError(f"has {image.width}x{image.height} pixels, more than {max_pixels}")
+                    raise ImageError(f"has {image.width}x{image.height} pixels, more than the limit of {max_pixels}")
                 image.load()
                 return _rgb(_upright(image))
     except UnidentifiedImageError:
@@ -96,7 +96,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         scaled = values >> 8 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else values
         return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError("has floating-point pixels of unknown range; convert it to 8 or 16 bits")
+        raise ImageError("has floating-point pixels whose range is unknown; convert it to 8 or 16 bits per channel")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -1,4 +1,4 @@
-"""Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory costs one sample, not the run.
+"""Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory affects one sample, not a run.
 
 Uses a plain subprocess rather than multiprocessing: loader workers are daemons, which may not have multiprocessing
 children, and the child must not be forked from a process with CUDA, threads or remote filesystems. Two requests and
@@ -37,7 +37,8 @@ class ChildTimeout(ChildFailed):
 
 
 class DecodingChild:
-    """A decoding process. Starts on the first request, and again after a failure; a forked copy starts a new one."""
+    """A decoding process. Starts on the first request and restarts after a failure; a forked copy starts a new
+    process."""
 
     module = "amd.data.decoding.worker"
 
@@ -48,7 +49,8 @@ class DecodingChild:
     def request(self, message: dict[str, Any], deadline: float, content: bytes | None = None) -> dict[str, Any]:
         """Send a request and wait for the response until `deadline` (time.monotonic).
 
-        `content`: bytes to pass along in shared memory. Raises ChildFailed, or LoaderCrash if no process starts.
+        `content`: bytes to pass along in shared memory. Raises ChildFailed, or LoaderCrash if the process cannot be
+        started.
         """
         running = self.start()
         if content is not None:

@@ -1,7 +1,7 @@
 """Cache the packet maps of long local files, so that reading a clip does not require reading the whole file.
 
-Building a map takes a pass over all packets of the file: half a second for a feature film. All processes on a node
-share maps in a temporary folder. Decodes nothing.
+Building a map requires a pass over all packets in the file, which takes half a second for a feature film. All processes
+on a node share maps in a temporary folder. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SOUGHT_PACKETS = 2000  # longer ranges are read from the start of the file
 
 
 def load_map(source: Source) -> PacketMap | None:
-    """Return the saved map of a file, or None if there is none or the file has changed since."""
+    """Return the saved map of a file, or None if no map is saved or the file has changed since."""
     if not isinstance(source, Path):
         return None
     try:

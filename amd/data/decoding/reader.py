@@ -156,7 +156,7 @@ class SampleReader:
         return DecodedFrames(self._pixels(response["shape"]), order)
 
     def expect(self, samples: Iterable[tuple[Record, FrameChooser]]) -> None:
-        """Prefetch remote files for the next samples, in this order; samples expected earlier are dropped."""
+        """Prefetch remote files for the next samples, in this order; samples from earlier calls are dropped."""
         files: list[FileRange] = []
         for record, choose in samples:
             if record.kind == "frames":
@@ -188,7 +188,7 @@ class SampleReader:
         chosen, numbers = _chosen_indices(choose, found["total"]), np.array(found["numbers"])
         decoded = int(np.isin(chosen, numbers).sum())
         if decoded < (self._min_share or 0) * len(chosen):
-            raise BadSample(record, f"is damaged in the requested range: {decoded} of {len(chosen)} frames decode")
+            raise BadSample(record, f"is damaged in the requested range: only {decoded} of {len(chosen)} frames decode")
         before: list[int] = (np.searchsorted(numbers, chosen, side="right") - 1).clip(min=0).tolist()
         return before
 
@@ -240,7 +240,7 @@ class SampleReader:
         try:
             return read()
         except ChildFailed as error:
-            raise BadSample(record, f"{error}, also in a fresh process") from None
+            raise BadSample(record, f"{error}; a retry in a fresh process also failed") from None
 
     def _request(
         self, record: Record, message: dict[str, Any], deadline: float, content: bytes | None = None

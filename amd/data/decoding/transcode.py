@@ -47,9 +47,9 @@ def transcode(
 ) -> Transcoded:
     """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); frames are never enlarged.
 
-    `frame_rate`: frames per second; the frame nearest to each tick is kept. `segment_s`: cut videos into segments of
-    about this many seconds, and transcode only segment number `segment`. `min_decoded_share`: minimum share of a
-    damaged video's frames that must decode; None rejects damaged videos. Raises ImageError or VideoError.
+    `frame_rate`: frames per second; the frame nearest to each tick is kept. `segment_s`: approximate duration of a
+    segment in seconds; only segment number `segment` is transcoded. `min_decoded_share`: minimum share of a damaged
+    video's frames that must decode; None rejects damaged videos. Raises ImageError or VideoError.
     """
     if kind == "image":
         return _image(source, short_side, quality)

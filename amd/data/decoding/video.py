@@ -64,7 +64,7 @@ class Video(Protocol):
 
     @property
     def numbers(self) -> Sequence[int]:
-        """Number of each frame in presentation order; frames that are excluded because of damage count too."""
+        """Frame numbers in presentation order; the numbering includes frames that are excluded because of damage."""
         ...
 
     def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
@@ -110,7 +110,7 @@ def open_video(
             container.close()
             return SequentialVideo(source, limits, min_decoded_share, fault)
         if limits is not None and map_.frames > limits.frames:
-            raise VideoError(f"has {map_.frames} frames, more than {limits.frames}")
+            raise VideoError(f"has {map_.frames} frames, more than the limit of {limits.frames}")
         kept = packets if read.size <= MAX_KEPT_PACKET_BYTES else None
         video = MappedVideo(source, container, stream, map_, kept, limits, min_decoded_share)
         if fault is not None:

@@ -154,7 +154,9 @@ class Worker:
     def _allocate(self, shape: tuple[int, ...]) -> Pixels:
         size = int(np.prod(shape, dtype=np.int64))
         if self._limits is not None and size > self._limits.decoded_bytes:
-            raise VideoError(f"needs {size} bytes for {shape[0]} frames, more than {self._limits.decoded_bytes}")
+            raise VideoError(
+                f"needs {size} bytes for {shape[0]} frames, more than the limit of {self._limits.decoded_bytes}"
+            )
         return self._memory.allocate(shape)
 
     def _stills(self, record: Record, indices: Sequence[int]) -> Pixels:

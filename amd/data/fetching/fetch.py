@@ -72,7 +72,7 @@ class Fetcher:
 
     def _check_size(self, size: int) -> None:
         if self._max_bytes is not None and size > self._max_bytes:
-            raise FetchError(f"has {size} bytes, more than {self._max_bytes}")
+            raise FetchError(f"has {size} bytes, more than the limit of {self._max_bytes}")
 
     def _store(self, key: str, content: bytes) -> Path | None:
         try:

@@ -29,9 +29,10 @@ class Draws(Protocol):
 def strided(total: int, frames: int, step: int, draws: Draws) -> Indices:
     """Take every `step`-th frame from a random start, as in K400 pre-training.
 
-    A sample shorter than frames x step starts at 0, and the index stops advancing when the next index would reach the
-    last frame, so that late frames repeat. (As in the official code, this is one frame early: in a sample of 41 frames,
-    frame 40 is never used. This is preserved because the released weights were trained this way.)
+    For a sample shorter than frames x step, sampling starts at frame 0, and the index stops advancing when the next
+    index would reach the last frame, so that late frames repeat. (As in the official code, this is one frame early: in
+    a sample of 41 frames, frame 40 is never used. This is preserved because the released weights were trained this
+    way.)
     """
     _check(total)
     slack = total - frames * step + 1
@@ -102,7 +103,7 @@ SAMPLERS: dict[FrameSampling, Callable[[int, int, int, Draws], Indices]] = {
 
 
 def training_chooser(data: DataConfig, clip: ClipConfig, draws: Draws) -> FrameChooser:
-    """Return the chooser for training, which samples frames by data.sampling with new draws on each call."""
+    """Return the chooser for training, which samples frames as data.sampling specifies, with new draws on each call."""
     sample = SAMPLERS[data.sampling]
     return lambda total: sample(total, clip.frames, clip.sampling_rate_frames, draws)
 

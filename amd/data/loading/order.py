@@ -23,7 +23,7 @@ MAX_ATTEMPTS = 32  # records tried per position; with 50 % bad files, all of the
 
 
 def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
-    """Return the permutation of the record numbers for a seed and epoch. 10 million records take about a second.
+    """Return the permutation of the record indices for a seed and epoch. 10 million records take about a second.
 
     Uses RandomState, whose stream numpy guarantees to be stable, so a run that resumes with another numpy version keeps
     its order.

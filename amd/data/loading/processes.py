@@ -1,4 +1,4 @@
-"""Start and stop loader processes and check their shared memory, which torch's DataLoader does not do.
+"""Start and stop loader processes, and check that shared memory suffices, which torch's DataLoader does not.
 
 See loader.py for why the processes are started by a fork server.
 """
@@ -92,8 +92,8 @@ def empty_uint8(*shape: int) -> Tensor:
 def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_bytes: int, ranks: int = 1) -> None:
     """Raise ConfigError if prefetched clips exceed shared memory, which would kill a loader process with a bus error.
 
-    `clips`: clips per sample, that is data.repeats or the number of test views. `ranks`: training workers that share
-    the memory.
+    `clips`: clips per sample, i.e. data.repeats or the number of test views. `ranks`: training workers that share the
+    memory.
     """
     if not os.path.isdir(SHARED_MEMORY):
         return
@@ -123,7 +123,7 @@ def is_worker_death(error: RuntimeError) -> bool:
 
 
 def worker_pids(loader: DataLoader[Any]) -> list[int]:
-    """Return the process IDs of a loader; empty before the first batch."""
+    """Return the IDs of a loader's processes; empty before the first batch."""
     return [worker.pid for worker in getattr(loader._iterator, "_workers", [])]
 
 

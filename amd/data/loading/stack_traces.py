@@ -47,7 +47,7 @@ def traces_of(pids: Iterable[int], wait_s: float = 2.0) -> dict[int, str]:
 
 
 def _memory_of(pid: int) -> Path | None:
-    """Return the path of the memory that a process dumps to; None for a process that must not be signalled."""
+    """Return the path to the memory that a process dumps its traces to; None if the process must not be signalled."""
     try:
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
         return next((path for path in descriptors if _NAME in os.readlink(path)), None)

@@ -36,9 +36,10 @@ class PackagedData(NamedTuple):
     content: str
     labels: str
     locate: Callable[[], Path | None]
-    """Returns the folder that contains the package's files; None if the package is not installed."""
+    """Function that returns the folder with the package's files, or None if the package is not installed."""
     write: Callable[[Path, Path, WriteOptions], dict[str, int]]
-    """Writes the data set from a source folder to an empty folder; returns sample counts by list file or folder."""
+    """Function that writes the data set from a source folder to an empty folder, and returns sample counts by list
+    file or folder."""
 
 
 def python_package(name: str) -> Callable[[], Path | None]:

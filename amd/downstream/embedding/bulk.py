@@ -188,7 +188,7 @@ class _Bulk:
         return True
 
     def _find_finished(self) -> None:
-        """Collect the spans that an interrupted run had already finished."""
+        """Collect the spans that an interrupted run has already finished."""
         folder, search = join(self.output, "embeddings"), join(self.output, "search")
         remove_leftovers(folder)
         remove_leftovers(search)

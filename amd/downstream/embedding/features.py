@@ -49,8 +49,8 @@ class LabelledClips(NamedTuple):
 def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
     """Decode the middle clip of every sample of `data.train`, in manifest order.
 
-    Keeps all clips in memory, so it suits the small data sets of probes. Raises ConfigError for samples without a
-    label, and DataFault if more than data.max_bad_fraction of the samples cannot be read.
+    Keeps all clips in memory, so use it only for small data sets, as in probes. Raises ConfigError for samples without
+    a label, and DataFault if more than data.max_bad_fraction of the samples cannot be read.
     """
     manifest = open_manifest(data)
     _check_labels(data, manifest)
@@ -110,7 +110,7 @@ def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
 
 
 def cut_clips(frames: DecodedFrames, card: Card, views: ViewsConfig | None = None) -> Tensor:
-    """Cut chosen frames into the clips that a card specifies: (views, 3, T, H, W) uint8, by segment, then by crop."""
+    """Cut frames into the clips that a card specifies: (views, 3, T, H, W) uint8, ordered by segment, then by crop."""
     data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
     cuts = spatial_views(torch.from_numpy(frames.pixels), data, card.clip, crops)  # crops of (U, *size, 3)
     segments = torch.from_numpy(frames.order).split(card.clip.frames)
@@ -121,7 +121,10 @@ class Embedder:
     """A frozen encoder on its device: one feature per clip."""
 
     def __init__(self, encoder: Encoder, clip: ClipConfig, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
-        """Use device, precision and micro_batch from `scaling`. Raises ConfigError for a missing class token or GPU."""
+        """Use the device, precision and micro_batch from `scaling`.
+
+        Raises ConfigError if a required class token or GPU is missing.
+        """
         if pooling == "class_token" and encoder.class_token is None:
             raise ConfigError(
                 ["pooling=class_token: this encoder has no class token; set pooling=card or pooling=mean"]
@@ -161,7 +164,7 @@ def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: 
 
 
 def embed_records(embedder: Embedder, data: DataConfig, records: Records, start: int) -> Part:
-    """Embed consecutive records; `start` is the first record's number in its manifest."""
+    """Embed consecutive records; `start` is the first record's index in its manifest."""
     values, numbers = [torch.zeros(0, embedder.width)], []
     bad, damaged = list[UnreadableSample](), list[DamagedSample]()
     for found in whole_samples(embedder, data, records):
@@ -182,7 +185,7 @@ def whole_samples(embedder: Embedder, data: DataConfig, records: Records) -> Ite
 
 
 class EmbeddedRecords(NamedTuple):
-    """Features of the readable records of a data set, in manifest order."""
+    """Features of the readable records in a data set, in manifest order."""
 
     values: Array  # (n, D)
     records: Labels  # (n,) record numbers
@@ -221,7 +224,7 @@ def augmented(
     """Yield features (B, D) and labels (B,) of augmented samples, in a new order every epoch.
 
     `compute`: function that computes features of clips, such as `embedder.tokens`. Default: the embedder itself.
-    An unreadable sample is replaced by the next one of the epoch's order, as in training.
+    An unreadable sample is replaced by the next one in the epoch's order, as in training.
     """
     ledger = BadSampleLedger()
     with ClipLoader(data, embedder.clip, manifest, batch_size=batch, micro_batch=embedder.batch, seed=seed) as loader:

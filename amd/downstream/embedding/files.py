@@ -51,7 +51,7 @@ class SpanFile(BaseModel):
     rows: int
     """Number of readable records."""
     file: str
-    """Path of the Parquet file, relative to the output folder."""
+    """Path to the Parquet file, relative to the output folder."""
 
     @property
     def span(self) -> range:
@@ -77,9 +77,9 @@ class EmbeddingIndex(BaseModel):
     width: int
     normalize: bool
     bad: tuple[dict[str, Any], ...]
-    """Record, location and reason of each sample that could not be read."""
+    """Record index, location and reason for each sample that could not be read."""
     damaged: tuple[dict[str, Any], ...] = ()
-    """Record, location and damage of each video for which only the decodable frames were used."""
+    """Record index, location and damage for each video of which only the decodable frames were used."""
     files: tuple[SpanFile, ...]
     made_of: dict[str, Any]
     """Everything that determines the vectors."""

@@ -74,5 +74,5 @@ def _load(folder: str, step: int | None) -> tuple[int, Snapshot]:
     except (FileNotFoundError, DamagedCheckpoint):
         steps = ", ".join(map(str, store.committed())) or "none"
         raise ConfigError(
-            [f"--step {step}: {folder} has no intact checkpoint of that step; available steps: {steps}"]
+            [f"--step {step}: {folder} has no intact checkpoint for that step; available steps: {steps}"]
         ) from None

@@ -75,7 +75,7 @@ def top1(predicted: Labels, labels: Labels) -> float:
 
 
 def probe(train: Features, test: Features) -> dict[str, float]:
-    """Run both probes and return top-1 in percent: eval/top1 (linear), eval/knn_top1 and eval/knn_centred_top1."""
+    """Run both probes; return top-1 accuracies in percent: eval/top1 (linear), eval/knn_top1, eval/knn_centred_top1."""
     return {
         "eval/knn_top1": top1(knn(train, test.values), test.labels),
         "eval/knn_centred_top1": top1(knn(train, test.values, centre=True), test.labels),

@@ -29,7 +29,7 @@ class FewShotScore(NamedTuple):
 def few_shot(
     train: Features, test: Features, *, labels: int, draws: int, seed: int, strength: float = 1.0
 ) -> FewShotScore:
-    """Train on `labels` samples of each class, drawn `draws` times; `strength` is scikit-learn's C.
+    """Train on `labels` samples per class, drawn `draws` times; `strength` is scikit-learn's C.
 
     Draws depend only on the seed, so all encoders are compared on the same samples.
     """

@@ -118,7 +118,7 @@ def logits(head: LinearHead, test: Array) -> Array:
 
 
 def _lars(head: LinearHead, config: LinearConfig) -> torch.optim.Optimizer:
-    """Return LARS as in MAE: the trust ratio scales only the matrix, not the bias."""
+    """Return LARS as in MAE: the trust ratio scales only the weight matrix, not the bias."""
     from timm.optim import Lars  # seconds to import
 
     weight, bias = head.linear.weight, head.linear.bias

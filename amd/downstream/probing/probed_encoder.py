@@ -62,7 +62,10 @@ class ProbedEncoder:
         return self._features("test")
 
     def tokens(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield tokens (B, N, D) and labels (B,) for a split's readable samples, in order; runs in this process."""
+        """Yield tokens (B, N, D) and labels (B,) for a split's readable samples, in order.
+
+        The encoder runs in this process.
+        """
         data, manifest, labels = self._split(split)
         self.log(f"computing tokens of data.{split}={data.train}: {len(manifest)} samples")
         ledger = self._bad[split]

@@ -72,7 +72,7 @@ class ProbeReport(BaseModel):
     scores: tuple[Score, ...]
     """Scores written to the encoder's card."""
     left_out: tuple[dict[str, Any], ...] = ()
-    """Samples that could not be read."""
+    """Samples that could not be read, with the reasons."""
     seconds: float
 
 

@@ -1,4 +1,4 @@
-"""Run a model in eval mode on labelled data across ranks; each rank reads its share of every step.
+"""Run a model in eval mode on labelled data across ranks; each rank reads its share of each step's samples.
 
 Shapes: n rows on this rank (sample views or boxes), C classes.
 """
@@ -26,7 +26,7 @@ Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float3
 
 
 class EvaluationContext(NamedTuple):
-    """Settings of an evaluation: the process group, the precision, and a callback that requests a stop."""
+    """Settings of an evaluation: the process group, the precision, and a callback that returns whether to stop."""
 
     group: ProcessGroup
     precision: Precision

@@ -1,4 +1,7 @@
-"""Learner for supervised runs: a pre-trained encoder with a new head and layer decay. Subclasses define the loss."""
+"""Learner for supervised runs: a pre-trained encoder with a new head, trained with layer decay.
+
+Subclasses define the loss.
+"""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def _publish(
     folder = run_folder(root, run_id)
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     if data.steps not in store.committed():
-        raise UploadError(f"the last checkpoint of {run_id} is not the final one; start the run again to finish it")
+        raise UploadError(
+            f"the newest checkpoint of {run_id} is not from its final step; start the run again to finish it"
+        )
     config, start = resolved.config, resolved.start
     opened = task(config)
     found = opened.load_tested(store, data.steps)

@@ -1,4 +1,4 @@
-"""Interface for kinds of supervised runs: the model to train, its data, and how it is scored."""
+"""Interface that each kind of supervised run implements: the model to train, its data, and how it is scored."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class SupervisedTraining(Training):
         return super().open_loader(**self.task.loader_options(), **more)
 
     def flops_per_clip(self) -> float:
-        """Return three times the forward FLOPs, or twice for the patch embedding, because pixels need no gradient."""
+        """Return three times the forward FLOPs (twice for the patch embedding, because pixels need no gradient)."""
         clip = self.config.clip
         embedding, blocks = encoder_flops(self.config.encoder, clip.grid.tokens, clip.token_values)
         return 2 * embedding + 3 * blocks

@@ -48,7 +48,7 @@ def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field:
         raise ConfigError(
             [
                 f"{field}={weights}: its weights could not be downloaded ({type(error).__name__}: {reason}); "
-                "without access to the hub, set the path of a downloaded file instead"
+                "without access to the hub, set the path to a downloaded file instead"
             ]
         ) from None
     return model

@@ -17,7 +17,7 @@ def checkpoint_url(folder: str, step: int) -> str:
 
 
 def stored_steps(folder: str) -> list[int]:
-    """Return the steps of all checkpoints in a folder, including those that were not committed."""
+    """Return the steps of all checkpoints in a folder, including uncommitted ones."""
     return [int(match[1]) for name in listdir(folder) if (match := _FOLDER.fullmatch(name))]
 
 

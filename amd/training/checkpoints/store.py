@@ -81,7 +81,7 @@ class CheckpointStore:
         return self._load_first(reversed(self.committed()), "falling back to the checkpoint before it")
 
     def load_best(self) -> tuple[int, Snapshot] | None:
-        """Load the intact checkpoint with the best metric, or the newest if the metric was never measured."""
+        """Load the intact checkpoint with the best metric, or the newest one if the metric was never measured."""
         return self._load_first(self.ranked(self.committed()), "using the next best checkpoint")
 
     def _load_first(self, steps: Iterable[int], otherwise: str) -> tuple[int, Snapshot] | None:
@@ -114,7 +114,10 @@ class CheckpointStore:
         write_json(url, {**manifest, "metrics": {**manifest.get("metrics", {}), **metrics}})
 
     def _fetch(self, step: int) -> dict[str, Path]:
-        """Return local paths of a checkpoint's verified files, by name; remote files are downloaded once per node."""
+        """Return the local paths of a checkpoint's verified files, by name.
+
+        Remote files are downloaded once per node.
+        """
         url = self.url(step)
         paths = {}
         try:

@@ -65,7 +65,10 @@ def join_cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator
             ray.init(**quiet)
         except ConnectionError as error:
             raise ConfigError(
-                [f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster responds ({error}); start it or unset it"]
+                [
+                    f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster responds ({error}); "
+                    "start the cluster or unset the variable"
+                ]
             ) from None
     try:
         yield

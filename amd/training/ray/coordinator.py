@@ -58,7 +58,7 @@ class CoordinatorActor:
     # Called by the workers
 
     def next_task(self, number: int) -> dict[str, Any] | str | None:
-        """Return the run that follows run `number`, WAIT if there is none yet, or None once the actor is closed.
+        """Return the run after run `number`. Return WAIT if there is none yet, and None once the actor is closed.
 
         A worker that Ray has restarted passes 0 and joins the current run.
         """
@@ -72,7 +72,7 @@ class CoordinatorActor:
         self._events.append(event)
 
     def finish(self, number: int, outcome: dict[str, Any]) -> None:
-        """Record the outcome of run `number`, unless its workers stopped to be replaced."""
+        """Record the outcome of run `number`, unless its workers stopped because they are being replaced."""
         self._running = False
         if self._resizing and not self._stop and not outcome["finished"]:
             return

@@ -110,7 +110,7 @@ def rank_log(run_folder: str, rank: int, world: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _copied(descriptor: int, shipper: LogShipper) -> Iterator[None]:
-    """Copy all output written to a file descriptor."""
+    """Copy all output written to a file descriptor to a log, while the context is active."""
     previous, (reader, writer) = os.dup(descriptor), os.pipe()
     (sys.stdout if descriptor == 1 else sys.stderr).flush()
     os.dup2(writer, descriptor)

@@ -32,7 +32,7 @@ class MetricsSink(Protocol):
 
 
 class ChunkSink:
-    """Writes lines to `metrics/NNNNNN.jsonl`, one chunk every `seconds` and at the end."""
+    """Writes lines to `metrics/NNNNNN.jsonl`: one chunk every `seconds` seconds, and a final one on close."""
 
     def __init__(self, run_folder: str, seconds: float = 30.0) -> None:
         self._folder = join(run_folder, "metrics")
@@ -59,7 +59,7 @@ class ChunkSink:
 
 
 class EventFileSink:
-    """Writes event files to `tensorboard/`: in place on local storage, otherwise copied there every few minutes."""
+    """Writes event files to `tensorboard/`. On remote storage, they are copied there every few minutes."""
 
     def __init__(self, run_folder: str, from_step: int, upload_seconds: float = 300.0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
@@ -194,7 +194,7 @@ class MetricsWriter:
         self._error: Exception | None = None
 
     def write(self, line: Line) -> None:
-        """Queue a line. Waits only if MAX_WAITING calls are queued."""
+        """Queue a line. Blocks only while MAX_WAITING calls are queued."""
         self._submit(lambda sink: sink.write(line))
 
     def flush(self) -> None:

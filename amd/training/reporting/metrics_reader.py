@@ -16,7 +16,7 @@ Line = dict[str, Any]  # {"step": …, "epoch": …, "time": …, "loss/total": 
 
 
 def read_metrics(run_folder: str, before_chunk: Callable[[], object] = lambda: None) -> list[Line]:
-    """Return all lines of a run by step, merged so that later chunks override earlier ones.
+    """Return a run's metrics as one line per step; values in later chunks override those in earlier ones.
 
     `before_chunk` is called before each chunk is read; a run may have many chunks.
     """

@@ -58,7 +58,7 @@ class Prober:
         self._thread.join()
 
     def abandon(self) -> None:
-        """Kill the current probe and skip pending ones; used after a stop."""
+        """Kill the current probe and skip pending ones. Called after a stop request."""
         self._stopped.set()
         if self._process is not None:
             with suppress(ProcessLookupError):

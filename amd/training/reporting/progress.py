@@ -185,7 +185,7 @@ def _note(values: dict[str, float]) -> str:
 
 
 def describe_start(event: Event) -> list[str]:
-    """Describe a run before its first step."""
+    """Summarise a run before its first step."""
     parameters = ", ".join(f"{name} {_millions(size)}" for name, size in event["parameters"].items())
     visible = ", ".join(f"{name} {tokens}" for name, tokens in event.get("visible_tokens", {}).items())
     clips = f" of {event['clips']} clips" if event["clips"] != event["batch"] else ""
@@ -212,7 +212,7 @@ def describe_start(event: Event) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: 42 s, 7 min, 3 h 20 min, 2 d 4 h."""
+    """Format a duration, for example 42 s, 7 min, 3 h 20 min or 2 d 4 h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -230,7 +230,7 @@ def _millions(count: int) -> str:
 
 
 def choose_watcher(quiet: bool = False) -> Watcher:
-    """Return a progress bar on a terminal, plain lines otherwise.
+    """Return a watcher that shows a progress bar on a terminal and writes plain lines otherwise.
 
     Both write to standard error, leaving standard output for results.
     """

@@ -34,7 +34,7 @@ class AttemptsResult(NamedTuple):
     outcome: dict[str, Any] | Verdict | None
     """The LoopResult as plain data; the verdict on the last failure; or None if stopping exceeded its deadline."""
     restarts: Counter[str]
-    """Number of restarts, by the reason for the failure."""
+    """Number of restarts, keyed by failure reason."""
 
 
 def attempt_until_done(

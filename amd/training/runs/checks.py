@@ -17,7 +17,7 @@ class DataFacts(NamedTuple):
     samples: int
     digest: str
     steps: int
-    """Optimizer steps of the whole run, derived from the schedule."""
+    """Number of optimizer steps in the whole run, derived from the schedule."""
 
 
 def check_storage(root: str) -> None:

@@ -24,10 +24,13 @@ class ResolvedRun(Protocol):
 
 
 class RunKind(NamedTuple):
-    """Functions for one kind of run. `work` is defined at module level, so that workers can import it by name."""
+    """Functions that implement one kind of run.
+
+    `work` is defined at module level, so that workers can import it by name.
+    """
 
     name: str
-    """Name of the kind in run.json and in run IDs."""
+    """Name of this kind of run, as used in run.json and in run IDs."""
     check: Callable[[Any], DataFacts]
     """Check the config against its data. Raises ConfigError."""
     check_weights: Callable[[Any], object]
@@ -37,7 +40,7 @@ class RunKind(NamedTuple):
     TeacherStopped."""
     work: Work
     publish: Callable[[Any, Any, str, str, DataFacts], str]
-    """Publish the encoder: (config, resolved, root, run id, data) -> its folder."""
+    """Publish the encoder: (config, resolved, root, run ID, data) -> encoder folder."""
     supports_probe: bool = False
     """Whether the config section `probe` enables probes during training."""
 

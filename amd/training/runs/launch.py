@@ -116,7 +116,7 @@ class _Runner:
         until: int | None = None,
         parent: tuple[str, int] | None = None,
     ) -> RunResult:
-        """Train one run. If another process is already training it, raise, or with `wait` wait for its result."""
+        """Train one run. If another process is already training it, raise, or wait for its result if `wait` is set."""
         with keep_manifests() as manifests:
             return self._train(config, kind, run_id, manifests, wait, until, parent)
 
@@ -310,7 +310,7 @@ class _Runner:
 
 
 class LocalRunHooks(RankHooks):
-    """Hooks for a run in this process; a stall stops the run but not the process."""
+    """Hooks for a run in this process; a stall ends the run but not the process."""
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
         super().__init__(stop, watcher)

@@ -30,7 +30,9 @@ def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: st
     store = CheckpointStore(join(run_folder(root, run_id), "checkpoints"), config.checkpoint)
     found = store.load_newest()
     if found is None or found[0] < data.steps:
-        raise UploadError(f"the last checkpoint of {run_id} is not the final one; start the run again to finish it")
+        raise UploadError(
+            f"the newest checkpoint of {run_id} is not from its final step; start the run again to finish it"
+        )
     state = found[1].tensors["model"]
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     encoder.load_state_dict(_part(state, ENCODER))

@@ -18,7 +18,7 @@ TrainTeacher = Callable[[TrainConfig, str], RunResult]  # pre-trains a config un
 
 class ResolvedTeacher(NamedTuple):
     config: TrainConfig
-    """Config of the run, in which the teacher is specified by weights."""
+    """Config of the run, in which `teacher.weights` is set and `teacher.preset` is not."""
     license: str | None
     """Licence of the teacher's weights, which the student's weights inherit."""
     parent: str | None = None

@@ -34,7 +34,7 @@ PORT = 29500
 
 
 class Place(NamedTuple):
-    """Position of this process among all processes of the run."""
+    """Position of this process among all processes in the run."""
 
     rank: int
     world: int
@@ -47,11 +47,11 @@ class Place(NamedTuple):
 
 
 def find_place(distributed: bool, environ: Mapping[str, str] = os.environ) -> Place | None:
-    """Return this process's place, or None if no launcher started it.
+    """Return this process's position in the run, or None if no launcher started it.
 
-    torchrun is always recognised, any other launcher only with `distributed` (option --distributed), because a Slurm
-    batch script has the same variables as its tasks. Raises ConfigError if `distributed` is set but there is no
-    launcher.
+    torchrun is always recognised. Other launchers are recognised only if `distributed` (option --distributed) is set,
+    because a Slurm batch script has the same environment variables as its tasks. Raises ConfigError if `distributed` is
+    set but there is no launcher.
     """
     if "TORCHELASTIC_RUN_ID" in environ or (distributed and {"RANK", "WORLD_SIZE"} <= environ.keys()):
         rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
@@ -142,7 +142,7 @@ class TorchRanks:
             raise
 
     def follow(self, stop: threading.Event) -> NoReturn:
-        """Train what rank 0 sends, then exit with rank 0's exit code. Called on all other ranks."""
+        """Train the runs that rank 0 sends, then exit with rank 0's exit code. Called on all other ranks."""
         while not isinstance(task := self._broadcast(None), int):
             path, spec = task
             try:

@@ -1,1 +1,1 @@
-"""The training loop of one rank: learner, optimizer, pre-training, and the collapse guard."""
+"""The training loop on one rank: learner, optimizer, pre-training, and the collapse guard."""

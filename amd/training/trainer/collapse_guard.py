@@ -1,4 +1,4 @@
-"""The collapse guard: check that the student's features still distinguish samples, even if the loss decreases.
+"""The collapse guard: check that the student's features still distinguish samples, even while the loss is decreasing.
 
 Shapes: n samples, D width.
 """

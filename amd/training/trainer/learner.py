@@ -54,18 +54,18 @@ class Learner(ABC):
         """
 
     def begin(self, step: int) -> None:
-        """Prepare a step, before its first micro-batch. Its randomness is a function of seed, step and rank."""
+        """Prepare a step before its first micro-batch. Its randomness is a function of seed, step and rank."""
         torch.manual_seed(stream_seed(self.run.seed, "paths", step, self.group.rank))  # stochastic depth
 
     def end(self) -> None:
-        """Finish a step, after the optimizer has updated the weights."""
+        """Finish a step after the optimizer has updated the weights."""
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors that a checkpoint contains in addition to model and optimizer, by file."""
         return {}
 
     def load_extra_state(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Load the tensors of `extra_state`."""
+        """Load the tensors that `extra_state` returned."""
 
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:

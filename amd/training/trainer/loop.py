@@ -1,4 +1,4 @@
-"""The training loop of one rank, for every kind of run, in one process or on a Ray Train worker.
+"""The training loop on one rank, for every kind of run, in one process or on a Ray Train worker.
 
 Schedules steps, logging, checkpoints and evaluation. Subclasses of `Training` define what is trained; `RunHooks` hides
 Ray, signals and terminals.
@@ -40,7 +40,7 @@ PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
 
 
 class Training(ABC):
-    """Runs one rank from the newest checkpoint to the end of the run or to a stop.
+    """Runs one rank, starting at the newest checkpoint, until the run ends or is stopped.
 
     Subclasses set `learner` after calling this constructor. They may also add evaluation, checks, and fields of the
     `start` event.
@@ -78,7 +78,7 @@ class Training(ABC):
 
     @abstractmethod
     def flops_per_clip(self) -> float:
-        """Return the FLOPs per clip of a whole step, forward and backward."""
+        """Return the FLOPs per clip for a whole step, forward and backward."""
 
     def open_manifest(self) -> Records:
         return open_on_main(self.group, self.run_config.data, self.spec.folder, open_manifest)
@@ -100,7 +100,7 @@ class Training(ABC):
         )
 
     def start_facts(self) -> dict[str, Any]:
-        """Return additional fields of the `start` event."""
+        """Return additional fields for the `start` event."""
         return {}
 
     def after_step(self, done: int, batches: list[Batch]) -> None:

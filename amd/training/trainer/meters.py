@@ -79,7 +79,7 @@ class StepMeter:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Measure the rate of large matrix multiplications in FLOP/s, the denominator of `speed/mfu`."""
+    """Measure the throughput of large matrix multiplications in FLOP/s, the denominator of `speed/mfu`."""
     size = 8192 if device.type == "cuda" else 768
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Open the data of a run on rank 0 and send it to all ranks, so that storage is listed once and all ranks agree.
+"""Open a run's data on rank 0 and send it to all ranks, so that storage is listed once and all ranks agree.
 
 Rank 0 loads the manifests that the launch stored in the run's folder; without them, it lists the data itself.
 """
@@ -21,7 +21,7 @@ D = TypeVar("D", bound=DataConfig)
 
 
 def open_on_main(group: ProcessGroup, data: D, run_folder: str, open_data: Callable[[D], T]) -> T:
-    """Return the result of `open_data(data)`, called on rank 0. Raises its error on all ranks."""
+    """Call `open_data(data)` on rank 0; return its result, or raise its error, on all ranks."""
     if any(is_generated(getattr(data, field, None) or "") for field in ("train", "val", "test")):
         return open_data(data)  # every node generates its own files
 

@@ -1,4 +1,4 @@
-"""AdamW with the official parameter groups, and the learning rate of each step."""
+"""AdamW with the official parameter groups, and the learning rate for each step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def parameter_groups(
 def build_optimizer(
     model: nn.Module, optim: OptimConfig, scale: Callable[[str], float] = lambda name: 1.0
 ) -> torch.optim.AdamW:
-    """Build a fused AdamW (one kernel per group, on CPU and GPU); `set_lr` sets the learning rate of each step."""
+    """Build a fused AdamW (one kernel per group, on CPU and GPU); `set_lr` sets the learning rate for each step."""
     return torch.optim.AdamW(
         parameter_groups(model, optim.weight_decay, scale),
         lr=optim.lr,

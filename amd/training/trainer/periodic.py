@@ -1,4 +1,4 @@
-"""Periodic requests, which rank 0 raises by its clock and all ranks carry out together one step later.
+"""Periodic requests: rank 0 raises them when its clock says they are due, and all ranks carry them out one step later.
 
 Does not depend on torch: the clock is injected.
 """
@@ -17,7 +17,7 @@ class PeriodicRequest:
     """
 
     def __init__(self, interval_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create a request. With an interval of None, it is never due."""
+        """Create a request. A request whose interval is None is never due."""
         self._interval_s, self._clock = interval_s, clock
         self._since, self._pending = clock(), False
 
@@ -29,5 +29,5 @@ class PeriodicRequest:
         return True
 
     def restart(self) -> None:
-        """Start the next interval, once the request has been carried out or has become unnecessary."""
+        """Start the next interval. Call this once the request has been carried out or has become unnecessary."""
         self._since, self._pending = self._clock(), False

@@ -25,7 +25,7 @@ GUARDED_CLIPS = 256
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Train from the newest checkpoint to the end of the run or to a stop.
+    """Resume from the newest checkpoint and train until the run ends or is stopped.
 
     Raises NonFinite, DataFault or UploadError; failures that affect all ranks are raised on all of them.
     """
@@ -53,7 +53,7 @@ class Pretraining(Training):
         return {"visible_tokens": visible}
 
     def is_checkpoint_due(self, done: int) -> bool:
-        """Return whether a probe, which reads checkpoints, is due."""
+        """Return whether a probe is due, because probes read checkpoints."""
         probe = self.config.probe
         return probe is not None and is_probed(done, self.steps, self.loader.steps_per_epoch, probe.every_epochs)
 

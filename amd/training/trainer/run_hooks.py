@@ -30,10 +30,10 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Progress of the loop when it returned."""
+    """Progress of a run when its training loop returned."""
 
     steps: int
-    """Completed optimizer steps."""
+    """Number of completed optimizer steps."""
     finished: bool
     """Whether the run is complete; False after a stop or a pause."""
     saved: bool

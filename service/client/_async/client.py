@@ -93,7 +93,7 @@ class AsyncClient(AsyncApiMethods):
     async def embeddings(
         self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[EmbeddingView]:
-        """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
+        """Embed images and videos with a deployed encoder, identified by ID, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
         `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds `deadline_s`

@@ -57,11 +57,11 @@ class AsyncJobs(AsyncApiMethods):
         return await self._request("POST", api_path("jobs", job_id, "resume"), JobView)
 
     async def retry(self, job_id: str) -> JobView:
-        """Retry an ended job from its newest checkpoint."""
+        """Retry a failed or cancelled job from its newest checkpoint."""
         return await self._request("POST", api_path("jobs", job_id, "retry"), JobView)
 
     async def delete(self, job_id: str) -> None:
-        """Delete an ended job."""
+        """Delete a job that has ended."""
         await self._send("DELETE", api_path("jobs", job_id))
 
     async def wait(self, job_id: str, timeout_s: float | None = None) -> JobDetail:
@@ -114,7 +114,7 @@ class AsyncJobs(AsyncApiMethods):
                 await asyncio.sleep(POLL_INTERVAL_S)
 
     def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[EventView]:
-        """Stream the history of a job until the job ends. `after`: id of the last event to skip."""
+        """Stream the history of a job until the job ends. `after`: ID of the last event to skip."""
         last_id = str(after) if after else None
         return self._events(api_path("jobs", job_id, "events"), _job_event, {}, last_id)
 

@@ -1,4 +1,4 @@
-"""Base of all client methods: requests with retries, listings, and resumable event streams and downloads."""
+"""Base class for all client methods: requests with retries, listings, and resumable event streams and downloads."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class AsyncApiMethods:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
         `accepted`: error statuses for which the response is returned instead of raising ApiError.
-        `repeatable`: whether a POST can be repeated without a second effect, as with an Idempotency-Key; other methods
-        are repeatable unless they have an If-Match.
+        `repeatable`: whether a POST is safe to retry, e.g. because it has an Idempotency-Key; other methods are safe to
+        retry unless they have an If-Match.
         `deadline_s`: time that the service may take to respond. After a timeout, the request is not repeated, since the
         service may still be working on it.
         """

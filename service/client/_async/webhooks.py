@@ -20,7 +20,7 @@ class AsyncWebhooks(AsyncApiMethods):
         await self._send("DELETE", api_path("webhooks", webhook_id))
 
     async def deliveries(self, webhook_id: str, limit: int | None = None) -> list[DeliveryView]:
-        """List the latest deliveries, newest first. By default, the service sets `limit`."""
+        """List the latest deliveries, newest first. The service chooses the default `limit`."""
         path = api_path("webhooks", webhook_id, "deliveries")
         return (await self._request("GET", path, DeliveryList, query={"limit": limit})).items
 

@@ -92,7 +92,7 @@ class Client(ApiMethods):
         return self._request("GET", "/readyz", dict[str, Any], accepted=(503,))
 
     def embeddings(self, encoder: str, files: Sequence[str | Path | bytes], **options: Any) -> list[EmbeddingView]:
-        """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
+        """Embed images and videos with a deployed encoder, identified by ID, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
         `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds `deadline_s`

@@ -40,7 +40,7 @@ class Encoders(ApiMethods):
         return self._pages(api_path("encoders"), EncoderPage, query)
 
     def get(self, name: str, project: str | None = None) -> EncoderDetail:
-        """Get an encoder by id or alias. `project` selects the alias if the key covers all projects."""
+        """Get an encoder by ID or alias. `project` selects the alias if the key covers all projects."""
         return self._request("GET", api_path("encoders", name), EncoderDetail, query={"project": project})
 
     def import_(self, request: ImportRequest, key: str | None = None) -> JobView:
@@ -87,7 +87,7 @@ class Aliases(ApiMethods):
         return self._request("GET", path, AliasDetail, query={"project": project})
 
     def move(self, alias: str, encoder: str, *, expected: str | None = ANY, project: str | None = None) -> AliasView:
-        """Point an alias to an encoder, identified by id or by another alias.
+        """Point an alias to an encoder, identified by ID or by another alias.
 
         `expected` is the encoder that the alias must currently point to, or None if the alias must not exist; if the
         condition does not hold, the call fails with `alias_moved`.

@@ -1,5 +1,5 @@
 # Generated from service/client/_async/requests.py by `python -m tests.support.blocking_client`; do not edit.
-"""Base of all client methods: requests with retries, listings, and resumable event streams and downloads."""
+"""Base class for all client methods: requests with retries, listings, and resumable event streams and downloads."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class ApiMethods:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
         `accepted`: error statuses for which the response is returned instead of raising ApiError.
-        `repeatable`: whether a POST can be repeated without a second effect, as with an Idempotency-Key; other methods
-        are repeatable unless they have an If-Match.
+        `repeatable`: whether a POST is safe to retry, e.g. because it has an Idempotency-Key; other methods are safe to
+        retry unless they have an If-Match.
         `deadline_s`: time that the service may take to respond. After a timeout, the request is not repeated, since the
         service may still be working on it.
         """

@@ -21,7 +21,7 @@ class Webhooks(ApiMethods):
         self._send("DELETE", api_path("webhooks", webhook_id))
 
     def deliveries(self, webhook_id: str, limit: int | None = None) -> list[DeliveryView]:
-        """List the latest deliveries, newest first. By default, the service sets `limit`."""
+        """List the latest deliveries, newest first. The service chooses the default `limit`."""
         path = api_path("webhooks", webhook_id, "deliveries")
         return (self._request("GET", path, DeliveryList, query={"limit": limit})).items
 

@@ -105,7 +105,7 @@ def compare_encoders(
 def set_alias(
     request: Request, encoder: VisibleEncoder, caller: Submitter, encoders: EncodersDep, form: FormDep
 ) -> Response:
-    """Point an alias to the encoder. `expected`: target shown on the page, which reveals concurrent moves."""
+    """Point an alias to the encoder. `expected`: target shown on the page, used to detect concurrent moves."""
     project = _project(caller, encoder)
     name = form.text("alias")
     current = next((one.encoder_id for one in encoders.aliases(project) if one.name == name), None)
@@ -178,5 +178,8 @@ def lineage(encoder: EncoderDetail, serving: list[Deployment]) -> list[LineageNo
 
 
 def _project(caller: Principal, encoder: RegisteredEncoder) -> str:
-    """Return the project of an encoder's aliases and deployments. Raises Forbidden if the caller's key excludes it."""
+    """Return the project of an encoder's aliases and deployments.
+
+    Raises Forbidden if the caller's key does not cover it.
+    """
     return caller.own_project(encoder.project) or DEFAULT_PROJECT

@@ -35,7 +35,7 @@ class FailureGroup(NamedTuple):
     reason: str
     jobs: list[JobView]
     ranks: list[tuple[int, int]]
-    """Ranks that were the first to fail, each with its number of failures, in descending order."""
+    """Ranks that failed first, each with its number of failures, most failures first."""
 
 
 @router.get("/cluster")

@@ -89,7 +89,7 @@ def _signed_in(request: Request, session: str, target: str) -> Response:
 
 
 def _end_presented_session(request: Request) -> None:
-    """End the browser's existing session, so that it never has two open sessions."""
+    """End the browser's existing session, so that a browser never has two open sessions."""
     presented = session_cookie(request.scope, request.headers)
     if presented is not None:
         sessions: BrowserSessions = request.app.state.sessions

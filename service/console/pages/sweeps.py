@@ -37,10 +37,10 @@ class TrialPoint(NamedTuple):
     point: dict[str, Any]
     state: str
     rung: int
-    """Number of the highest rung reached; 0 if there is none."""
+    """Highest rung reached, starting at 1; 0 if there is none."""
     score: float | None
     spread: float | None
-    """Standard deviation across seeds at that rung."""
+    """Standard deviation of the score across seeds at the highest rung reached."""
     speed: float | None
     gflops: float | None
     best: bool
@@ -140,7 +140,7 @@ def train_trial(
 
 
 def _read(job: Job, root: str) -> tuple[SweepHistory | None, str]:
-    """Return the sweep's history, or None and the reason why it is not available yet."""
+    """Return the sweep's history, or None with the reason why it is not yet available."""
     if job.kind != "search":
         raise NotFound(f"{job.id} is not a sweep")
     folder = run_folder(root, job.id)
@@ -182,7 +182,7 @@ def _point(sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best
 def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
     """Return the verdict of the sweep's report or, if there is no report yet, the best trial so far.
 
-    The report's intervals need SciPy, which the control plane does not install.
+    Computing the report's confidence intervals requires SciPy, which is not installed in the control plane.
     """
     report = join(run_folder(root, job.id), "report", "report.json")
     if exists(report):

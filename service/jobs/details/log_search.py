@@ -14,7 +14,7 @@ ANSI = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))
 
 
 def search(log: LogSource, text: str, limit: int) -> LogMatches:
-    """Find the lines that contain a text, ignoring case and colour codes."""
+    """Find the lines that contain the search text. Case and colour codes are ignored."""
     found: list[LogMatch] = []
     sought, number = text.casefold(), 0
     for number, (offset, line) in enumerate(_lines(log), start=1):
@@ -27,7 +27,7 @@ def search(log: LogSource, text: str, limit: int) -> LogMatches:
 
 
 def _lines(log: LogSource) -> Iterator[tuple[int, str]]:
-    """Yield (offset, line) for each line of a log, reading it in pieces."""
+    """Yield (offset, line) for each line of a log, which is read in chunks."""
     offset, rest, rest_at = 0, b"", 0
     while True:
         report_progress()
@@ -44,7 +44,7 @@ def _lines(log: LogSource) -> Iterator[tuple[int, str]]:
 
 
 def before(log: LogSource, end: int, size: int) -> LogRange:
-    """Return about `size` bytes that end at an offset, starting with a whole line. `end` may be beyond the log."""
+    """Return about `size` bytes that end at an offset, starting on a line boundary. `end` may exceed the log's size."""
     end = min(end, log.size())
     start = max(0, end - size)
     content = b"".join(_pieces(log, start, end))

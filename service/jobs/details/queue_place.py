@@ -1,4 +1,4 @@
-"""Find a waiting job's place in the queue and the job directly ahead of it. Reads few rows, even in a long queue."""
+"""Find a waiting job's position in the queue and the job directly ahead of it. Reads few rows, even in a long queue."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from service.jobs.store import JobStore
 
 
 class QueuePlace(NamedTuple):
-    """Place of a waiting job in the queue."""
+    """Position of a waiting job in the queue."""
 
     place: int
-    """Place, starting at 1."""
+    """Position, starting at 1."""
     length: int
     """Number of waiting jobs."""
     ahead: Job | None
@@ -24,7 +24,7 @@ class QueuePlace(NamedTuple):
 
 
 def queue_place(jobs: JobStore, job: Job, project: str | None) -> QueuePlace | None:
-    """Return a job's place in the queue, or None if it is not waiting. `project` is the caller's project."""
+    """Return a job's position in the queue, or None if it is not waiting. `project` is the caller's project."""
     if job.state not in WAITING:
         return None
     waiting = (Job.state.in_(WAITING), Job.origin == "api")

@@ -47,7 +47,10 @@ async def search_log(
     request: Request,
     job: Visible,
     q: Annotated[
-        str, Query(max_length=500, description="Text to find in a line, ignoring case. Default: match every line.")
+        str,
+        Query(
+            max_length=500, description="Text to search for in each line (case-insensitive). Default: match every line."
+        ),
     ] = "",
     attempt: AttemptNumber = None,
     rank: RankNumber = None,
@@ -64,7 +67,7 @@ async def log_range(
     job: Visible,
     before: Annotated[int | None, Query(ge=0, le=MAX_NUMBER, description="Offset at which the range ends.")] = None,
     after: Annotated[
-        int, Query(ge=0, le=MAX_NUMBER, description="Offset at which the range starts, unless `before` is set.")
+        int, Query(ge=0, le=MAX_NUMBER, description="Offset at which the range starts; ignored if `before` is set.")
     ] = 0,
     size: Annotated[int, Query(ge=1024, le=MAX_RANGE, description="Maximum number of bytes.")] = 256 * 1024,
     attempt: AttemptNumber = None,
@@ -100,6 +103,6 @@ def clone_job(
     body: CloneRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """The copy starts from the beginning, with the original job's config and in its project."""
+    """The copy starts from scratch, with the original job's config and in the same project."""
     request = changes.clone_request(jobs.get(job_id, caller.project), body or CloneRequest())
     return submit(request, caller, jobs, settings, policy, response, idempotency_key)

@@ -12,7 +12,7 @@ from service.jobs.details.schemas import SampleFault, SampleFaults
 
 
 def sample_faults(root: str, job_id: str, limit: int) -> SampleFaults:
-    """Return the first bad samples, then the first damaged ones, up to a limit."""
+    """Return at most `limit` samples: bad samples first, then damaged samples."""
     folder = run_folder(root, job_id)
     bad, damaged = (list(_read(join(folder, name))) for name in (BAD_SAMPLES, DAMAGED_SAMPLES))
     items = [*(_view(row, False) for row in bad), *(_view(row, True) for row in damaged)]

@@ -45,11 +45,11 @@ class LogRange(ApiModel):
     start: int
     """Offset of the first byte."""
     end: int
-    """Offset after the last byte."""
+    """Offset just past the last byte."""
 
 
 class SampleFault(ApiModel):
-    """A sample that could not be read, or could only be read in part."""
+    """A sample that could not be read, or that could be read only in part."""
 
     record: int | None
     location: str
@@ -72,7 +72,7 @@ class JobChange(ApiModel):
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Display name; null removes it."""
     labels: dict[LabelKey, LabelValue] | None = Field(None, max_length=32)
-    """Labels; they replace all previous labels."""
+    """New labels, which replace all existing labels."""
     priority: Priority | None = None
     """Priority in the queue."""
 

@@ -29,7 +29,7 @@ class Usage(NamedTuple):
 
 
 class ExternalUsage:
-    """Estimates the resources held outside the queue: Ray's reported usage, minus the resources of our jobs."""
+    """Estimates the resources held outside the queue: Ray's reported usage minus the service's own."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -40,7 +40,7 @@ class ExternalUsage:
         """Return the estimate. `ours`: resources reserved for active jobs and deployments.
 
         A starting job does not hold its reserved resources yet, so subtracting them would hide other programs' usage;
-        the estimate therefore does not decrease during a start.
+        the estimate therefore does not decrease while a job is starting.
         """
         now = self._clock()
         self._ours.append((now, ours))
@@ -102,7 +102,7 @@ class AdmissionController:
         return Exclusions(limits, self._capacity.cpus, self._capacity.gpus)
 
     def obstacle(self, job: Job) -> str | None:
-        """Return why a job must wait, or None if it may start."""
+        """Return the reason why a job must wait, or None if it may start."""
         max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
         if self.is_closed:
             return f"waiting for one of {self._settings.max_running} running jobs to end"

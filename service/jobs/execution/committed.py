@@ -19,7 +19,7 @@ ENDED_TRIALS = "ended trials"
 
 
 def committed_work(root: str, job: Job) -> dict[str, int]:
-    """Return the newest checkpoint step by run, and the number of output files and ended trials. Zeros are omitted.
+    """Return each run's newest checkpoint step, and the numbers of output files and finished trials; omit zeros.
 
     Raises StorageUnreachable.
     """

@@ -1,7 +1,7 @@
 """Delete jobs: remove the files of jobs in the state `deleting`, then mark the jobs as deleted.
 
 A job whose deletion was requested allows no other action, so nothing restarts it while its files are being removed.
-Every step may be repeated: if a control plane dies in between, the job stays `deleting`, and the next control plane
+Every step can be repeated safely: if a control plane dies midway, the job stays `deleting`, and the next control plane
 continues.
 """
 
@@ -24,7 +24,7 @@ MAX_DELETIONS = 100  # that are considered at a time; the others follow
 
 
 class JobDeletions:
-    """Removes the files of deleted jobs in a thread, since a large run must not delay other jobs."""
+    """Removes the files of deleted jobs in a separate thread, so that a large run does not delay other jobs."""
 
     def __init__(self, store: JobStore, root: str) -> None:
         self._store, self._root = store, root
@@ -32,7 +32,7 @@ class JobDeletions:
         self._removals: dict[str, Future[None]] = {}
 
     def advance(self) -> None:
-        """Start requested deletions, and record those whose files have been removed. Failed deletions are restarted."""
+        """Start requested deletions, and record those whose files have been removed. Failed deletions are retried."""
         deleting = {job.id: job for job in self._store.in_states(("deleting",), limit=MAX_DELETIONS)}
         for job_id in self._removals.keys() - deleting.keys():  # completed by another control plane
             self._removals.pop(job_id).cancel()

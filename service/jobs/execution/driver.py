@@ -101,7 +101,7 @@ def _changed(folder: JobFolder) -> str:
 def wait_for_lease(folder: JobFolder, attempt: int) -> None:
     """Wait until the previous attempt releases its lease on the run.
 
-    A node reported as lost may still be running it.
+    A node that was reported lost may still be running the attempt.
     """
     lease = Lease(join(run_folder(folder.root, folder.job_id), LEASE))
     while (holder := lease.taken_by()) is not None:
@@ -213,7 +213,7 @@ def report_outcome(folder: JobFolder, attempt: int, outcome: AttemptOutcome) -> 
 
 
 def _stop(child: subprocess.Popen[bytes], folder: JobFolder, attempt: int, forced: threading.Event) -> None:
-    """Ask the program to stop, and kill it after the attempt's deadline."""
+    """Ask the program to stop, and kill it if it is still running at the attempt's deadline."""
     child.terminate()
     try:
         limit = folder.read_stop_deadline(attempt)

@@ -136,7 +136,7 @@ class ExternalRunDiscovery:
         self._store.change(job, "running", attempt=attempt, number=job.attempt + 1, state="running")
 
     def _is_ours(self, submission: str) -> bool:
-        """Whether a submission belongs to one of our jobs. Writing to the storage root must not be able to stop it."""
+        """Whether a submission belongs to one of our jobs, which nobody may stop by writing to the storage root."""
         return bool(self._store.known({submission, submission.rpartition("-")[0]}))
 
     def _newest(self, job: Job) -> Attempt | None:

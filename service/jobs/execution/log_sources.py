@@ -29,13 +29,13 @@ class LogSource(Protocol):
         """Return a slice that starts at the offset, empty if there is nothing yet."""
 
     def pieces(self, offset: int) -> Iterable[str]:
-        """Return the text from the offset to the end, in pieces."""
+        """Return the text from the offset to the end in chunks."""
 
     def tail_offset(self, lines: int) -> int:
         """Return the offset at which the last `lines` lines start."""
 
     def read_raw(self, offset: int) -> bytes:
-        """Return some bytes starting at the offset; empty if there are none yet."""
+        """Return some bytes starting at the offset; empty if nothing is stored there yet."""
 
     def size(self) -> int:
         """Return the current size of the log in bytes."""
@@ -78,7 +78,7 @@ def ranks_with_log(run: str) -> list[int]:
 
 
 class RayLog:
-    """Output of a submission's driver, which Ray keeps while the node that ran it is alive.
+    """Output of a submission's driver, which Ray keeps for as long as the node that ran the driver is alive.
 
     All methods raise NotFound if Ray does not have the output, or ClusterUnavailable.
     """
@@ -117,7 +117,7 @@ class RayLog:
 async def open_log(
     state: Any, job: Job, attempt: int | None, rank: int | None, *, wait: bool = False
 ) -> tuple[BoundedCalls, LogSource]:
-    """Return the log of a rank or an attempt, and the thread pool for reading it. `state`: app state.
+    """Return the log of a rank or an attempt, and the thread pool for reading it. `state`: the application's state.
 
     Default: the log of the newest attempt.
 

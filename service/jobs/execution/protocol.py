@@ -61,7 +61,7 @@ class AttemptOutcome(BaseModel):
     """Last JSON line that the program printed: RunResult, SearchResult, EmbedResult or a probe's report."""
     ended: float = 0.0
     committed: dict[str, int] = {}
-    """Work committed before a retryable failure: checkpoint steps by run, and numbers of files and trials."""
+    """Work committed before a retryable failure: checkpoint steps by run, and the numbers of files and trials."""
 
     @property
     def retryable(self) -> bool:
@@ -88,7 +88,7 @@ def request_digest(kind: str, config: Mapping[str, Any]) -> str:
 
 
 class Heartbeat(BaseModel):
-    """Latest status report of an attempt."""
+    """Latest status report from an attempt."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -162,7 +162,7 @@ class JobFolder(NamedTuple):
 
     @property
     def interval_s(self) -> float:
-        """Seconds between heartbeats and between log chunks; longer on object stores, which bill each write."""
+        """Seconds between heartbeats and between log chunks; longer on object stores, which charge for each write."""
         return 5.0 if is_remote(self.root) else 1.0
 
 

@@ -20,12 +20,12 @@ FIRST_PAGE, PAGE = 20, 200
 
 
 class Exclusions(NamedTuple):
-    """Criteria for jobs that cannot start now, whichever jobs come before them."""
+    """Criteria for jobs that cannot start now, regardless of the jobs ahead of them."""
 
     max_workers: Mapping[str, int] = {}
-    """Maximum number of workers of a job that may start, by project; 0 if no job in the project may start."""
+    """Maximum number of workers that a job may have to start now, by project; 0 if none of its jobs may start."""
     max_cpus: float | None = None
-    """CPUs of the whole cluster; None if it grows on demand."""
+    """Total number of CPUs in the cluster; None if the cluster grows on demand."""
     max_gpus: float | None = None
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
@@ -46,7 +46,8 @@ class JobQueue:
     def waiting(self, now: float, excluded: Callable[[], Exclusions] = Exclusions) -> Iterator[Job]:
         """Yield the jobs that may start at time `now`, in queue order, without their configs.
 
-        `excluded` is called before every page except the first, so that the first jobs always report why they wait.
+        `excluded` is called before every page except the first, so that the first jobs always report why they are
+        waiting.
         """
         states = (self._in_state(state, now, excluded) for state in sorted(WAITING))
         return heapq.merge(*states, key=lambda job: (-job.priority, job.created_at, job.id))

@@ -28,7 +28,7 @@ RayStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 
 
 class RayJobStatus(NamedTuple):
-    """Status of a submission according to Ray."""
+    """Status of a submission, as reported by Ray."""
 
     status: RayStatus
     message: str = ""
@@ -71,7 +71,7 @@ class Cluster(Protocol):
 
 
 class OnceSilentCluster:
-    """A cluster wrapper that, once the cluster has not responded, fails immediately until `reset`.
+    """Cluster wrapper that fails fast: once a call goes unanswered, every call fails immediately until `reset`.
 
     The reconciler calls the cluster for each job, so a Ray head that accepts connections but does not answer costs one
     timeout per step instead of one per job.
@@ -192,7 +192,7 @@ class RayJobs:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Translate every Ray failure to ClusterUnavailable."""
+        """Translate every Ray failure into ClusterUnavailable."""
         import requests
 
         try:
@@ -224,7 +224,7 @@ class RayJobs:
 
 
 def used_resources(status: dict[str, Any] | None) -> dict[str, float]:
-    """Return the used amount of each resource, or an empty dict if the autoscaler has not written a report."""
+    """Return the amount of each resource in use, or an empty dict if the autoscaler has not written a report."""
     report = (status or {}).get("loadMetricsReport") or {}
     return {name: float(used) for name, (used, _) in (report.get("usage") or {}).items()}
 

@@ -4,7 +4,8 @@ There are three sources of truth, in descending order of authority: the desired 
 reports under the storage root, and the submission status in Ray. The desired state is committed before Ray is called,
 and every call to Ray may be repeated, so a control plane may die at any point and another can continue.
 `service.jobs.actions` decides which actions an owner may take, and `admission` decides which job starts next. A storage
-root or a cluster that hangs costs one timeout per step, not one per job. Does not import HTTP or the encoder registry.
+root or a cluster that hangs costs one timeout per step, not one per job. Does not use HTTP or import the encoder
+registry.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ MAX_MARKED = 10  # number of waiting jobs whose message reports an outage
 
 
 class PublishedEncoders(Protocol):
-    """Interface of the encoder registry used by jobs."""
+    """Interface through which jobs use the encoder registry."""
 
     def register(self, folder: str) -> None:
         """Register the encoder that a job has just published in this folder. May raise StorageError."""
@@ -190,7 +191,7 @@ class Reconciler:
             self._stopped_at[key] = self._clock()
 
     def _handle_missing(self, job: Job, ray_job: RayJobStatus | None, heartbeat: Heartbeat | None) -> None:
-        """Handle an attempt that Ray reports as ended or does not know, but that has not reported an outcome.
+        """Handle an attempt that has not reported an outcome, although Ray reports it as ended or does not know it.
 
         The attempt is declared lost once it has sent no heartbeat for long enough. An attempt that sends heartbeats is
         alive, whatever Ray reports: when its head is replaced, Ray forgets jobs or marks running ones as failed.
@@ -205,7 +206,7 @@ class Reconciler:
         self._finish(job, outcome_of_lost(job, ray_job, started=heartbeat is not None), stopped_through_ray=False)
 
     def _last_heartbeat(self, job: Job, heartbeat: Heartbeat | None, now: float) -> float:
-        """Return when the heartbeat last changed, by this machine's clock, because node clocks may differ."""
+        """Return the time at which the heartbeat last changed, on this machine's clock: node clocks may differ."""
         if heartbeat is None:
             return 0.0
         node_time, observed = self._heartbeats.get(job.id, (0.0, 0.0))
@@ -215,11 +216,11 @@ class Reconciler:
         return observed
 
     def _start_timed_out(self, job: Job) -> bool:
-        """Whether the start has timed out, so that an attempt that Ray keeps losing is not resubmitted forever."""
+        """Whether the start has timed out. Without this limit, an attempt that Ray keeps losing would never end."""
         return job.started_at is not None and self._clock() - job.started_at > self._settings.start_timeout_s
 
     def _stopped_through_ray(self, job: Job, outcome: AttemptOutcome) -> bool:
-        """Whether a user, rather than a shutdown of its node, stopped the attempt through Ray."""
+        """Whether the attempt was stopped through Ray by a user rather than by a node shutdown."""
         if outcome.state != "cancelled" or job.wanted != "run":
             return False
         try:
@@ -342,5 +343,5 @@ def _write_request(root: str, job: Job) -> None:
 
 
 def submission_id(job: Job, attempt: int) -> str:
-    """Return an attempt's Ray submission ID: the job's ID, followed by a number from the second attempt onwards."""
+    """Return an attempt's Ray submission ID: the job's ID, with a numeric suffix from the second attempt on."""
     return job.id if attempt == 1 else f"{job.id}-{attempt}"

@@ -72,5 +72,5 @@ def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool
 
 
 def backoff_s(retries: int) -> float:
-    """Return the pause before the next retry: 5, 10, 20 … s, up to five minutes."""
+    """Return the delay in seconds before the next retry: 5, 10, 20, …, up to five minutes."""
     return float(min(MAX_BACKOFF_S, BACKOFF_S * 2**retries))

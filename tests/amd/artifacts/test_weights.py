@@ -28,7 +28,7 @@ def published(url: str, config=tiny_video_config()) -> tuple[Encoder, Card]:  # 
 
 
 @pytest.mark.parametrize("config", [tiny_video_config(), tiny_image_config()])
-def test_a_published_encoder_returns_the_same_vectors_after_loading(tmp_path: Path, config) -> None:  # type: ignore[no-untyped-def]
+def test_a_published_encoder_returns_the_same_embeddings_after_loading(tmp_path: Path, config) -> None:  # type: ignore[no-untyped-def]
     encoder, card = published(str(tmp_path), config)
     loaded, loaded_card = load_encoder(str(tmp_path))
     clips = torch.randint(0, 256, (2, 3, config.clip.frames, *config.clip.size), dtype=torch.uint8)

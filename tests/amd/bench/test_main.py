@@ -14,7 +14,7 @@ from amd.bench.__main__ import main
 from amd.config import DataConfig
 
 
-def test_step_prints_figures_as_json_or_as_a_table(
+def test_step_prints_metrics_as_json_or_as_a_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[Any] = []
@@ -66,7 +66,7 @@ def test_data_measures_the_given_data_or_synthetic_videos(
     [
         (["step", "mask.teacher_ratio=2"], "mask.teacher_ratio=2"),
         (["step", "--preset", "no-such-preset"], "no-such-preset"),
-        (["data", "mask.teacher_ratio=0.6"], "mask.teacher_ratio: only data.… is accepted"),
+        (["data", "mask.teacher_ratio=0.6"], "mask.teacher_ratio: only data.… keys are accepted"),
     ],
 )
 def test_invalid_input_exits_with_code_2_and_reports_the_field(

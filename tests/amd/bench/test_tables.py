@@ -3,7 +3,7 @@ from __future__ import annotations
 from amd.bench.tables import ROWS, data_table, step_table
 
 
-def test_a_step_table_has_dotted_keys_and_omits_unmeasured_figures() -> None:
+def test_a_step_table_has_dotted_keys_and_omits_unmeasured_metrics() -> None:
     table = step_table({"device": "cpu", "share": {"data": 0.25, "teacher": 0.123456}, "peak_memory_gib": None})
     assert table.rows == [["device", "cpu"], ["share.data", "0.25"], ["share.teacher", "0.1235"]]
     assert str(table).splitlines() == ["One training step", "device            cpu", *str(table).splitlines()[2:]]

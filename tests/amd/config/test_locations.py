@@ -136,9 +136,9 @@ def test_values_nested_too_deeply_are_rejected(nest: Any) -> None:
     for _ in range(100):
         value = nest(value)
     preset = {"teacher.weights": None, "teacher.preset": "a-teacher"}
-    with pytest.raises(ConfigError, match=r"teacher\.overrides\.seed: is nested more than 64 levels deep"):
+    with pytest.raises(ConfigError, match=r"teacher\.overrides\.seed: nested more than 64 levels deep"):
         with_overrides(tiny_image_config(), {**preset, "teacher.overrides": {"seed": value}})
-    with pytest.raises(ConfigError, match=r"space\.dimensions\.seed: is nested more than 64 levels deep"):
+    with pytest.raises(ConfigError, match=r"space\.dimensions\.seed: nested more than 64 levels deep"):
         search({"seed": [value]})
 
 

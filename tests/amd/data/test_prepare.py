@@ -1,4 +1,4 @@
-"""`amd prepare` writes tar shards of small files with short, closed GOPs; interruptions do not change a single byte."""
+"""`amd prepare` writes tar shards of small files with short, closed GOPs; interruptions never change the output."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
 
 
-def test_videos_become_shards_of_small_clips(videos: Path, tmp_path: Path) -> None:
+def test_videos_are_written_as_shards_of_small_clips(videos: Path, tmp_path: Path) -> None:
     done: list[tuple[int, int]] = []
     report = prepare(
         DataConfig(train=str(videos)), str(tmp_path), short_side=32, gop=8, progress=lambda *counts: done.append(counts)

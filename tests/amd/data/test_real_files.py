@@ -1,4 +1,5 @@
-"""A run finishes on files as found in real collections: from several muxers, truncated, corrupted or mislabelled."""
+"""A run finishes on files like those in real collections: written by various muxers, truncated, corrupted or
+mislabelled."""
 
 from __future__ import annotations
 

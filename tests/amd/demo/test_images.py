@@ -27,7 +27,7 @@ def tokens(clips: torch.Tensor, config: TrainConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_each_view_shows_visible_tokens_and_hides_the_others(name: str) -> None:
+def test_each_view_shows_visible_tokens_and_hides_all_others(name: str) -> None:
     config = CONFIGS[name]
     clips, sets = inputs(config)
     shown = views(Student(config).eval(), clips, sets, config)

@@ -46,7 +46,7 @@ def test_the_table_shows_every_row_with_its_metrics_steps_and_seconds() -> None:
     assert "96.8" in next(line for line in text.splitlines() if "raw pixels" in line)
 
 
-def test_steps_that_differ_between_seeds_are_shown_as_mean_and_deviation() -> None:
+def test_steps_that_differ_between_seeds_are_shown_as_mean_and_standard_deviation() -> None:
     row = DemoRow(key="mae-time", title="as long as AMD takes", steps=(900, 700, 1200))
     assert cells(row, ["steps"]) == ["933 ± 252"]
     assert cells(row.model_copy(update={"steps": (500, 500, 500)}), ["steps"]) == ["500"]

@@ -12,7 +12,7 @@ def test_top_k_counts_labels_among_the_k_highest_scores() -> None:
     assert [top_k(scores, labels, k) for k in (1, 2, 3, 4)] == [1, 2, 3, 3]
 
 
-def test_top_k_of_different_scores_matches_scikit_learn() -> None:
+def test_top_k_of_distinct_scores_matches_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.random((200, 12)), rng.integers(0, 12, 200)
     for k in (1, 5):

@@ -109,7 +109,7 @@ def test_importing_a_timm_model_infers_its_size_and_normalisation(
         close(encode(encoder, card.clip, images[:, :, None]), peer.forward_features(images)[:, 1:].mean(1))
 
 
-def test_a_learned_table_is_resampled_to_a_different_size(tmp_path: Path) -> None:
+def test_a_learned_position_table_is_resampled_to_a_different_size(tmp_path: Path) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
     card = import_weights(tmp_path, tmp_path / "vit.safetensors", heads=3, image_size=(24, 32)).card
@@ -149,7 +149,7 @@ def test_importing_a_published_encoder_keeps_its_card(golden: Path, tmp_path: Pa
     assert second.card == first.card.model_copy(update={"id": "e2"})
 
 
-def test_an_imported_card_records_the_job_of_its_import_not_of_the_copied_card(
+def test_an_imported_card_records_the_import_job_not_the_job_in_the_original_card(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMD_JOB", "import-1")

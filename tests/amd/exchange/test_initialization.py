@@ -71,7 +71,7 @@ def tokens_of(encoder: Encoder, clip: ClipConfig, clips: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("model", [VideoMAEModel, VideoMAEForPreTraining])
 @pytest.mark.parametrize("shard", ["5GB", "100KB"], ids=["one-file", "sharded"])
-def test_a_transformers_videomae_folder_loads_with_the_same_features(tmp_path: Path, model: Any, shard: str) -> None:
+def test_features_match_transformers_for_a_videomae_folder(tmp_path: Path, model: Any, shard: str) -> None:
     settings = VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, use_mean_pooling=False)
     peer = model(settings)
     saved(peer, tmp_path, max_shard_size=shard)
@@ -84,7 +84,7 @@ def test_a_transformers_videomae_folder_loads_with_the_same_features(tmp_path: P
     assert point.pooling == "mean"
 
 
-def test_a_fine_tuned_videomae_folder_loads_with_the_same_pooled_features(tmp_path: Path) -> None:
+def test_pooled_features_match_transformers_for_a_fine_tuned_videomae_folder(tmp_path: Path) -> None:
     peer = VideoMAEForVideoClassification(VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, num_labels=5))
     peer.fc_norm.eps = 1e-6  # the official value; transformers keeps torch's default of 1e-5
     encoder, point = start(BASE, VIDEO, saved(peer, tmp_path))
@@ -96,7 +96,7 @@ def test_a_fine_tuned_videomae_folder_loads_with_the_same_pooled_features(tmp_pa
 
 
 @pytest.mark.parametrize("model", [ViTModel, ViTForImageClassification])
-def test_a_transformers_vit_folder_loads_with_the_same_features(tmp_path: Path, model: Any) -> None:
+def test_features_match_transformers_for_a_vit_folder(tmp_path: Path, model: Any) -> None:
     peer = model(ViTConfig(**PEER))
     encoder, _ = start(LEARNED_IMAGE, IMAGE, saved(peer, tmp_path))
     images = torch.randn(2, 3, 16, 16)
@@ -105,7 +105,7 @@ def test_a_transformers_vit_folder_loads_with_the_same_features(tmp_path: Path, 
     close(tokens_of(encoder, IMAGE, images[:, :, None]), expected)
 
 
-def test_a_transformers_vit_mae_folder_loads_with_the_same_features(tmp_path: Path) -> None:
+def test_features_match_transformers_for_a_vit_mae_folder(tmp_path: Path) -> None:
     peer = perturbed(ViTMAEForPreTraining(ViTMAEConfig(**PEER, mask_ratio=0.0, decoder_hidden_size=32)))
     table = position_table("sincos_2d", IMAGE.grid, 48)
     peer.vit.embeddings.position_embeddings.data.copy_(torch.cat([torch.zeros(1, 48), table])[None])
@@ -127,7 +127,7 @@ def test_a_transformers_vit_mae_folder_loads_with_the_same_features(tmp_path: Pa
     ],
     ids=["plain", "layer-scale", "no-class-position", "no-class-token"],
 )
-def test_a_timm_vit_file_loads_with_the_same_features(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_features_match_timm_for_a_vit_file(tmp_path: Path, options: dict[str, Any]) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=3, **options))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
     values = LEARNED_IMAGE | {"class_token": options.get("class_token", True)}
@@ -209,12 +209,12 @@ def test_a_mae_file_loads_at_a_different_size_and_mismatched_positions_are_repor
     assert "its position embeddings are sincos_2d, not sincos_1d: set encoder.positions=sincos_2d" in message
 
 
-def test_learned_positions_are_rejected_if_the_config_has_fixed_ones(tmp_path: Path) -> None:
+def test_learned_positions_are_rejected_if_the_config_requires_fixed_positions(tmp_path: Path) -> None:
     message = rejection_message({**BASE, "class_token": True, "positions": "sincos_2d"}, IMAGE, timm_file(tmp_path)[1])
     assert "its position embeddings are learned, not sincos_2d: set encoder.positions=learned" in message
 
 
-def test_learned_positions_start_from_fixed_ones_if_the_file_has_no_table(golden: Path) -> None:
+def test_learned_positions_are_initialised_from_fixed_positions_if_the_file_has_no_table(golden: Path) -> None:
     values = {"width": 48, "depth": 4, "heads": 3, "positions": "learned"}
     encoder, _ = start(values, VIDEO, golden / "student_state.safetensors")
     assert torch.equal(encoder.positions, position_table("sincos_1d", VIDEO.grid, 48))

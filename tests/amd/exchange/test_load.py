@@ -183,7 +183,7 @@ def test_the_error_for_a_mismatched_teacher_lists_the_teacher_fields(golden: Pat
     assert all(line.startswith(f"teacher.weights={weights} (") for line in caught.value.problems)
 
 
-def test_every_message_about_teacher_weights_starts_with_their_field(tmp_path: Path) -> None:
+def test_every_message_about_teacher_weights_starts_with_the_field_name(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_bytes(b"<html>Sign in</html>")
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
     save_file({"patch_embed.proj.weight": torch.full((4, 3, 2, 2), torch.nan)}, tmp_path / "diverged.safetensors")
@@ -225,7 +225,7 @@ def test_only_a_teacher_adopts_learned_position_embeddings(golden: Path, tmp_pat
     assert torch.equal(encoder.class_token[0, 0], state["cls_token"][0, 0] + state["pos_embed"][0, 0])
 
 
-def test_a_3d_table_is_distinguished_from_a_learned_one(tmp_path: Path) -> None:
+def test_a_3d_position_table_is_distinguished_from_a_learned_position_table(tmp_path: Path) -> None:
     config = tiny_video_config()
     source = encoder_of(config)
     table = position_table("sincos_3d", config.clip.grid, 48)[None]

@@ -65,7 +65,7 @@ def test_a_checkpoint_that_also_contains_python_and_numpy_objects_loads(tmp_path
     assert same(read_state(str(path)))
 
 
-def test_numpy_scalars_with_the_old_module_name_load(tmp_path: Path) -> None:
+def test_numpy_scalars_pickled_under_the_old_module_name_load(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     torch.save({"model": STATE, "best": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()

@@ -55,7 +55,7 @@ def test_the_linear_patch_embedding_matches_the_official_convolution() -> None:
 
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 22.03), ("B", 86.53), ("L", 304.27)])
-def test_published_sizes_have_the_official_number_of_parameters(size: str, millions: float) -> None:
+def test_published_sizes_have_the_official_parameter_counts(size: str, millions: float) -> None:
     with torch.device("meta"):
         encoder = Encoder(EncoderConfig(size=size), TokenGrid(8, 14, 14), 1536)
     head = ENCODER_SIZES[size].width * 400 + 400  # the official number includes a head for 400 classes
@@ -63,7 +63,7 @@ def test_published_sizes_have_the_official_number_of_parameters(size: str, milli
 
 
 @pytest.mark.parametrize(("name", "millions"), [("k400-vit-s", 75.200704), ("k400-vit-b", 146.17)])
-def test_the_students_of_the_paper_have_the_official_number_of_parameters(name: str, millions: float) -> None:
+def test_the_papers_students_have_the_official_parameter_counts(name: str, millions: float) -> None:
     with torch.device("meta"):
         student = Student(PRESETS[name].config)
     # We train two generator mask tokens that the official list lacks, and omit its two unused norms.

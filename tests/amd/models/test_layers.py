@@ -15,7 +15,7 @@ def perturb(module: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 5, 9])
-def test_a_block_limited_to_the_last_tokens_returns_the_same_output_for_them(queries: int) -> None:
+def test_limiting_a_block_to_the_last_tokens_does_not_change_their_output(queries: int) -> None:
     block = Block(24, 3, 4.0)
     perturb(block)
     x = torch.randn(2, 9, 24)

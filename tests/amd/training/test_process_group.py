@@ -14,7 +14,7 @@ from tests.support.processes import run_ranks
 
 
 def resources() -> tuple[int, int]:
-    """Return how many open file descriptors and threads this process has."""
+    """Return the numbers of open file descriptors and threads in this process."""
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 

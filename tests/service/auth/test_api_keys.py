@@ -103,7 +103,7 @@ def test_the_last_global_admin_key_cannot_be_revoked(engine: Engine) -> None:
     assert client.delete(f"/v1/keys/{root_id}", headers=root).status_code == 204
 
 
-def test_one_key_remains_when_admins_revoke_each_other_concurrently(engine: Engine, database_url: str) -> None:
+def test_one_key_remains_when_admins_concurrently_revoke_each_others_keys(engine: Engine, database_url: str) -> None:
     for _ in range(5):
         ids = [key_to(engine, "admin")["Authorization"].split("_")[1] for _ in range(4)]
         replicas = [open_engine(database_url) for _ in ids]
@@ -216,7 +216,7 @@ def test_a_stale_key_file_is_replaced_but_an_unrelated_file_is_kept(engine: Engi
     assert count(engine) == 0
 
 
-def test_a_key_file_that_is_a_symlink_is_not_followed(engine: Engine, tmp_path: Path) -> None:
+def test_a_symlink_in_place_of_the_key_file_is_not_followed(engine: Engine, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     (tmp_path / "admin-key").symlink_to(target)
     with pytest.raises(FileExistsError):

@@ -182,7 +182,7 @@ def test_malformed_authorization_headers_never_cause_an_internal_error(text: str
             authenticator.authenticate(header)
 
 
-def test_each_key_has_its_own_rate_limit_which_every_response_reports(engine: Engine) -> None:
+def test_each_key_has_a_separate_rate_limit_that_every_response_reports(engine: Engine) -> None:
     client = client_of(engine, router, settings=Settings(rate_limit="3/minute"))
     first, second = key_to(engine, "read"), key_to(engine, "read")
     for remaining in (2, 1, 0):

@@ -173,7 +173,7 @@ class ApiFixture:
         return self.client.request(method, path.format(**objects), headers=header, **options)
 
     def state(self) -> list[tuple[Any, ...]]:
-        """Return all state that a request could change, except for when keys were last used."""
+        """Return all state that a request could change, except the times at which keys were last used."""
         with Session(self.engine) as session:
             return [
                 *((job.id, job.version, job.state, job.wanted) for job in session.query(Job).order_by(Job.id)),

@@ -51,7 +51,7 @@ def answer(policy: LocationPolicy, value: str, project: str | None = "ours") -> 
 
 
 class RootOnDisk(NamedTuple):
-    """A storage root with a user folder that contains links to one run of each project and to all runs."""
+    """A storage root with a user folder that contains symlinks to one run of each project and to all runs."""
 
     root: str
     policy: LocationPolicy
@@ -115,7 +115,7 @@ def test_a_location_above_the_root_is_rejected(tree: RootOnDisk, path: str) -> N
     assert answer(tree.policy, f"{above}/sets{path}") is None
 
 
-def test_links_are_followed(tree: RootOnDisk) -> None:
+def test_symlinks_are_followed(tree: RootOnDisk) -> None:
     assert answer(tree.policy, f"{tree.root}/sets/link-mine/x") is None
     assert answer(tree.policy, f"{tree.root}/sets/link-m*/x.tar") is None
     assert answer(tree.policy, f"{tree.root}/sets/link-other/x") is NotFound
@@ -280,7 +280,7 @@ def test_a_project_can_use_its_own_objects_and_shared_data(projects: TwoProjects
         assert status == 202, (value, problem)
 
 
-def test_a_job_runs_as_its_project_regardless_of_who_submits_it(projects: TwoProjects) -> None:
+def test_a_job_can_access_only_its_project_regardless_of_who_submits_it(projects: TwoProjects) -> None:
     projects.keys["all"] = key_to(projects.engine, "admin")
     probe = {"kind": "probe", "config": {**PROBE, "encoder": projects.theirs}}
     assert projects.submit({**probe, "project": "theirs"}, "all")[0] == 202

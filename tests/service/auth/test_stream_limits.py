@@ -1,4 +1,5 @@
-"""Tests that streams end with their key or token or after a maximum lifetime, and are limited in number."""
+"""Tests that streams end when their key or token becomes invalid or their lifetime is over, and that their number is
+limited."""
 
 from __future__ import annotations
 

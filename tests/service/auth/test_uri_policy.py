@@ -34,7 +34,7 @@ def accepts(policy: UriPolicy, uri: str) -> bool:
 
 
 class Tree(NamedTuple):
-    """A file tree with an allowed folder, a sibling with the same name prefix, and links into and out of the folder."""
+    """A file tree with an allowed folder, a sibling with the same name prefix, and symlinks in the allowed folder."""
 
     allowed: str
     policy: UriPolicy
@@ -219,7 +219,7 @@ def test_a_pattern_outside_the_prefixes_is_not_expanded(tree: Tree, monkeypatch:
         assert not accepts(tree.policy, uri)
 
 
-def test_an_unreadable_link_is_rejected(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_symlink_is_rejected(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     def hidden(path: str, **_: object) -> str:
         raise PermissionError(13, "Permission denied", path)
 
@@ -227,7 +227,7 @@ def test_an_unreadable_link_is_rejected(tree: Tree, monkeypatch: pytest.MonkeyPa
     assert not accepts(tree.policy, f"{tree.allowed}/in/x.tar")
 
 
-def test_a_prefix_that_becomes_a_link_is_resolved_at_each_check(tmp_path: Path) -> None:
+def test_a_prefix_that_becomes_a_symlink_is_resolved_at_each_check(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     policy = UriPolicy(str(tmp_path / "data"), ())

@@ -36,7 +36,7 @@ def test_the_context_is_accepted_after_a_command(args: list[str], moved: list[st
     assert _context_first(args) == moved
 
 
-def test_completion_lists_the_commands_for_bash(amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bash_completion_lists_the_commands(amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_AMD_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "amd webh")
     monkeypatch.setenv("COMP_CWORD", "1")
@@ -44,7 +44,7 @@ def test_completion_lists_the_commands_for_bash(amd: Command, monkeypatch: pytes
     assert (code, out.split()) == (0, ["webhooks"])
 
 
-def test_a_group_with_a_default_command_still_has_group_help(amd: Command) -> None:
+def test_a_group_with_a_default_command_has_help_for_the_group(amd: Command) -> None:
     assert "Make a context the current one" in amd("contexts", "--help")[1]
     assert "no contexts" in amd("contexts")[1]
     assert "Usage" in "".join(amd("search")[1:])

@@ -63,7 +63,7 @@ def test_a_key_in_the_environment_overrides_the_key_of_the_current_context(
     assert service_target()[:2] == ("https://one", "environment key")
 
 
-def test_without_a_context_the_local_stack_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_stack_is_used_if_there_is_no_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_contexts(ContextFile())
     (tmp_path / "key").write_text("stack key\n")
     stack = LocalStack("http://127.0.0.1:8400", tmp_path / "key", tmp_path)
@@ -72,7 +72,7 @@ def test_without_a_context_the_local_stack_is_used(tmp_path: Path, monkeypatch: 
     assert configured_target() is None, "the storage root remains the place of encoders"
 
 
-def test_without_a_service_the_error_lists_the_ways_to_select_one(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_a_missing_service_lists_the_ways_to_select_one(capfd: pytest.CaptureFixture[str]) -> None:
     write_contexts(ContextFile())
     with pytest.raises(typer.Exit):
         service_target()

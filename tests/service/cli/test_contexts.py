@@ -23,7 +23,7 @@ def key_file(server: Server, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_login_is_readable_only_by_the_user_and_is_used_by_other_commands(
+def test_a_stored_login_is_readable_only_by_its_owner_and_is_used_by_other_commands(
     server: Server, key_file: Path, context_file: Path, amd: Command
 ) -> None:
     code, out, _ = amd("login", server.url, "--key-file", key_file, "--name", "prod", "--project", "video")

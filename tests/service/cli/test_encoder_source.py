@@ -1,4 +1,4 @@
-"""Tests that `amd encoders` uses the selected service or, without one, the storage root, and reports which."""
+"""Tests that `amd encoders` uses the selected service, or else the storage root, and reports which one it uses."""
 
 from __future__ import annotations
 

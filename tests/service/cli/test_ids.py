@@ -44,7 +44,7 @@ def test_an_ambiguous_or_unknown_id_is_rejected_with_an_explanation(text: str, m
         unique_id(text, IDS, "job", "amd jobs list")
 
 
-def test_a_shortened_stored_id_is_expanded_and_an_unknown_one_is_returned_as_is(tmp_path: Path) -> None:
+def test_a_shortened_stored_id_is_expanded_and_an_unknown_id_is_returned_unchanged(tmp_path: Path) -> None:
     for name in ("first", "second-1"):
         (tmp_path / name).mkdir()
     assert stored_id("f", str(tmp_path), "run") == "first"

@@ -292,7 +292,7 @@ def test_a_key_without_permission_is_rejected(service: Service, amd: Command, mo
     assert (code, "key" in err) == (1, True)
 
 
-def test_without_a_service_the_error_explains_how_to_start_one(
+def test_the_error_for_a_missing_service_explains_how_to_start_one(
     tmp_path: Path, amd: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AMD_URL", raising=False)

@@ -70,7 +70,7 @@ def test_a_watched_list_is_printed_on_every_change_until_ctrl_c(
         assert [line.strip() for line in out.splitlines()] == ["id", "a", "a note", "id", "b", "a note"]
 
 
-def test_on_a_terminal_a_watched_table_is_updated_in_place() -> None:
+def test_a_watched_table_is_updated_in_place_on_a_terminal() -> None:
     code = (
         "from service.cli import listing\n"
         "from service.cli.tables import Column\n"

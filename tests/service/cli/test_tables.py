@@ -73,7 +73,7 @@ def test_no_line_exceeds_the_width_and_no_character_is_lost(rows: list[Row], wid
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_a_long_path_continues_on_the_next_line(width: int) -> None:
+def test_a_long_path_wraps_onto_the_next_line(width: int) -> None:
     console = Console(width=width, color_system=None)
     path = "/storage/" + "x" * 100
     with console.capture() as captured:

@@ -51,7 +51,7 @@ def test_the_deliveries_of_a_webhook_are_listed(service: Server, amd: Command) -
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("create", "http://127.0.0.1/"), "it must start with https://"),
+        (("create", "http://127.0.0.1/"), "url: must start with https://"),
         (("create", URL, "--event", "exploded"), "events: "),
         (("show", "zzz"), "no webhook 'zzz'; `amd webhooks list`"),
     ],

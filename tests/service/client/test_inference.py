@@ -155,7 +155,7 @@ def test_inference_is_not_retried_after_its_deadline(connect: Connect, method: s
 
 
 @pytest.mark.parametrize(("method", "args"), INFERENCE)
-def test_inference_is_retried_after_a_broken_connection(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
+def test_inference_is_retried_after_a_dropped_connection(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
     def respond(request: httpx.Request) -> httpx.Response:
         raise httpx.RemoteProtocolError("disconnected", request=request)
 

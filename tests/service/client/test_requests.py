@@ -112,7 +112,7 @@ def test_the_error_contains_the_address_of_an_unreachable_service() -> None:
         client.jobs.get("a")
 
 
-def test_pauses_grow_and_are_jittered() -> None:
+def test_retry_delays_grow_and_are_jittered() -> None:
     patience = Patience(tries=10, first_s=1.0, most_s=8.0)
     pauses = [[patience.pause(failures) or 0.0 for _ in range(20)] for failures in (1, 2, 3, 4, 9)]
     assert [max(drawn) <= most for drawn, most in zip(pauses, (1, 2, 4, 8, 8), strict=True)] == [True] * 5
@@ -171,7 +171,9 @@ def test_the_client_reads_service_and_key_from_the_environment(
         Client.from_environment()
 
 
-def test_without_a_service_the_error_explains_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_service_explains_how_to_start_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AMD_URL", raising=False)
     monkeypatch.setenv("AMD_DATA_DIR", str(tmp_path))
     with pytest.raises(NoAnswer, match="amd up"):

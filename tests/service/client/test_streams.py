@@ -1,4 +1,4 @@
-"""Tests that event streams, followed logs and downloads survive broken connections, through both clients."""
+"""Tests for both clients: event streams, followed logs and downloads survive dropped connections."""
 
 from __future__ import annotations
 

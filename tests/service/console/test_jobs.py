@@ -71,7 +71,7 @@ def test_jobs_can_be_filtered_by_time(console: ConsoleClient, database: Engine) 
     assert {job["name"].split()[0] for job in old} == {"Ablation"}
 
 
-def test_pages_of_the_list_are_linked(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_links_to_older_jobs(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.console.pages.jobs.PAGE", 10)
     page = console.get("/console/jobs?state=succeeded").text
     (older,) = re.findall(r'href="(/console/jobs\?[^"]*cursor=[^"]*)"', page)
@@ -136,7 +136,7 @@ def test_buttons_match_the_actions_that_the_state_allows(console: ConsoleClient,
     assert found == set(ACTIONS[app.state.jobs.get(job_id).state])
 
 
-def test_a_read_only_key_sees_no_buttons_and_cannot_change_a_job(reader: ConsoleClient, app: Any) -> None:
+def test_a_user_with_a_read_only_key_sees_no_buttons_and_cannot_change_a_job(reader: ConsoleClient, app: Any) -> None:
     job = queued(app.state.jobs)
     for path in ("/console/jobs", f"/console/jobs/{job.id}", f"/console/jobs/{job.id}/files"):
         page = reader.get(path).text
@@ -164,7 +164,7 @@ def test_buttons_perform_their_action_on_the_job(console: ConsoleClient, app: An
     assert response.headers["hx-redirect"] == "/console/jobs"
 
 
-def test_an_action_that_comes_too_late_is_rejected_with_an_explanation(console: ConsoleClient) -> None:
+def test_an_action_on_a_finished_job_is_rejected_with_an_explanation(console: ConsoleClient) -> None:
     response = console.submit(f"/console/jobs/{scenes.SUCCEEDED}/pause")
     assert response.status_code == 409
     assert "its state is succeeded" in response.text

@@ -102,7 +102,7 @@ CANCEL = "/console/jobs/{}/cancel"
         ({"X-CSRF-Token": "own", "Origin": "https://evil.example"}, 403),
     ],
 )
-def test_a_change_requires_the_token_of_the_session(
+def test_a_change_requires_the_csrf_token_of_the_session(
     app: Any, console: ConsoleClient, headers: dict[str, str], status: int
 ) -> None:
     job = queued(app.state.jobs)
@@ -117,13 +117,13 @@ def test_a_form_on_another_site_cannot_sign_in_to_the_console(anonymous: Console
     assert response.status_code == 403
 
 
-def test_a_token_of_another_session_is_rejected(app: Any, console: ConsoleClient, reader: ConsoleClient) -> None:
+def test_a_csrf_token_from_another_session_is_rejected(app: Any, console: ConsoleClient, reader: ConsoleClient) -> None:
     job = queued(app.state.jobs)
     response = console.post(CANCEL.format(job.id), headers={"X-CSRF-Token": csrf_token(reader.session)})
     assert response.status_code == 403
 
 
-def test_forms_contain_the_token_in_a_field(console: ConsoleClient) -> None:
+def test_forms_contain_the_csrf_token_in_a_field(console: ConsoleClient) -> None:
     assert f'name="csrf" value="{csrf_token(console.session)}"' in console.get("/console/jobs").text
     response = console.post("/console/sign-out", data={"csrf": csrf_token(console.session)}, follow_redirects=False)
     assert response.status_code == 303

@@ -77,7 +77,7 @@ def test_invalid_keys_are_rate_limited_per_address(database: Engine, folder: Pat
     assert statuses == [422, 422, 429]
 
 
-def test_without_a_session_only_a_small_sign_in_body_is_accepted(anonymous: ConsoleClient) -> None:
+def test_only_a_small_sign_in_body_is_accepted_without_a_session(anonymous: ConsoleClient) -> None:
     assert anonymous.post("/console/jobs/x/cancel", data={"a": "b"}, follow_redirects=False).status_code == 401
     assert anonymous.post("/console/sign-in", data={"key": "x" * 5000}).status_code == 401
 

@@ -78,7 +78,7 @@ def test_known_values_remain_in_use_for_a_limited_time_while_the_database_is_dow
     run(scenario)
 
 
-def test_while_the_database_hangs_a_single_read_waits_without_blocking_requests(
+def test_a_single_read_waits_without_blocking_requests_while_the_database_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.db.cached_reads.PATIENCE_S", 0.01)
@@ -97,7 +97,7 @@ def test_while_the_database_hangs_a_single_read_waits_without_blocking_requests(
     run(scenario)
 
 
-def test_a_value_that_no_longer_exists_is_not_used() -> None:
+def test_a_value_deleted_from_the_database_is_no_longer_used() -> None:
     async def scenario(database: CachedDatabase) -> None:
         assert await database.at(0) == "old"
         database.error = KeyError("revoked")

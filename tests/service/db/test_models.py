@@ -29,7 +29,7 @@ def test_the_migrations_create_exactly_the_tables_of_the_models(engine: Engine) 
     migrate(engine)  # migrating again has no effect
 
 
-def test_an_empty_database_is_not_migrated(tmp_path: Path) -> None:
+def test_an_empty_database_counts_as_not_migrated(tmp_path: Path) -> None:
     assert not is_migrated(open_engine(f"sqlite:///{tmp_path / 'empty.db'}"))
 
 

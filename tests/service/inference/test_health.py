@@ -19,7 +19,7 @@ from service.web.errors import Refusal
 
 
 class FailingNetwork:
-    """A model on a fake device whose forward pass raises an error."""
+    """A model whose forward pass raises an error, on a fake device."""
 
     tokens, device = 1, torch.device("cpu")
 
@@ -36,7 +36,7 @@ def clip() -> Any:
 
 
 def engine_with(batcher: Batcher) -> Any:
-    """Return an engine that has only a batcher and a loaded encoder, and no decoding processes."""
+    """Return an engine with a batcher and a loaded encoder, but without decoding processes."""
     engine = Engine.__new__(Engine)
     engine._batcher, engine._slots = batcher, {"main": SimpleNamespace()}
     return engine

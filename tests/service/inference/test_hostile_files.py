@@ -135,7 +135,7 @@ class HostileEngine(Engine):
     ("fault", "reason"),
     [
         ("hangs", r"took longer than its limit of 2 s to read and decode"),
-        ("segfaults", r"crashed the decoder \(SIGSEGV\), also in a fresh process"),
+        ("segfaults", r"crashed the decoder \(SIGSEGV\); a retry in a fresh process also failed"),
         ("eats", "needs more memory than is allowed for one file"),
     ],
 )

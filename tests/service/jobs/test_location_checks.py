@@ -51,12 +51,12 @@ def is_harmless(path: FieldPath) -> bool:
 
 
 def location_fields(kind: JobKind) -> list[str]:
-    """Return the dotted location fields of a kind of job, except those below arbitrary keys."""
+    """Return the dotted names of the location fields for a kind of job, omitting fields below arbitrary keys."""
     return [".".join(path) for path in text_paths(kind) if not is_harmless(path) and ANY_KEY not in path]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_text_field_of_every_config_is_a_location_or_reviewed_as_harmless(kind: JobKind) -> None:
+def test_every_text_field_in_a_config_is_a_location_or_listed_as_harmless(kind: JobKind) -> None:
     model = KINDS[kind].config
     for path in text_paths(kind):
         field = ".".join(path)
@@ -67,7 +67,7 @@ def test_every_text_field_of_every_config_is_a_location_or_reviewed_as_harmless(
         )
 
 
-def test_the_enumeration_finds_text_in_lists_dicts_and_unions() -> None:
+def test_text_fields_are_found_in_lists_dicts_and_unions() -> None:
     schema = {
         "properties": {
             "list": {"items": {"type": "string"}, "type": "array"},
@@ -122,7 +122,7 @@ def run_values() -> dict[str, Any]:
 
 
 def base_of(kind: JobKind) -> dict[str, Any]:
-    """Return a valid config for a kind of job in which every location is a name."""
+    """Return a valid config for a kind of job, with a name in place of every location."""
     run = run_values()
     shared = {name: run[name] for name in ("clip", "schedule", "scaling")}
     data = {"train": "demo:digits"}

@@ -1,4 +1,6 @@
-"""Tests for control-plane metrics: requests by route, loops, pools, and job states, which only one replica exports."""
+"""Tests for control-plane metrics: requests by route, loops, pools and job states.
+
+Only one control plane exports the job states."""
 
 from __future__ import annotations
 

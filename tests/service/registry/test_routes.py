@@ -101,7 +101,7 @@ def test_an_unchanged_resource_is_not_sent_again(client: httpx.Client, root: str
         assert client.get(path, headers={"If-None-Match": first.headers["ETag"]}).status_code == 200
 
 
-def test_paging_returns_all_encoders(client: httpx.Client, engine: Engine) -> None:
+def test_paging_returns_every_encoder(client: httpx.Client, engine: Engine) -> None:
     ids = [index_encoder(engine, f"e{number}", hours=-number) for number in range(5)]
     listed_ids, cursor = list[str](), ""
     while cursor is not None:
@@ -316,7 +316,7 @@ def test_an_import_cannot_reuse_an_encoder_id_from_another_project(
         body = {"weights": "timm:vit_small_patch16_224.dino", "id": name}
         response = client.post("/encoders", json=body, headers=ours)
         assert (response.status_code, response.json()["code"]) == (422, "config_invalid")
-        assert f"id={name}: this id is taken" in response.text
+        assert f"id={name}: this ID is already taken" in response.text
     assert client.post("/encoders", json={**body, "id": "free"}, headers=ours).status_code == 202
 
 
@@ -333,7 +333,9 @@ def test_repeating_an_import_with_an_idempotency_key_returns_the_same_job(client
 
 
 @pytest.mark.parametrize("kind", ["export", "prepare"])
-def test_a_job_writes_its_files_to_its_own_folder(client: httpx.Client, engine: Engine, root: str, kind: str) -> None:
+def test_a_job_can_write_its_output_only_to_its_own_folder(
+    client: httpx.Client, engine: Engine, root: str, kind: str
+) -> None:
     index_encoder(engine, "mine")
     config = {"encoder": "mine"} if kind == "export" else {"data": {"train": "demo:digits"}, "workers": 3}
     job = JobStore(engine).get(client.post("/jobs", json={"kind": kind, "config": config}).json()["id"])

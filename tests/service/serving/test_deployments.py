@@ -125,7 +125,7 @@ def test_a_withdrawn_candidate_is_removed_from_the_replicas(fixture: DeployerFix
     assert fixture.serve.deployed("one")["user_config"] == fixture.urls(main="a")
 
 
-def test_deployments_are_reapplied_and_other_applications_are_unchanged(
+def test_lost_deployments_are_restored_and_other_applications_are_preserved(
     fixture: DeployerFixture,
 ) -> None:
     fixture.publish("a")

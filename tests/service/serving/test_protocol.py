@@ -18,7 +18,7 @@ vectors = arrays.arrays(np.float32, arrays.array_shapes(max_dims=3, max_side=5),
 
 
 @given(st.lists(st.fixed_dictionaries({"embedding": vectors, "content": st.binary(), "name": st.text()})))
-def test_unpack_restores_what_pack_serialized(items: list[dict[str, Any]]) -> None:
+def test_unpacking_a_packed_message_restores_it(items: list[dict[str, Any]]) -> None:
     back = unpack(pack({"items": items}))["items"]
     assert len(back) == len(items)
     for one, other in zip(back, items, strict=True):

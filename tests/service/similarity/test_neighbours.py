@@ -1,4 +1,4 @@
-"""Tests for nearest-neighbour search: results match plain NumPy, and routes, clients and the command agree."""
+"""Tests that nearest-neighbour search matches plain NumPy, and that routes, clients and the command agree."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_embeddings(output: str, vectors: np.ndarray[Any, Any], rows_per_file: 
 
 
 def nearest_records(vectors: np.ndarray[Any, Any], vector: np.ndarray[Any, Any], k: int, *excluded: int) -> list[int]:
-    """Return record numbers by descending cosine similarity, computed in float64."""
+    """Return record indices in descending order of cosine similarity, computed in float64."""
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
     scores = vectors @ vector / np.where(lengths > 0, lengths, 1)
     scores[[UNREADABLE, *excluded]] = -np.inf
@@ -234,7 +234,7 @@ def test_each_invalid_request_returns_an_error_code(service: SimilarityService) 
     assert service.search({"record": 0}, key=key_to(service.engine, "read", project="theirs")).status_code == 404
 
 
-def test_clients_and_command_return_the_same_neighbours(
+def test_the_clients_and_the_command_return_the_same_neighbours(
     service: SimilarityService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = nearest_records(service.vectors, service.vectors[5], 4, 5)

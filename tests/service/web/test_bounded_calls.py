@@ -1,4 +1,4 @@
-"""Tests that calls to a hung dependency are abandoned, and do not occupy the threads of other requests."""
+"""Tests that calls to a hung dependency are abandoned and do not occupy the threads of other requests."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ REPEATS = 3  # a process may live for a moment after its parent has been killed
 
 
 class ExclusivityObserver:
-    """Samples the processes of this machine and the leases under a storage root; collects violations."""
+    """Samples the processes on this machine and the leases under a storage root, and collects violations."""
 
     def __init__(self, storage: Path) -> None:
         self.violations: list[str] = []
@@ -40,7 +40,7 @@ class ExclusivityObserver:
             self._check_processes(list(psutil.process_iter()))
 
     def _check_leases(self) -> None:
-        """Report leases whose holder has changed although the previous holder is alive."""
+        """Report leases whose holder has changed while the previous holder is still alive."""
         for file in self._storage.glob("runs/*/lease.json"):
             try:
                 entry = json.loads(file.read_text())

@@ -64,7 +64,7 @@ class SupervisedStack:
         return self._steady.is_set() and all(self.part(part) is not None for part in PARTS)
 
     def processes(self) -> list[psutil.Process]:
-        """Return all descendants of the parts, which include the parts themselves."""
+        """Return the processes of all parts, and all of their descendants."""
         parts = [process for part in PARTS if (process := self.part(part)) is not None]
         found = []
         for process in parts:

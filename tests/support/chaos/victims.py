@@ -40,7 +40,7 @@ assert MATCHES.keys() == set(ROLES)
 
 
 def with_role(role: Role, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Return the processes with a role, in order of PID. Includes decoders of jobs, but not decoders of replicas."""
+    """Return the processes with a role, sorted by PID. Includes decoders of jobs, but not decoders of replicas."""
     found = [process for process in processes if has_role(role, process)]
     if role == "decoder":
         found = [process for process in found if job_of(process)]
@@ -56,7 +56,7 @@ def has_role(role: Role, process: psutil.Process) -> bool:
 
 
 def job_of(process: psutil.Process) -> str | None:
-    """Return the job ID in a process's environment, or None if it has none or cannot be read."""
+    """Return the job ID in a process's environment. Return None if it is not set or the environment cannot be read."""
     try:
         job: str | None = process.environ().get(JOB)
     except (psutil.Error, OSError):

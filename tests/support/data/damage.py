@@ -1,4 +1,4 @@
-"""Damage video files as transfers and recorders do: cut them short, overwrite packets, declare wrong counts."""
+"""Damage video files as transfers and recorders do: truncate them, overwrite packets, declare wrong frame counts."""
 
 from __future__ import annotations
 

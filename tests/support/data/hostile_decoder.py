@@ -1,7 +1,7 @@
 """Decoding process whose decoder misbehaves like a broken library.
 
-The file name, or the text after the last colon in its content, selects the behaviour. A name that ends in `_once`
-misbehaves only in the first process that opens the file.
+The file name, or the text after the last colon in its content, selects the behaviour. If the name ends in `_once`, the
+decoder misbehaves only in the first process that opens the file.
 """
 
 from __future__ import annotations

@@ -319,9 +319,8 @@ def broken_videos(folder: Path) -> Iterator[HostileFile]:
     yield HostileFile("four billion frames according to the header", content)
     black = np.zeros((16, 16, 3), np.uint8)
     many = [black] * (FRAMES + 20)
-    yield HostileFile(
-        "too many frames", write_video(folder / "many.mp4", many).read_bytes(), rejection=f"more than {FRAMES}"
-    )
+    content = write_video(folder / "many.mp4", many).read_bytes()
+    yield HostileFile("too many frames", content, rejection=f"more than the limit of {FRAMES}")
     path = write_video(folder / "many.avi", many, codec="mpeg4")
     yield HostileFile("too many frames without a frame count", path.read_bytes(), rejection=f"more than {FRAMES}")
     yield HostileFile(

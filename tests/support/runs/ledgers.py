@@ -16,7 +16,7 @@ METRIC = "eval/knn_top1"
 
 
 def search(**fields: Any) -> SearchConfig:
-    """Return the config of an ASHA sweep over the mask ratios of the demo's student, with 3 rungs and 3 seeds."""
+    """Return the config of an ASHA sweep over the mask ratios of the demo student, with 3 rungs and 3 seeds."""
     values = {
         "train": PRESETS["demo-image-amd"].config.model_dump(mode="json"),
         "space": {"use": ["masking"]},

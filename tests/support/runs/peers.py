@@ -38,10 +38,10 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 
 def load_encoder_file(encoder: Encoder, path: str, *, intermediates_only: bool = False) -> None:
-    """Load an encoder from a weight file."""
+    """Load an encoder from a weights file."""
     load_encoder_state(encoder, read_state(path), path, intermediates_only=intermediates_only)
 
 
 def load_student_file(student: Student, path: str) -> None:
-    """Load a complete student from a weight file."""
+    """Load a complete student from a weights file."""
     load_student_state(student, read_state(path), path)

@@ -1,4 +1,4 @@
-"""A service that rejects requests, breaks streams or sends unexpected responses; and clients that retry immediately."""
+"""A service that rejects requests, breaks streams or responds unexpectedly, and clients that retry immediately."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RecordedRequest(NamedTuple):
 
 
 class FailingServer:
-    """A minimal service. Each of the next requests gets one of the `faults` instead of a response."""
+    """A minimal service. Each of the next requests receives one of the `faults` instead of a normal response."""
 
     def __init__(self) -> None:
         self.faults: list[int | str] = []
@@ -79,7 +79,7 @@ class FailingServer:
         return job(job_id, state=state, attempt=self.attempt)
 
     def _stream(self, request: Request, pieces: list[tuple[int, bytes]], after: int) -> StreamingResponse:
-        """Stream two and a half events, then break the connection; if at most two remain, stream them in full."""
+        """Stream two and a half events, then drop the connection. If at most two remain, stream them in full."""
 
         async def body() -> AsyncIterator[bytes]:
             remaining = [piece for number, piece in pieces if number > after]
@@ -109,7 +109,7 @@ class FailingServer:
         return self._stream(request, events, int(request.headers.get("Last-Event-ID", 0)))
 
     def _file(self, request: Request) -> Response:
-        """Break the first `gaps` responses in the middle of the requested bytes."""
+        """Return the requested bytes, but drop the connection halfway through each of the first `gaps` responses."""
         start = int(request.headers.get("range", "bytes=0-")[6:-1]) if self.parts else 0
         remaining, self.gaps = self.file[start:], self.gaps - 1
         headers = {"ETag": '"1"', "Content-Length": str(len(remaining))}

@@ -23,7 +23,7 @@ RungReport = tuple[int, int, float]  # number, level, score
 
 
 def trial(number: int) -> Any:
-    """Return a trial as created by Tune, whose ID changes after a restart."""
+    """Return a trial as created by Tune. Its ID changes after a restart."""
     return SimpleNamespace(trial_id=f"{id(object())}-{number}", config={"number": number})
 
 
@@ -163,7 +163,7 @@ def test_the_number_of_rungs_matches_the_config(rungs: int, reduction: int) -> N
     assert len(bracket._rungs) == rungs
 
 
-def test_each_rung_is_ranked_separately() -> None:
+def test_trials_are_ranked_separately_at_each_rung() -> None:
     made = new_scheduler(ledgers.search(rungs=10, reduction=10), 3)
     for level in range(10):
         assert decide(made, (0, level, 50.0)) == GO
@@ -172,7 +172,7 @@ def test_each_rung_is_ranked_separately() -> None:
 
 
 @given(reports=report_sequences(trials=4))
-def test_every_trial_continues_without_early_stopping(reports: list[RungReport]) -> None:
+def test_every_trial_continues_if_early_stopping_is_disabled(reports: list[RungReport]) -> None:
     made = make_scheduler(ledgers.search(stopping="none"), Ledger("memory://no-such-sweep"))
     assert type(made) is FIFOScheduler
     assert {decide(made, report) for report in reports} == {GO}

@@ -86,7 +86,7 @@ def ledger(records: list[TrialRecord], folder: Path) -> Ledger:
 # Replacements
 
 
-def test_children_of_the_best_replace_the_worst_quarter(tmp_path: Path) -> None:
+def test_children_of_the_best_trials_replace_the_worst_quarter(tmp_path: Path) -> None:
     scores = [50.0, 80.0, 20.0, 60.0, 90.0, 10.0, 40.0, 70.0]
     records = [ledgers.trial(n, {}, [ledgers.rung(0.2, [s])], "running") for n, s in enumerate(scores)]
     found = replacements(ledger(records, tmp_path), 0)

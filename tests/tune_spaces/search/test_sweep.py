@@ -179,7 +179,7 @@ def test_a_rung_reported_twice_is_recorded_once(tmp_path: Path) -> None:
 # Restarts
 
 
-def test_interrupted_trials_resume_first_and_ended_trials_are_unchanged(tmp_path: Path) -> None:
+def test_interrupted_trials_resume_first_and_finished_trials_are_unchanged(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, train=WITH_WEIGHTS)
     run_trial(sweep)
     running = [begin_trial(sweep), begin_trial(sweep)]

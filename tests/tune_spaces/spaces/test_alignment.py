@@ -62,7 +62,7 @@ def test_fractions_that_map_to_the_same_student_block_produce_one_pair() -> None
     assert _pairs(_varied("shallow", {"alignment.layers": "quarters"})) == [(1, 2)]
 
 
-def test_the_last_block_is_also_aligned_without_reconstruction() -> None:
+def test_without_reconstruction_the_last_block_is_also_aligned() -> None:
     assert _pairs(_varied("no reconstruction", {"alignment.layers": "middle"})) == [(2, 2), (4, 4)]
 
 

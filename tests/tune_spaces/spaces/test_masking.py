@@ -36,7 +36,7 @@ def test_the_space_includes_symmetric_masks_and_a_teacher_that_sees_every_token(
 
 
 @pytest.mark.parametrize("name", ["demo-image-amd", "tiny video", "four cells"])
-def test_each_cell_count_of_a_small_grid_is_offered_once(name: str) -> None:
+def test_each_cell_count_on_a_small_grid_is_offered_once(name: str) -> None:
     base = BASES[name]
     for dimension in space_of(name, use=["masking"]).dimensions.values():
         counts = [base.mask.hidden_cells(ratio, base.cells) for ratio in dimension.choices or ()]

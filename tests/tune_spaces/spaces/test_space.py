@@ -199,7 +199,7 @@ def test_a_dimension_that_removes_the_teacher_is_rejected() -> None:
         space_of("k400-vit-b", use=["alignment", "generator"], dimensions={"teacher": [None]})
 
 
-def test_parameters_missing_from_a_point_keep_the_value_of_the_base() -> None:
+def test_parameters_missing_from_a_point_keep_their_base_values() -> None:
     assert overrides_of(Space({}, BASES["k400-vit-b"]), {}) == {}
 
 

@@ -46,7 +46,7 @@ def test_variant_names_are_unique_across_studies(name: str) -> None:
     assert max(names.values()) == 1
 
 
-def test_studies_cover_the_ablations_of_the_paper() -> None:
+def test_studies_cover_the_ablations_in_the_paper() -> None:
     answers = {study: space_of("k400-vit-b", study=study).dimensions[VARIANT].choices for study in get_args(StudyName)}
     assert answers == {
         "asymmetry": ("asymmetric", "symmetric", "full view"),

@@ -1,7 +1,8 @@
 """Evaluate a classifier on labelled data across ranks; each sample counts exactly once for any number of ranks.
 
-Each rank reads its share of every step. All views of a sample are on one rank, which merges them, so ranks exchange one
-row per sample and compute the same metrics from all rows. Unreadable samples are reported and count as wrong.
+Each rank reads its share of each step's samples. All views of a sample are on one rank, which merges them, so ranks
+exchange one row per sample and compute the same metrics from all rows. Unreadable samples are reported and count as
+wrong.
 Shapes: n views on this rank, m samples, C classes.
 """
 
@@ -66,7 +67,7 @@ def predict(
 def score(
     predictions: ViewPredictions, split: LabelledSplit, config: FinetuneConfig, group: ProcessGroup
 ) -> ClassificationScores:
-    """Merge the samples of all ranks and score them. All ranks must call this, and all get the same result."""
+    """Merge the samples from all ranks and score them. All ranks must call this, and all get the same result."""
     multi_label = config.head.multi_label
     mine = metrics.merge(predictions.records, predictions.views, predictions.logits, multi_label)
     gathered = group.gather((mine, predictions.faults))

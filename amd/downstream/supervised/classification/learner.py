@@ -77,7 +77,7 @@ class Finetuner(SupervisedLearner[Classifier]):
 
     @property
     def tested(self) -> Classifier:
-        """Trained weights, or their moving average if there is one."""
+        """Model to evaluate and publish, with the moving average of the weights if there is one."""
         if self.average is None:
             return self.network
         assert isinstance(self.average.module, Classifier)

@@ -36,7 +36,7 @@ def probabilities(logits: npt.NDArray[np.floating], multi_label: bool = False) -
 
 
 def merge(records: Numbers, views: Numbers, logits: npt.NDArray[np.floating], multi_label: bool = False) -> MergedViews:
-    """Average the probabilities of each record's views, as the official `merge` does.
+    """Average the probabilities of each record's views, as in the official `merge`.
 
     Takes records (n,), view numbers within a record (n,) and logits (n, C). Duplicate views (from a padded
     sampler) count once.
@@ -48,7 +48,7 @@ def merge(records: Numbers, views: Numbers, logits: npt.NDArray[np.floating], mu
 
 
 def join(parts: Sequence[MergedViews]) -> MergedViews:
-    """Concatenate the merged views of several ranks; duplicate records (from a padded sampler) count once."""
+    """Concatenate the merged views from several ranks; duplicate records (from a padded sampler) count once."""
     ids, scored, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
     ids, first = np.unique(ids, return_index=True)
     return MergedViews(ids, scored[first], counts[first])
@@ -86,7 +86,7 @@ def confusion(predicted: Numbers, labels: Numbers, classes: int) -> Numbers:
 
 
 def class_report(matrix: Numbers, names: tuple[str, ...] | None) -> list[dict[str, float | int | str]]:
-    """Return the number of samples, recall and precision (in percent) of every class, from a confusion matrix."""
+    """Return each class's sample count, recall and precision (in percent), computed from a confusion matrix."""
     samples, predicted, correct = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
     with np.errstate(invalid="ignore"):  # NaN for a class that does not occur, or is never predicted
         recall, precision = 100 * correct / samples, 100 * correct / predicted

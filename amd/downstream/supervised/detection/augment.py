@@ -50,7 +50,10 @@ class TrainingTransform:
 
 
 class EvaluationTransform:
-    """Resize the whole frame to fit, at most to the training scale. Enlarge boxes by `extend`, clipped to the frame."""
+    """Resize the whole frame to fit, with a short side of at most the training scale.
+
+    Enlarges boxes by `extend` and clips them to the frame.
+    """
 
     def __init__(self, data: DetectionDataConfig, clip: ClipConfig, extend: Pair) -> None:
         self.data, self.size, self.extend = data, clip.size, extend

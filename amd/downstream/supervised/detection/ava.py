@@ -48,7 +48,7 @@ class KeyFrameId(NamedTuple):
 
 
 class AvaRow(NamedTuple):
-    """Parsed line of an annotation file or a file of detected boxes."""
+    """A parsed line from an annotation file or a file of detected boxes."""
 
     frame_id: KeyFrameId
     box: tuple[float, float, float, float]
@@ -109,7 +109,7 @@ class LabelMap(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Number of network outputs: action i is output i - 1, including gaps."""
+        """Number of model outputs. Action i is output i - 1; gaps between action IDs are included."""
         return max(self.names)
 
     def labels(self) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
     unknown = [number for number in scored if number not in label_map.names]
     if unknown:
         raise ConfigError(
-            [f"data.evaluated={data.evaluated}: ids {_shorten(unknown)} are not in data.label_map={data.label_map}"]
+            [f"data.evaluated={data.evaluated}: IDs {_shorten(unknown)} are not in data.label_map={data.label_map}"]
         )
     return scored
 

@@ -17,7 +17,7 @@ from amd.downstream.supervised.detection.frame_map import AnnotatedActions
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Key frames of data.val: frames to predict, and their ground truth."""
+    """Key frames in data.val: the frames to predict, and their ground truth."""
 
     url: str
     key_frames: KeyFrames

@@ -72,7 +72,7 @@ def predict(detector: Detector, config: DetectionConfig, val: EvaluationSet, on:
 def score(
     predictions: BoxPredictions, val: EvaluationSet, evaluated: list[int], group: ProcessGroup
 ) -> DetectionScores:
-    """Merge the predictions of all ranks and score them. All ranks must call this."""
+    """Merge the predictions from all ranks and score them. All ranks must call this."""
     gathered = group.gather(predictions)
     faults = FaultySamples.merge(rank.faults for rank in gathered)
     records, numbers, scores = (

@@ -49,7 +49,7 @@ class DetectionLearner(SupervisedLearner[Detector]):
         self.config, self._key_frames = config, key_frames
 
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
-        """Average over a clip's boxes, then over clips; a clip without boxes contributes zero.
+        """Average the loss over each clip's boxes, then over clips; a clip without boxes contributes zero.
 
         Departure: the official code averages over all boxes on a GPU, so its loss depends on how the batch is split.
         """

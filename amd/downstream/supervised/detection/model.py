@@ -1,6 +1,6 @@
 """An encoder with a detection head: averages final features over time, pools them per box, and outputs action logits.
 
-Shapes: B clips, N tokens of grid (t, h, w), D width, n boxes of all clips, C actions.
+Shapes: B clips, N tokens of grid (t, h, w), D width, n boxes in all clips, C actions.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def resized_detector(detector: Detector, clip: ClipConfig) -> Detector:
 
 
 def load_detector(url: str) -> tuple[Detector, Card]:
-    """Load a published detector in eval mode on the CPU, and its card.
+    """Load a published detector, in eval mode on the CPU, together with its card.
 
     Raises ConfigError if the encoder has no detection head.
     """

@@ -160,7 +160,7 @@ def test_images_are_png_files_in_one_folder_per_label() -> None:
             np.testing.assert_array_equal(np.asarray(image)[..., 0], samples.pixels[i, 0])
 
 
-def test_noise_is_independent_in_every_pixel_and_the_same_on_every_machine() -> None:
+def test_noise_is_independent_per_pixel_and_identical_on_every_machine() -> None:
     samples = demo.image_samples("select", 50)
     noisy = demo.add_noise(samples.pixels, "select")
     np.testing.assert_array_equal(noisy, demo.add_noise(samples.pixels, "select"))
@@ -173,7 +173,7 @@ def test_noise_is_independent_in_every_pixel_and_the_same_on_every_machine() -> 
     assert abs(np.corrcoef(right[neighbours], noise[..., :-1][neighbours])[0, 1]) < 0.05
 
 
-def test_noisy_data_sets_have_the_same_labels_as_the_clean_ones() -> None:
+def test_noisy_data_sets_have_the_same_labels_as_clean_data_sets() -> None:
     def names(folder: str) -> list[str]:
         return sorted(str(path.relative_to(folder)) for path in Path(folder).glob("*/*.png"))
 
@@ -214,6 +214,6 @@ def test_the_partial_folder_of_a_killed_process_is_removed(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("name", "split"), [("faces", "train"), ("digits", "dev")])
-def test_the_error_for_an_unknown_name_or_split_lists_the_valid_ones(name: str, split: str) -> None:
+def test_the_error_for_an_unknown_name_or_split_lists_the_valid_values(name: str, split: str) -> None:
     with pytest.raises(ValueError, match=rf"demo:{name}/{split} does not exist.*moving-digits.*select"):
         demo.ensure_demo(name, split)

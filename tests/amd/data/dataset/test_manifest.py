@@ -256,7 +256,7 @@ def test_validate_lists_damaged_videos(tmp_path: Path) -> None:
     assert "bad:" in str(validate_data(DataConfig(train=str(tmp_path), damage="strict")))
 
 
-def test_folders_and_lists_on_s3_open_like_local_ones(s3_root: str, tmp_path: Path) -> None:
+def test_folders_and_lists_on_s3_open_like_local_data(s3_root: str, tmp_path: Path) -> None:
     folder = _images(tmp_path / "set", ["a/1.png", "b/2 2.png"])
     for file in folder.rglob("*.png"):
         write_bytes(f"{s3_root}/set/{file.relative_to(folder)}", file.read_bytes())

@@ -1,4 +1,4 @@
-"""Each data set in a run is listed only once; a stored manifest is identical to the listed one."""
+"""Each data set in a run is listed only once; a manifest loaded from the cache equals the original."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def facts(manifest: Manifest) -> tuple[object, ...]:
 
 @settings(max_examples=40)
 @given(manifests())
-def test_a_stored_manifest_equals_the_listed_one(manifest: Manifest) -> None:
+def test_a_manifest_loaded_from_the_cache_equals_the_original(manifest: Manifest) -> None:
     expected = facts(manifest)
     assert facts(parse_manifest(manifest_bytes(manifest))) == expected
     assert facts(pickle.loads(pickle.dumps(manifest))) == expected

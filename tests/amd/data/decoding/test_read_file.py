@@ -59,7 +59,7 @@ def test_fetching_a_remote_file_has_a_separate_time_limit(s3_root: str) -> None:
     write_bytes(join(s3_root, "a"), picture())
     write_bytes(join(s3_root, "large"), bytes(LIMITS.bytes + 1))
     assert reader.read_file(join(s3_root, "a"), all_of, fetch_limit_s=60).pixels.shape == (1, 20, 10, 3)
-    with pytest.raises(BadSample, match=f"has {LIMITS.bytes + 1} bytes, more than {LIMITS.bytes}"):
+    with pytest.raises(BadSample, match=f"has {LIMITS.bytes + 1} bytes, more than the limit of {LIMITS.bytes}"):
         reader.read_file(join(s3_root, "large"), all_of, fetch_limit_s=60)
     reader.close()
 
@@ -82,7 +82,7 @@ def test_every_supported_format_is_detected_by_its_first_bytes() -> None:
         assert not is_image(other)
 
 
-def test_files_beyond_the_limits_are_rejected(reader: SampleReader, tmp_path: Path) -> None:
+def test_files_that_exceed_the_limits_are_rejected(reader: SampleReader, tmp_path: Path) -> None:
     video = write_video(tmp_path / "video.mp4", FRAMES)
     slow = write_video(tmp_path / "slow.mp4", FRAMES, fps=1)
     long = write_video(tmp_path / "long.mp4", pictures(21, 32, 24))
@@ -92,16 +92,16 @@ def test_files_beyond_the_limits_are_rejected(reader: SampleReader, tmp_path: Pa
     for name, reason in {
         "bytes": "bytes, more than",
         "pipe": "is not a regular file",
-        slow.name: "is 8 s long, more than 5 s",
-        long.name: "has 21 frames, more than 20",
-        wide.name: "has 128x96 pixels per frame, more than 10000",
+        slow.name: "is 8 s long, more than the limit of 5 s",
+        long.name: "has 21 frames, more than the limit of 20",
+        wide.name: "has 128x96 pixels per frame, more than the limit of 10000",
     }.items():
         with pytest.raises(BadSample, match=reason):
             reader.read_file(str(tmp_path / name), all_of)
-    with pytest.raises(BadSample, match="has 101x100 pixels, more than 10000"):
+    with pytest.raises(BadSample, match="has 101x100 pixels, more than the limit of 10000"):
         reader.read_file("?", all_of, picture((100, 101)))
     tall = write_video(tmp_path / "tall.mp4", pictures(9, 96, 64))
-    with pytest.raises(BadSample, match="needs 165888 bytes for 9 frames, more than 100000"):
+    with pytest.raises(BadSample, match="needs 165888 bytes for 9 frames, more than the limit of 100000"):
         reader.read_file(str(tall), all_of)
     assert reader.read_file(str(video), all_of).pixels.shape == (8, 24, 32, 3)
 

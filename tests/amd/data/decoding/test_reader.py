@@ -232,7 +232,7 @@ def test_a_stalled_read_raises_bad_sample(monkeypatch: pytest.MonkeyPatch, tmp_p
         accepted: list[socket.socket] = []
         threading.Thread(target=lambda: accepted.append(server.accept()[0]), daemon=True).start()
         reader = SampleReader(DataConfig(train="x", read_timeout_s=6))
-        reason = "took longer than its limit of 6 s to read and decode, also in a fresh process"
+        reason = "took longer than its limit of 6 s to read and decode; a retry in a fresh process also failed"
         assert _reason(reader, _record("s3://bucket/a.mp4")) == reason
         assert accepted, "no read never reached the server"
         good = write_video(tmp_path / "a.mp4", FRAMES)
@@ -262,7 +262,7 @@ class _Flaky:
         ([PermissionError("x")], 3, 1, "cannot be read"),
     ],
 )
-def test_transient_errors_are_retried_and_permanent_ones_are_not(
+def test_transient_errors_are_retried_but_permanent_errors_are_not(
     failures: list[Exception], retries: int, requests: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaky = _Flaky(failures)

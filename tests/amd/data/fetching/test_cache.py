@@ -65,7 +65,7 @@ def test_the_size_never_exceeds_the_limit(
         assert _size(folder) <= 1000
 
 
-def test_an_invalid_total_is_recomputed(tmp_path: Path) -> None:
+def test_an_invalid_running_total_is_recomputed(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path, 1000)
     cache.put("a", bytes(600))
     (tmp_path / "total").write_text("nonsense")

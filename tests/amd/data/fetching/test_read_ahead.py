@@ -87,7 +87,7 @@ def test_expected_files_are_fetched_concurrently_and_only_once() -> None:
     assert fetcher.in_main_thread == []
 
 
-def test_the_bytes_in_memory_are_bounded() -> None:
+def test_the_total_size_of_fetched_files_is_bounded() -> None:
     fetcher = StubFetcher()
     ahead = ReadAhead(fetcher, 150)
     files = [FileRange(f"s3://bucket/{copy}/3") for copy in range(20)]  # 60 bytes each

@@ -55,7 +55,7 @@ def _same(a: list[list[Batch]], b: list[list[Batch]]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(_rows(a), _rows(b), strict=True))
 
 
-def test_a_batch_has_the_pixels_labels_and_record_numbers_of_its_clips() -> None:
+def test_a_batch_contains_the_pixels_labels_and_record_indices_of_its_clips() -> None:
     (batch,) = _stream(_loader(data={"repeats": 3}), 0, 1)[0]
     assert batch.clips.shape == (12, 3, 4, 16, 16)
     assert batch.clips.dtype == torch.uint8
@@ -112,7 +112,7 @@ def test_the_stream_differs_between_epochs_and_between_seeds() -> None:
     assert not _same(first, _stream(_loader(seed=4), 0, 2))
 
 
-def test_an_unreadable_sample_is_reported_and_replaced_by_the_next_in_order() -> None:
+def test_an_unreadable_sample_is_reported_and_replaced_by_the_next_record() -> None:
     good = [batch for step in _stream(_loader(FakeManifest(12)), 0, 3) for batch in step]
     order = torch.cat([batch.records for batch in good]).tolist()
     bad = order[5]

@@ -29,7 +29,7 @@ def _frames(count: int = 3, height: int = 64, width: int = 86, seed: int = 0) ->
     return torch.from_numpy(np.clip(ramp + rng.integers(0, 56, ramp.shape), 0, 255).astype(np.uint8))
 
 
-def test_multi_scale_boxes_match_the_official_ones(golden: Path) -> None:
+def test_multi_scale_boxes_match_the_official_code(golden: Path) -> None:
     for case in json.loads((golden / "multiscale_crop.json").read_text()):
         width, height = case["size"]
         draws = random.Random(case["py_seed"])
@@ -75,7 +75,7 @@ def test_a_frame_too_elongated_for_any_draw_falls_back_to_a_center_box() -> None
     assert box == Box(0, 493, 10, 13)
 
 
-def test_boxes_of_a_non_square_output_keep_its_aspect_ratio() -> None:
+def test_boxes_keep_the_aspect_ratio_of_a_non_square_output() -> None:
     draws = random.Random(0)
     assert transforms.center_box((256, 340), (112, 224)) == Box(43, 0, 170, 340)
     for _ in range(50):

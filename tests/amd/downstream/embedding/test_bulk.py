@@ -130,7 +130,7 @@ def test_an_interrupted_run_resumes_and_keeps_finished_files(tmp_path: Path, num
 
 
 def start(folder: Path, config: EmbedConfig, *args: str, local: bool = True) -> subprocess.Popen[str]:
-    """Start the program as a job does."""
+    """Start the program as a job would."""
     file = folder / "embed.json"
     file.write_text(config.model_dump_json())
     command = [sys.executable, "-m", "amd.downstream", "embed", "--config", str(file), *args]

@@ -57,7 +57,7 @@ def test_the_command_probes_a_given_step(run: str, capfd: pytest.CaptureFixture[
 
 MISTAKES = {
     "--run nowhere": "--run .*nowhere: contains no run",
-    "--run RUN --step 5": "--step 5: .* has no intact checkpoint of that step; available steps: 8, 12",
+    "--run RUN --step 5": "--step 5: .* has no intact checkpoint for that step; available steps: 8, 12",
     "--run RUN knn.neighbours=0": "probe.knn.neighbours=0",
     "--run RUN data.test=/nowhere": "data.test: /nowhere does not exist",
 }

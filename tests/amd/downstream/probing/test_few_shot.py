@@ -22,7 +22,7 @@ def test_a_draw_contains_the_same_number_of_distinct_samples_from_every_class(la
     assert sorted(train[drawn].tolist()) == sorted([0, 3, 7] * labels)
 
 
-def test_samples_of_a_class_are_drawn_uniformly() -> None:
+def test_samples_within_a_class_are_drawn_uniformly() -> None:
     train = np.repeat([0, 1], [4, 2])
     counts = np.zeros(6)
     for seed in range(3000):
@@ -30,7 +30,7 @@ def test_samples_of_a_class_are_drawn_uniformly() -> None:
     np.testing.assert_allclose(counts / 3000, [1 / 4] * 4 + [1 / 2] * 2, atol=0.03)
 
 
-def test_mean_and_deviation_across_draws_match_scikit_learn_logistic_regression() -> None:
+def test_mean_and_standard_deviation_across_draws_match_scikit_learn_logistic_regression() -> None:
     train, test = clouds(1, 200), clouds(2, 100)
     scores = []
     for draw in range(3):
@@ -66,7 +66,7 @@ def test_a_class_with_too_few_samples_is_reported() -> None:
         check_enough(labels, (5,), "data.train=x", ("ape", "cat", "dog"))
 
 
-def test_draws_that_contain_all_samples_have_zero_deviation() -> None:
+def test_draws_that_contain_all_samples_have_zero_standard_deviation() -> None:
     train, test = clouds(1, 80), clouds(2, 50)
     order = np.argsort(train.labels, kind="stable")
     count = int(np.bincount(train.labels).min())

@@ -55,10 +55,10 @@ def publish(kind: RunKind, config: SupervisedConfig) -> str:
 @pytest.mark.parametrize("prepare", [finetuning, detection])
 def test_only_the_best_checkpoint_of_a_finished_run_is_published(prepare: Prepare, tmp_path: Path) -> None:
     kind, config, network = prepare(tmp_path)
-    with pytest.raises(UploadError, match="the last checkpoint of one is not the final one"):
+    with pytest.raises(UploadError, match="the newest checkpoint of one is not from its final step"):
         publish(kind, config)
     save(config, network, 3, score=90.0)
-    with pytest.raises(UploadError, match="the last checkpoint of one is not the final one"):
+    with pytest.raises(UploadError, match="the newest checkpoint of one is not from its final step"):
         publish(kind, config)
     save(config, network, 6, score=50.0)
     _, card = load_encoder(publish(kind, config))

@@ -112,7 +112,7 @@ def test_unknown_models_and_unreachable_weights_are_reported(monkeypatch: pytest
         return timm_model()
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ConfigError, match=r"no route to the hub.*set the path of a downloaded file"):
+    with pytest.raises(ConfigError, match=r"no route to the hub.*set the path to a downloaded file"):
         load_teacher(teacher_config())
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"choose a plain ViT"):

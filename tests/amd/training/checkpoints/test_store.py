@@ -74,7 +74,7 @@ def test_an_uncommitted_checkpoint_is_never_read_and_is_removed(root: str) -> No
     assert listdir(checkpoints.folder) == ["step-00000010"]
 
 
-def test_leftover_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+def test_files_left_by_a_killed_writer_are_removed(tmp_path: Path) -> None:
     checkpoints = store(str(tmp_path), [10])
     leftover = Path(checkpoints.url(10)) / f".{MANIFEST}.0123abcd"
     leftover.write_bytes(b"{")

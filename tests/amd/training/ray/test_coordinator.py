@@ -60,7 +60,7 @@ def test_a_run_that_ends_or_is_stopped_during_a_resize_is_reported() -> None:
         assert len(coordinator.drain_events()) == 1
 
 
-def test_a_stop_request_applies_to_the_current_run_only() -> None:
+def test_a_stop_request_applies_only_to_the_current_run() -> None:
     coordinator = CoordinatorActor()
     coordinator.submit({"spec": "one"})
     coordinator.stop()

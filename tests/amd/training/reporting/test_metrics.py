@@ -25,7 +25,7 @@ def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return join(root, "runs", "one")
 
 
-def test_chunks_are_never_rewritten_and_the_latest_line_of_a_step_wins(run_folder: str) -> None:
+def test_chunks_are_never_rewritten_and_the_latest_line_for_a_step_wins(run_folder: str) -> None:
     first = ChunkSink(run_folder)
     first.write(line(1, 9.0))
     first.flush()

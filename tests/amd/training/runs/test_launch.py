@@ -248,7 +248,7 @@ def dotted(**overrides: Any) -> dict[str, Any]:
         (dotted(scaling__device="cuda"), "no CUDA device"),
     ],
 )
-def test_each_invalid_config_raises_one_clear_message(
+def test_each_invalid_config_raises_an_error_with_one_clear_message(
     overrides: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -75,7 +75,7 @@ def write_config(config: TrainConfig, path: Path) -> str:
 
 
 def test_a_run_on_slurm_tasks_is_bit_identical_to_a_run_in_plain_processes(tmp_path: Path) -> None:
-    """All ranks would also train a teacher preset; here both runs share the same teacher weights."""
+    """A teacher preset would also be trained on all ranks; here, both runs use existing teacher weights."""
     world = 4
     config = tiny_run(tmp_path, name="tasks", scaling__workers=world)
     path, port = write_config(config, tmp_path / "config.json"), free_ports(1)[0]

@@ -30,7 +30,7 @@ def test_committed_work_includes_the_checkpoints_of_a_teacher_trained_first(tmp_
     assert newest_checkpoint(job, student) == 4
 
 
-def test_committed_work_of_a_sweep_includes_running_trials_checkpoints_and_ended_trials(tmp_path: Path) -> None:
+def test_committed_work_of_a_sweep_includes_ended_trials_and_the_checkpoints_of_running_trials(tmp_path: Path) -> None:
     job = job_of("search")
     trials = tmp_path / "runs" / "job" / "trials"
     for number, state in enumerate(("running", "running", "stopped", "failed")):

@@ -62,7 +62,7 @@ def test_output_is_logged_in_order_and_the_last_json_line_is_the_result(tmp_path
         ("import sys; print('error: a', file=sys.stderr); sys.exit(2)", "config_invalid", "a", False),
     ],
 )
-def test_every_exit_maps_to_a_reason_and_a_message(
+def test_every_failed_exit_maps_to_a_reason_and_a_message(
     tmp_path: Path, code: str, reason: str, message: str, retryable: bool
 ) -> None:
     outcome = run_program(tmp_path, code)
@@ -86,7 +86,7 @@ def test_a_program_terminated_by_ray_is_an_infrastructure_failure() -> None:
     assert "An unexpected system state" in outcome.message
 
 
-def test_a_stop_is_forwarded_once_and_recorded_in_the_outcome(tmp_path: Path) -> None:
+def test_a_stop_request_is_forwarded_once_and_recorded_in_the_outcome(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="job", schedule__steps=100_000)
     job = start(tmp_path, config.model_dump(mode="json"))
     wait_for(lambda: (heartbeat_of(tmp_path).progress or {}).get("step", 0) > 3)
@@ -188,7 +188,7 @@ def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.Monk
 
 
 class Submitted(NamedTuple):
-    """A job under the storage root whose driver runs in this process, without starting its program."""
+    """A job stored under the storage root. Its driver runs in this process and does not start the program."""
 
     folder: JobFolder
     programs: list[list[str]]
@@ -300,7 +300,7 @@ def test_a_symlink_pointing_outside_an_allowed_folder_on_the_node_is_rejected(
     assert not submitted.programs
 
 
-def test_the_storage_root_and_the_output_folder_of_a_job_cannot_be_changed(
+def test_a_job_cannot_change_its_storage_root_or_output_folder(
     submitted: Submitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = read_json(submitted.folder.config) | {"storage": f"{submitted.folder.root}/runs/other"}

@@ -49,7 +49,7 @@ def random_jobs(rng: random.Random) -> list[Job]:
     ]
 
 
-def test_jobs_are_read_by_priority_then_age_except_those_waiting_for_a_retry(engine: Engine) -> None:
+def test_jobs_that_are_due_are_read_by_priority_and_then_by_age(engine: Engine) -> None:
     jobs = random_jobs(random.Random(0))
     add_many(engine, jobs)
     due = [job for job in jobs if job.state in ("queued", "retrying") and job.not_before <= 10]

@@ -204,7 +204,7 @@ def test_a_job_is_requeued_if_its_node_is_lost_but_not_if_it_was_stopped_through
     assert plane.now(other).state == "cancelled"
 
 
-def test_progress_is_dropped_if_the_job_has_changed_since_it_was_read(plane: FakeControlPlane) -> None:
+def test_progress_is_discarded_if_the_job_has_changed_since_it_was_read(plane: FakeControlPlane) -> None:
     stale = queued(plane.store)
     act(plane.store, stale.id, None, "cancel", "me")
     plane.store.note_progress(stale, None, "waiting for 2 CPUs to become free")
@@ -256,7 +256,7 @@ def test_a_job_is_submitted_once_after_a_crash_between_commit_and_submission(pla
     assert plane.now(job).attempt == 1
 
 
-def test_one_of_two_replicas_reconciles_and_the_other_takes_over(plane: FakeControlPlane) -> None:
+def test_a_second_replica_reconciles_only_after_the_first_has_released_its_lease(plane: FakeControlPlane) -> None:
     first, second = plane.replica(), plane.replica()
     queued(plane.store)
     assert first.step()

@@ -19,7 +19,7 @@ def plane(sqlite_engine: Engine, tmp_path: Path) -> FakeControlPlane:
 
 
 def fail_and_restart(plane: FakeControlPlane, job: Job) -> Job:
-    """Report an infrastructure failure, then start the next attempt, if any. Returns the job before that start."""
+    """Report an infrastructure failure, then start the next attempt, if any. Returns the job as it was in between."""
     report_status(plane.root, plane.now(job), "failed", "node_lost", message="lost")
     plane.step()
     failed = plane.now(job)

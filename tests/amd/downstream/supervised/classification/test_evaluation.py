@@ -177,7 +177,7 @@ def test_multi_label_data_is_scored_by_average_precision_with_unreadable_samples
 
 
 def multi_label_config(folder: Path, **overrides: Any) -> FinetuneConfig:
-    """Return a config with file lists whose samples have none, one or two of three labels."""
+    """Return a config with file lists whose samples have zero, one or two of three labels."""
     tiny_finetuning(folder)
     for name, count in (("train", 24), ("val", 4)):
         labels = ("0", "0,1", "2", "-")

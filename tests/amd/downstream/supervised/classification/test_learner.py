@@ -35,7 +35,7 @@ def augmented(
     return BatchAugmentation(AugmentConfig(**{**OFF, **overrides}), classes, multi_label, CPU)(clips.clone(), targets)
 
 
-def test_erasing_removes_the_same_box_in_all_frames_and_colours() -> None:
+def test_erasing_removes_the_same_box_in_all_frames_and_colour_channels() -> None:
     clips, erased = torch.zeros(40, 3, 4, 16, 16), 0
     out, _ = augmented(clips, torch.zeros(40, dtype=torch.int64), erase_prob=0.5)
     for clip in out:
@@ -53,7 +53,7 @@ def test_erasing_removes_the_same_box_in_all_frames_and_colours() -> None:
 
 
 @pytest.mark.parametrize("overrides", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {}])
-def test_mixed_targets_match_the_pixel_shares(overrides: dict[str, float]) -> None:
+def test_mixed_targets_match_the_fraction_of_pixels_from_each_sample(overrides: dict[str, float]) -> None:
     labels = torch.tensor([0, 1, 2, 3])
     clips = labels.float().reshape(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
     for seed in range(10):

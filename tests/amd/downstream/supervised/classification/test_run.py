@@ -106,7 +106,7 @@ def test_the_last_checkpoint_is_tested_and_published_on_request(tmp_path: Path) 
     assert (score.settings["checkpoint"], score.settings["selected_on_test"]) == ("last", False)
 
 
-def test_the_card_records_head_score_and_pooling(uninterrupted: UninterruptedRun) -> None:
+def test_the_card_records_the_head_the_score_and_the_pooling(uninterrupted: UninterruptedRun) -> None:
     folder, _, result = uninterrupted
     _, card = load_encoder(str(result.encoder_folder))
     assert (card.objective, card.pooling, card.run) == ("finetune", "mean_then_norm", "uninterrupted")
@@ -199,7 +199,7 @@ def assert_same_run(uninterrupted: UninterruptedRun, config: FinetuneConfig, res
     assert ours[1].steps == theirs[1].steps
 
 
-def test_resuming_after_a_stop_in_training_validation_or_test_is_bit_identical(
+def test_resuming_after_a_stop_during_training_validation_or_test_is_bit_identical(
     uninterrupted: UninterruptedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_overrides(uninterrupted[1], {"name": "stopped"})
@@ -255,7 +255,7 @@ def test_a_finished_run_returns_its_result_and_rejects_a_different_config(uninte
 
 
 def publish(folder: Path, encoder: dict[str, Any], clip: dict[str, Any]) -> Encoder:
-    """Publish a pre-trained encoder as a run does, and return it."""
+    """Publish a pre-trained encoder, as a run would, and return it."""
     shape, config = validate(ClipConfig, clip), validate(EncoderConfig, encoder)
     torch.manual_seed(3)
     network = Encoder(config, shape.grid, shape.token_values)

@@ -122,7 +122,7 @@ def test_each_data_problem_is_reported_in_one_message(
 def test_evaluated_actions_must_be_in_the_label_map(tmp_path: Path) -> None:
     draw(tmp_path)
     (tmp_path / "scored.pbtxt").write_text('item { name: "fly" id: 9 }')
-    with pytest.raises(ConfigError, match=r"data.evaluated=.*: ids 9 are not in data.label_map"):
+    with pytest.raises(ConfigError, match=r"data.evaluated=.*: IDs 9 are not in data.label_map"):
         open_data(tiny_detection(tmp_path, data__evaluated=str(tmp_path / "scored.pbtxt")))
 
 

@@ -112,7 +112,7 @@ def test_a_box_of_one_token_pools_that_token(config: DetectionConfig) -> None:
     assert detector.pooled(features, rois)[0, 0].item() == pytest.approx(5 + 3 / 7 * 5, abs=1e-4)
 
 
-def test_a_resized_detector_keeps_its_weights_and_interpolates_its_positions(
+def test_a_resized_detector_keeps_its_weights_and_interpolates_its_position_embeddings(
     config: DetectionConfig,
 ) -> None:
     detector = new_detector(config, 3).eval()
