@@ -1,4 +1,4 @@
-"""Access local and remote files by URL: read, write, list and remove bytes and JSON, with retries during outages.
+"""Access local and remote files by URL: read and write bytes or JSON, list and remove files, and retry during outages.
 
 The only module that resolves fsspec filesystems.
 """

@@ -94,8 +94,8 @@ class RunConfig(Section):
     def micro_batch(self) -> int:
         """Maximum number of samples per forward pass of a worker.
 
-        Without scaling.micro_batch, this is a worker's share of the batch when the maximum number of workers runs. With
-        fewer workers, an elastic run accumulates gradients instead of needing more memory per worker.
+        If scaling.micro_batch is not set, this is each worker's share of the batch at the maximum number of workers.
+        With fewer workers, an elastic run accumulates gradients rather than using more memory per worker.
         """
         return self.scaling.micro_batch or -(-self.optim.batch_size // self.scaling.workers[1])
 

@@ -225,8 +225,8 @@ class ScalingConfig(Section):
     """PyTorch threads per worker on CPU. Default: the machine's cores divided among its workers."""
     micro_batch: int | None = Field(None, ge=1)
     """Maximum samples per forward pass of a worker; gradients accumulate up to optim.batch_size. Default: a worker's
-    share of the batch when the maximum number of workers runs, so an elastic run needs no more memory per worker when
-    it shrinks. Halved for the next attempt when a GPU runs out of memory."""
+    share of the batch at the maximum number of workers, so an elastic run needs no more memory per worker when it
+    shrinks. Halved for the next attempt when a GPU runs out of memory."""
     precision: Precision = "auto"
     """Numeric precision. bf16: bfloat16 autocast. auto: bf16 on GPU, fp32 on CPU."""
     compile: bool = False

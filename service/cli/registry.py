@@ -64,7 +64,7 @@ def alias(
 
 
 def aliases(
-    name: Annotated[str | None, typer.Argument(help="Alias to show with its history.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Alias whose history to show.")] = None,
     project: Project = None,
     output: Output = "table",
     watch: Watch = False,

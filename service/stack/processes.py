@@ -1,6 +1,6 @@
-"""Start a single part of a stack and probe whether it is ready.
+"""Start a single part of a stack and check whether it is ready.
 
-The order in which parts start and stop, and their termination, are implemented in other modules.
+Other modules decide the order in which parts start and stop, and terminate them.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class Campaign:
             time.sleep(0.5)
 
     def _find_and_kill(self, client: Client, kill: Kill) -> str:
-        """Wait until a suitable process is running, and kill it. Returns its PID and, if known, its job."""
+        """Wait for a suitable process, then kill it. Returns its PID and, if known, its job."""
         until = time.monotonic() + RECOVERY_S
         while True:
             if found := with_role(kill.role, self.stack.processes()):

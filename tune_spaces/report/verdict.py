@@ -24,7 +24,10 @@ ONE_SEED = "one seed, so no interval; repeat with seeds=3"
 
 
 def compare_with_baseline(sweep: SweepHistory, trial: TrialHistory) -> BaselineComparison:
-    """Compare a trial with the baseline; `uncertain` means significant only without correction for all comparisons."""
+    """Compare a trial with the baseline.
+
+    `uncertain` means significant only before correction for multiple comparisons.
+    """
     _, found = difference_to_baseline(sweep, trial)
     if found is None or found.interval is None:
         return "unknown"

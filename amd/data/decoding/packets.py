@@ -143,7 +143,7 @@ def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
 
 
 def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: bytes | None) -> PacketMap | None:
-    """Return a map if every packet is known to be exactly one frame, else None.
+    """Return a map if every packet is known to contain exactly one frame, else None.
 
     `packets`: packets in decoding order, including their data.
     """
@@ -161,7 +161,7 @@ def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: b
 
 
 def entry_point(packet: Any, codec: str, extradata: bytes | None) -> EntryPoint:
-    """Classify a packet as a closed or open entry point for decoding, or as none."""
+    """Classify a packet as a closed entry point for decoding, an open one, or neither."""
     if not packet.is_keyframe:
         return EntryPoint.NONE
     if codec not in ("h264", "hevc"):

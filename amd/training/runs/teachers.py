@@ -44,7 +44,7 @@ def resolve_teacher(config: TrainConfig, root: str, train: TrainTeacher) -> Reso
     if result.state == "cancelled":
         raise TeacherStopped
     if result.encoder_folder is None:
-        raise TeacherError(f"teacher.preset={teacher.preset}: its training failed: {result.message}")
+        raise TeacherError(f"teacher.preset={teacher.preset}: training the teacher failed: {result.message}")
     resolved = with_overrides(config, {"teacher.weights": result.encoder_folder, **_NO_PRESET})
     return ResolvedTeacher(resolved, teacher.weights_license or license_of(result.encoder_folder, root), run_id)
 

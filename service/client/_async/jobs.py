@@ -1,4 +1,4 @@
-"""Methods for jobs: `client.jobs`."""
+"""Job methods, available as `client.jobs`."""
 
 from __future__ import annotations
 

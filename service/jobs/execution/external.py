@@ -143,7 +143,10 @@ class ExternalRunDiscovery:
         return self._store.newest_attempts([job]).get(job.id)
 
     def stop_cancelled(self) -> None:
-        """Ask Ray to stop the runs whose cancellation was requested, every STOP_AGAIN_S. Raises ClusterUnavailable."""
+        """Ask Ray to stop runs whose cancellation was requested, again after STOP_AGAIN_S.
+
+        Raises ClusterUnavailable.
+        """
         cancelled = self._store.in_states(("cancelling",), origin="external")
         submissions = self._store.newest_attempts(cancelled)
         for job in cancelled:

@@ -34,7 +34,7 @@ def server(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def service(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Select the served control plane with AMD_URL and AMD_KEY."""
+    """Point AMD_URL and AMD_KEY at the running control plane."""
     monkeypatch.setenv("AMD_URL", server.url)
     monkeypatch.setenv("AMD_KEY", server.key)
     return server

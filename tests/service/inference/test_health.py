@@ -78,7 +78,7 @@ def test_an_unrecoverable_device_error_makes_the_replica_unhealthy(error: Except
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_replica_whose_model_thread_has_ended_is_unhealthy() -> None:
+def test_a_replica_whose_model_thread_has_died_is_unhealthy() -> None:
     batcher = Batcher(lambda pairs: None, 8, 0.0, 1)
     assert batcher.problem == ""
 

@@ -89,7 +89,7 @@ def test_a_body_above_the_limit_of_its_path_is_rejected(chunked: bool) -> None:
     assert fixture.budget.used == 0
 
 
-def test_bodies_beyond_the_budget_are_rejected_until_other_requests_end() -> None:
+def test_bodies_over_the_budget_are_rejected_until_other_requests_finish() -> None:
     fixture = BodiesFixture(budget=FILES_LIMIT)
     fixture.budget.reserve(1000)
     for content in (b"x" * (FILES_LIMIT - 999), iter([b"x" * (FILES_LIMIT - 999)])):

@@ -132,7 +132,7 @@ def test_a_retry_and_a_deletion_exclude_each_other(store: JobStore, root: Path) 
         act(store, job.id, None, "retry", "bob")
 
 
-def test_exactly_one_of_a_concurrent_retry_and_deletion_succeeds(store: JobStore, root: Path) -> None:
+def test_only_one_of_two_concurrent_requests_to_retry_and_delete_succeeds(store: JobStore, root: Path) -> None:
     for _ in range(10):
         job, start = ended(store, root), Barrier(2)
 
