@@ -33,6 +33,7 @@ class Reconstruction(NamedTuple):
     masked: Tensor  # (B, 3, T, H, W) uint8, hidden tokens painted over
     reconstructed: Tensor  # (B, 3, T, H, W) float32 in [0, 1]; the clip at visible tokens, predictions elsewhere
     losses: Tensor  # (B,) mean squared error over hidden tokens, against the pixel targets of training
+    token_losses: Tensor  # (B, M) mean squared error of each hidden token
 
 
 def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) -> MaskedTokens:
@@ -64,12 +65,13 @@ def reconstruct(
     encoded = encoder(normalized_pixels(take_tokens(pixels, visible), clip), visible).final
     predictions = decoder(encoded, visible, hidden).float()  # (B, M, P)
     original = take_tokens(pixels, hidden)
-    losses = (predictions - pixel_targets(original, clip, kind)).square().mean(dim=(1, 2))
+    errors = (predictions - pixel_targets(original, clip, kind)).square()  # (B, M, P)
     reconstructed = reconstructed_pixels(predictions, original, clip, kind).clamp(0, 1)
     return Reconstruction(
         as_clips(cover_hidden(pixels, visible, clip), clip),
         as_clips(put_tokens(unit_pixels(pixels, clip), hidden, reconstructed), clip),
-        losses,
+        errors.mean(dim=(1, 2)),
+        errors.mean(dim=2),
     )
 
 

@@ -11,18 +11,17 @@ import io
 import torch
 from torch import Tensor
 
-from amd.config import ClipConfig, TrainConfig
+from amd.config import TrainConfig
 from amd.demo.report import pictures_url
+from amd.lab.layers import student_view, teacher_view
 from amd.losses import normalized_pixels, reconstructed_pixels
 from amd.masks import sample_token_sets
 from amd.models.student import Student
-from amd.reconstruction import as_clips, cover_hidden
+from amd.reconstruction import as_clips
 from amd.storage import join, write_bytes
 from amd.tokens import TokenSets, patchify, put_tokens, take_tokens
 from amd.training.checkpoints.store import CheckpointStore
 from amd.visualization import Views, as_bytes, draw
-
-TEACHER_ONLY = (66, 135, 245)  # border colour of teacher-only tokens
 
 
 @torch.inference_mode()
@@ -35,24 +34,13 @@ def views(student: Student, clips: Tensor, sets: TokenSets, config: TrainConfig)
         raise ValueError("objective.weights.reconstruction=0: this student has no decoder; choose a run with a decoder")
     original = take_tokens(pixels, sets.reconstructed)
     shown = as_bytes(reconstructed_pixels(output.reconstructed, original, clip, config.objective.pixels))  # (B, R, P)
-    visible = cover_hidden(pixels, sets.student_visible, clip)
+    visible = student_view(pixels, sets, clip)
     teacher = None
     if config.objective.kind == "amd":
-        both = torch.cat([sets.student_visible, sets.teacher_only], dim=1)
-        framed = _framed(take_tokens(pixels, sets.teacher_only), clip)
-        teacher = as_clips(put_tokens(cover_hidden(pixels, both, clip), sets.teacher_only, framed), clip)
+        teacher = as_clips(teacher_view(pixels, sets, clip), clip)
     return Views(
         clips, as_clips(visible, clip), teacher, as_clips(put_tokens(visible, sets.reconstructed, shown), clip)
     )
-
-
-def _framed(tokens: Tensor, clip: ClipConfig) -> Tensor:
-    """Draw a coloured border around tokens (B, K, P): a twelfth of the patch wide, at least one pixel."""
-    cut = tokens.unflatten(-1, (clip.tubelet, clip.patch, clip.patch, 3)).clone()
-    border, colour = max(1, clip.patch // 12), torch.tensor(TEACHER_ONLY, dtype=torch.uint8)
-    cut[..., :border, :, :] = cut[..., -border:, :, :] = cut[..., :, :border, :] = cut[..., :, -border:, :] = colour
-    framed: Tensor = cut.flatten(2)
-    return framed
 
 
 def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:

@@ -24,6 +24,15 @@ from amd.training.trainer.learner import Learner, compile_blocks, count
 from amd.training.trainer.optimizer import build_optimizer
 
 
+def sample_step_token_sets(config: TrainConfig, step: int, generator: torch.Generator) -> TokenSets:
+    """Sample the token sets for a step's global batch as a function of the run's seed and the step.
+
+    Seeds the generator, on whose device the sets are sampled: CPUs and GPUs draw different numbers.
+    """
+    generator.manual_seed(stream_seed(config.seed, "masks", step))
+    return sample_token_sets(config.mask, config.clip.grid, config.clips_per_step, generator)
+
+
 class Distiller(Learner):
     """Student, frozen teacher and optimizer on one rank."""
 
@@ -54,10 +63,8 @@ class Distiller(Learner):
         return distill(self.model, self.teacher, clips, self._sets.rows(row, row + len(clips)), self.config)
 
     def token_sets(self, step: int) -> TokenSets:
-        """Sample the token sets for the whole global batch as a function of seed and step."""
-        self._generator.manual_seed(stream_seed(self.config.seed, "masks", step))
-        config = self.config
-        return sample_token_sets(config.mask, config.clip.grid, config.clips_per_step, self._generator)
+        """Sample the token sets for the whole global batch."""
+        return sample_step_token_sets(self.config, step, self._generator)
 
     def parameter_counts(self) -> dict[str, int]:
         """Return the parameter counts of the encoder, the whole student, and the teacher."""

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from amd.config import TrainConfig
-from amd.demo.images import TEACHER_ONLY, views
+from amd.demo.images import views
+from amd.lab.layers import GENERATION
 from amd.masks import sample_token_sets
 from amd.models.student import Student
 from amd.reconstruction import HIDDEN
@@ -44,7 +45,7 @@ def test_each_view_shows_visible_tokens_and_hides_all_others(name: str) -> None:
     assert shown.teacher is not None
     alone = take_tokens(tokens(shown.teacher, config), sets.teacher_only)
     cut = alone.unflatten(-1, (config.clip.tubelet, config.clip.patch, config.clip.patch, 3))
-    assert (cut[..., 0, :, :] == torch.tensor(TEACHER_ONLY, dtype=torch.uint8)).all()  # framed
+    assert (cut[..., 0, :, :] == torch.tensor(GENERATION, dtype=torch.uint8)).all()  # outlined
     original = take_tokens(pixels, sets.teacher_only).unflatten(-1, cut.shape[-4:])
     assert torch.equal(cut[..., 1:-1, 1:-1, :], original[..., 1:-1, 1:-1, :])
 

@@ -1,0 +1,25 @@
+"""Cost of mask settings: FLOPs of a training step, in total and relative to other settings. Torch-free."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from amd.config import TrainConfig
+from amd.flops import StepFlops, step_flops
+
+
+class StepCost(NamedTuple):
+    """FLOPs of a training step per clip, and those of the baseline that it is compared with."""
+
+    flops: StepFlops
+    baseline: StepFlops
+
+    @property
+    def relative(self) -> float:
+        """FLOPs as a multiple of the baseline's."""
+        return self.flops.total / self.baseline.total
+
+
+def compare_cost(config: TrainConfig, baseline: TrainConfig) -> StepCost:
+    """Return the FLOPs of two configs, such as a preset with other mask ratios and the preset itself."""
+    return StepCost(step_flops(config), step_flops(baseline))

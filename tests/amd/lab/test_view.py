@@ -1,0 +1,140 @@
+"""The mask lab shows the masks of training and the reconstruction of the serving code."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amd.config import ConfigError, TrainConfig, with_overrides
+from amd.lab import view
+from amd.lab.cost import compare_cost
+from amd.models.student import Student
+from amd.reconstruction import HIDDEN, MaskedTokens, reconstruct
+from amd.tokens import patchify, take_tokens
+from amd.training.process_group import ProcessGroup
+from amd.training.trainer.distiller import Distiller
+from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
+
+CONFIGS = {"image": tiny_image_config(), "video": tiny_video_config(), "undistilled": mae(tiny_video_config())}
+
+
+def noise(config: TrainConfig) -> torch.Tensor:
+    return torch.randint(0, 256, (3, config.clip.frames, *config.clip.size), dtype=torch.uint8)
+
+
+def model_of(config: TrainConfig) -> view.Autoencoder:
+    torch.manual_seed(0)
+    student = Student(config).eval()
+    assert student.decoder is not None
+    return view.Autoencoder(student.encoder, student.decoder, config.objective.pixels)
+
+
+@cache
+def learner_of(name: str) -> Distiller:
+    """Return a learner whose config tests replace: building one takes much longer than sampling its masks."""
+    return Distiller(mae(CONFIGS[name]), ProcessGroup(), None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_masks_equal_those_that_training_samples(data: st.DataObject) -> None:
+    learner = learner_of(data.draw(st.sampled_from(["image", "video"])))
+    student = data.draw(st.sampled_from([0.5, 0.75, 0.9]))
+    values = {
+        "mask.student_ratio": student,
+        "mask.teacher_ratio": data.draw(st.sampled_from([0.0, 0.25, 0.5])),
+        "mask.strategy": data.draw(st.sampled_from(["random", "tube"])),
+        "mask.decoder": data.draw(st.sampled_from(["all", "running_cell"])),
+        "seed": data.draw(st.integers(0, 2**31 - 1)),
+        "optim.batch_size": data.draw(st.integers(1, 9)),
+        "data.repeats": data.draw(st.integers(1, 3)),
+    }
+    learner.config = config = with_overrides(learner.config, values)
+    step = data.draw(st.integers(0, 10**6))
+    position = data.draw(st.integers(0, config.clips_per_step - 1))
+    learner.begin(step)
+    assert learner._sets is not None
+    trained = learner._sets.rows(position, position + 1)
+    shown = view.sample_clip_sets(config, step, position)
+    for ours, theirs in zip(shown, trained, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_position_outside_the_batch_is_rejected() -> None:
+    config = with_overrides(CONFIGS["image"], {"data.repeats": 2})
+    view.sample_clip_sets(config, 0, 15)
+    with pytest.raises(ConfigError, match=r"position=16 must be from 0 to 15: .*batch_size=8 x data\.repeats=2"):
+        view.sample_clip_sets(config, 0, 16)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_show_the_tokens_of_their_sets(name: str) -> None:
+    config = CONFIGS[name]
+    clip, frames = config.clip, noise(config)
+    sets = view.sample_clip_sets(config, 3, 1)
+    found = view.view_masks(config, sets, frames, model_of(config))
+    assert set(found.layers) == {"input", "student", "roles", "masked", "rebuilt", "error"} | (
+        {"teacher"} if config.teacher else set()
+    )
+    tokens = {name: patchify(layer[None], clip.tubelet, clip.patch) for name, layer in found.layers.items()}
+    blank = torch.tensor(HIDDEN, dtype=torch.uint8).repeat(clip.token_values // 3)
+    assert torch.equal(found.layers["input"], frames)
+    for layer, shown in (("student", sets.student_visible), ("masked", sets.reconstructed)):
+        assert torch.equal(take_tokens(tokens[layer], shown), take_tokens(tokens["input"], shown))
+    assert (take_tokens(tokens["student"], sets.student_masked) == blank).all()
+    assert (take_tokens(tokens["masked"], sets.student_visible) == blank).all()
+    roles = (take_tokens(tokens["roles"], sets.student_visible), take_tokens(tokens["roles"], sets.teacher_only))
+    assert not torch.equal(roles[0], take_tokens(tokens["input"], sets.student_visible))
+    assert not (roles[1] == blank).all(dim=-1).any()
+    if config.teacher:
+        seen = (tokens["teacher"] != blank).any(dim=-1).sum().item()
+        assert seen == sets.student_visible.shape[1] + sets.teacher_only.shape[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rebuilt_pixels_and_errors_equal_those_of_a_reconstruction(name: str) -> None:
+    config, model = CONFIGS[name], model_of(CONFIGS[name])
+    frames, sets = noise(config), view.sample_clip_sets(config, 0, 2)
+    masked = MaskedTokens(sets.student_visible[0], sets.student_masked[0])
+    with torch.inference_mode():
+        expected = reconstruct(model.encoder, model.decoder, frames[None], masked, config.clip, model.pixels)
+    found = view.view_masks(config, sets, frames, model).rebuilt
+    assert found is not None
+    torch.testing.assert_close(found.pixels, expected.reconstructed[0], rtol=0, atol=1e-5)
+    assert found.errors.mean().item() == pytest.approx(expected.losses.item(), rel=1e-5) == pytest.approx(found.loss)
+
+
+def test_tokens_that_the_decoder_omits_are_painted_over() -> None:
+    config = tiny_video_config(mask__decoder="running_cell")
+    sets = view.sample_clip_sets(config, 0, 0)
+    shown = view.view_masks(config, sets, noise(config), model_of(config)).layers["rebuilt"]
+    tokens = patchify(shown[None], config.clip.tubelet, config.clip.patch)
+    omitted = sorted(set(sets.student_masked[0].tolist()) - set(sets.reconstructed[0].tolist()))
+    assert omitted
+    blank = torch.tensor(HIDDEN, dtype=torch.uint8).repeat(config.clip.token_values // 3)
+    assert (tokens[0, omitted] == blank).all()
+
+
+def test_masks_are_drawn_without_a_clip_or_a_model() -> None:
+    config = CONFIGS["video"]
+    sets = view.sample_clip_sets(config, 0, 0)
+    assert set(view.view_masks(config, sets, None, model_of(config)).layers) == {
+        "student",
+        "teacher",
+        "roles",
+        "masked",
+    }
+    assert "rebuilt" not in view.view_masks(config, sets, noise(config), None).layers
+
+
+def test_the_cost_falls_as_the_teacher_sees_fewer_tokens() -> None:
+    config = CONFIGS["image"]
+    cheaper = compare_cost(with_overrides(config, {"mask.teacher_ratio": 0.75}), config)
+    dearer = compare_cost(with_overrides(config, {"mask.teacher_ratio": 0.0}), config)
+    assert compare_cost(config, config).relative == 1.0
+    assert cheaper.relative < 1.0 < dearer.relative
+    assert dearer.flops.teacher > dearer.baseline.teacher
