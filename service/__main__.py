@@ -34,7 +34,6 @@ from service.registry.discovery import EncoderDiscovery
 from service.registry.scanner import StorageScanner
 from service.serving.deployments import Deployer
 from service.serving.reservations import running_reservation
-from service.serving.serve_api import ServeApi
 from service.settings import Settings
 from service.webhooks.sender import WebhookSender
 
@@ -160,14 +159,11 @@ def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[thread
     """Create the background loops for jobs, deployments and webhooks, and add their monitors to the app's state."""
     state, engine = app.state, app.state.engine
     encoders = EncoderDiscovery(state.encoders, settings.root)
-    serve_api = ServeApi(
-        settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port, settings.serve
-    )
     reserved = running_reservation(state.deployments)
     runs = ExternalRunDiscovery(state.jobs, state.cluster, settings.root)
     loops = (
         Reconciler(state.jobs, state.cluster, settings, encoders, reserved=reserved),
-        Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), serve_api, settings),
+        Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), state.serve_api, settings),
         StorageScanner(runs, encoders, LeaseKeeper(engine, "discovery")),
         WebhookSender(engine, allow_http=settings.webhooks_http),
     )

@@ -36,6 +36,8 @@ from service.jobs import routes as jobs
 from service.jobs.details import routes as job_details
 from service.jobs.execution.ray_jobs import Cluster, RayJobs
 from service.jobs.streams import JobWatcher
+from service.lab import routes as lab
+from service.lab.gateway import LabGateway
 from service.operations import cluster as cluster_state
 from service.operations import health
 from service.operations.metrics import RequestMetrics
@@ -48,6 +50,7 @@ from service.serving.deployments import DeploymentStore
 from service.serving.gateway import Gateway
 from service.serving.protocol import ARROW
 from service.serving.responses import NUMPY
+from service.serving.serve_api import ServeApi
 from service.settings import Settings
 from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
@@ -108,6 +111,10 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.encoders = EncoderStore(engine)
     app.state.deployments = DeploymentStore(engine)
     app.state.gateway = Gateway(app.state.deployments, settings.serve)
+    app.state.serve_api = ServeApi(
+        settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port, settings.serve
+    )
+    app.state.lab = LabGateway(app.state.gateway, app.state.serve_api)
     app.state.embedding_cache = EmbeddingCache()
     app.state.authenticator = Authenticator(engine, settings)
     app.state.sessions = BrowserSessions(engine, app.state.authenticator)
@@ -119,7 +126,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.include_router(health.router)
     for router in (
         *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router),
-        *(encoders.router, serving.inference, serving.deployments),
+        *(encoders.router, serving.inference, serving.deployments, lab.router),
         *(api_keys.router, session_routes.router, webhooks.router),
     ):
         app.include_router(router, prefix="/v1")

@@ -1,5 +1,6 @@
-"""`service.serve:app`: stable import path of the Ray Serve application that serves encoders."""
+"""Stable import paths of the Ray Serve applications: `service.serve:app` (encoders) and `service.serve:lab`."""
 
+from service.inference.lab_replica import lab
 from service.inference.replica import app
 
-__all__ = ["app"]
+__all__ = ["app", "lab"]

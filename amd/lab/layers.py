@@ -76,10 +76,15 @@ def error_view(errors: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
     return put_tokens(blank, sets.reconstructed, colours)
 
 
+def sprite_columns(frames: int) -> int:
+    """Return the number of frames per row of a sprite sheet."""
+    return min(frames, COLUMNS)
+
+
 def sprite_sheet(frames: Tensor) -> Tensor:
     """Tile the frames of a clip (3, T, H, W) row by row, COLUMNS per row, on one image (H', W', 3)."""
     _, count, height, width = frames.shape
-    columns = min(count, COLUMNS)
+    columns = sprite_columns(count)
     rows = -(-count // columns)
     sheet = torch.tensor(HIDDEN, dtype=torch.uint8).repeat(rows * height, columns * width, 1)
     for number in range(count):

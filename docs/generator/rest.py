@@ -125,6 +125,7 @@ MEANINGS = {
     "storage_unavailable": "The storage root does not respond.",
     "encoder_not_deployed": "No deployment serves the encoder.",
     "encoder_unavailable": "The encoder's replicas do not respond: none runs yet, or one died during the request.",
+    "lab_unavailable": "The mask lab's replica has not started yet.",
     "overloaded": "The replicas' queues are full.",
     "deadline_exceeded": "The request's own deadline has passed.",
     "item_invalid": "A file cannot be encoded; `index` is its position in the request.",

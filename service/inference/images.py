@@ -41,7 +41,7 @@ def overview_png(encoder: str, item: Mapping[str, Any]) -> bytes:
         f"error on hidden tokens {item['loss']:.3g}"
     )
     zoom = max(1, TILE // views.input.shape[-2])
-    return _png_bytes(draw(views, encoder, caption, zoom=zoom, frames=PAGE_FRAMES))
+    return png_bytes(draw(views, encoder, caption, zoom=zoom, frames=PAGE_FRAMES))
 
 
 def _views(item: Mapping[str, Any]) -> Views:
@@ -52,10 +52,11 @@ def _views(item: Mapping[str, Any]) -> Views:
 def _frames_png(clips: Tensor) -> bytes:
     """Tile (1, 3, T, H, W) uint8 into one image of H x (T * W)."""
     row = clips[0].permute(2, 1, 3, 0).flatten(1, 2)  # (H, T * W, 3)
-    return _png_bytes(Image.fromarray(row.contiguous().numpy()))
+    return png_bytes(Image.fromarray(row.contiguous().numpy()))
 
 
-def _png_bytes(picture: Picture) -> bytes:
+def png_bytes(picture: Picture) -> bytes:
+    """Encode an image as a PNG."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()

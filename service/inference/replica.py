@@ -79,7 +79,7 @@ class Replica:
         try:
             call = unpack(await request.body())
         except ValueError as error:
-            return _refuse(Refusal("encoder_unavailable", str(error)))
+            return refuse(Refusal("encoder_unavailable", str(error)))
         return await self._infer(call)
 
     async def _infer(self, call: dict[str, Any]) -> Response:
@@ -92,7 +92,7 @@ class Replica:
         try:
             result = await self._engine.infer(slot, items, options, call["deadline_s"], call.get("json", False))
         except Refusal as refusal:
-            return _refuse(refusal)
+            return refuse(refusal)
         if slot == CANDIDATE and options.task == "embedding":
             self._measure_drift(items, [item["embedding"] for item in result.items])
         content: dict[str, Any] = {"items": result.items}
@@ -157,5 +157,6 @@ def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | No
     return {"items": [with_pngs(item) for item in items]}
 
 
-def _refuse(refusal: Refusal) -> Response:
+def refuse(refusal: Refusal) -> Response:
+    """Return a refusal as a replica's response."""
     return Response(pack_refusal(refusal), ERROR_RESPONSES[refusal.code].status, media_type=MEDIA_TYPE)

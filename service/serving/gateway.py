@@ -90,7 +90,8 @@ class Gateway:
             call |= {"form": media_type, "json": as_json}
             size = sum(len(item.get("content", b"")) for item in items)
             body = await run_by_size(size, pack, call)
-            reply = await self._send_until_disconnect(request, deployment.name, body, deadline_s)
+            response = await self.send(request, deployment.name, body, deadline_s)
+            reply = await run_by_size(len(response.content), _parse_reply, response, deployment.name)
             if exact and reply.encoder != name:  # replaced since the lookup
                 raise _not_deployed(name)
             outcome = "ok"
@@ -104,7 +105,11 @@ class Gateway:
         finally:
             self._seconds.labels(options["task"], outcome).observe(time.monotonic() - began)
 
-    async def _send_until_disconnect(self, request: Request, name: str, body: bytes, deadline_s: float) -> EncoderReply:
+    async def send(self, request: Request, name: str, body: bytes, deadline_s: float) -> httpx.Response:
+        """Send a body to an application of Serve, identified by its path.
+
+        Raises Refusal, or ClientDisconnect if the caller disconnects, which cancels the request on the replica.
+        """
         sending = asyncio.create_task(self._send(name, body, deadline_s))
         disconnect = asyncio.create_task(_wait_for_disconnect(request))
         try:
@@ -116,7 +121,7 @@ class Gateway:
             sending.cancel()
             disconnect.cancel()
         reserve_reply(request, len(response.content))
-        return await run_by_size(len(response.content), _parse_reply, response, name)
+        return response
 
     async def replica_state(self, deployment: Deployment) -> dict[str, Any]:
         """Return the state of one of the deployment's replicas. Raises Refusal."""

@@ -113,7 +113,7 @@ async def read_request(request: Request, policy: LocationPolicy, project: str | 
     if media.startswith(RAW):
         content = await request.body()
         if not content:
-            raise _field_error("body", "is empty; send the file's bytes")
+            raise field_error("body", "is empty; send the file's bytes")
         return InferenceRequest([{"content": content}], _parse_options(query), single=True)
     raise UnsupportedMediaType(
         f"Content-Type: {media or 'none'}; send image/…, video/…, application/octet-stream, {FORM} or {JSON}"
@@ -124,7 +124,7 @@ def _validate_json(body: bytes) -> EncodeRequest:
     try:
         return EncodeRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _validation_error(error) from None
+        raise validation_error(error) from None
 
 
 async def parse_inputs(
@@ -163,10 +163,10 @@ def parse_input(value: Input, field: str, policy: LocationPolicy, project: str |
     if text.startswith("data:"):
         head, comma, data = text.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise _field_error(field, "must be a base64 data URL, such as data:image/png;base64,…")
+            raise field_error(field, "must be a base64 data URL, such as data:image/png;base64,…")
         return {"content": _decode_base64(data, field)}
     if "/" not in text:
-        raise _field_error(field, "must be base64, a data: URL, or the URI of a file")
+        raise field_error(field, "must be base64, a data: URL, or the URI of a file")
     policy.check(field, text, project)
     return {"uri": text}
 
@@ -175,9 +175,9 @@ def _decode_base64(text: str, field: str) -> bytes:
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise _field_error(field, "is not base64") from None
+        raise field_error(field, "is not base64") from None
     if not content:
-        raise _field_error(field, "is empty")
+        raise field_error(field, "is empty")
     return content
 
 
@@ -192,9 +192,9 @@ async def _parse_form(request: Request, query: dict[str, Any]) -> InferenceReque
             else:
                 query[name] = value
     if not items:
-        raise _field_error("body", "has no file; send at least one part with a filename")
+        raise field_error("body", "has no file; send at least one part with a filename")
     if not all(item["content"] for item in items):
-        raise _field_error("body", "has an empty file; send the file's bytes")
+        raise field_error("body", "has an empty file; send the file's bytes")
     return InferenceRequest(items, _parse_options(query), single=len(items) == 1)
 
 
@@ -202,14 +202,16 @@ def _parse_options(values: dict[str, Any]) -> RequestOptions:
     try:
         return RequestOptions.model_validate(values)
     except ValidationError as error:
-        raise _validation_error(error) from None
+        raise validation_error(error) from None
 
 
-def _validation_error(error: ValidationError) -> RequestValidationError:
+def validation_error(error: ValidationError) -> RequestValidationError:
+    """Return the error of a body that does not match its schema."""
     parsed = json.loads(error.json(include_url=False, include_context=False, include_input=False))
     return RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in parsed])
 
 
-def _field_error(field: str, message: str) -> RequestValidationError:
+def field_error(field: str, message: str) -> RequestValidationError:
+    """Return the error of one field of the body, or of the whole body if `field` is `body`."""
     location = ("body",) if field == "body" else ("body", *field.split("."))
     return RequestValidationError([{"type": "value_error", "loc": location, "msg": message}])

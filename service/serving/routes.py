@@ -171,7 +171,7 @@ def _view(one: Deployment) -> DeploymentView:
 # Inference
 
 
-def _schema(kind: type[ApiModel]) -> dict[str, Any]:
+def body_schema(kind: type[ApiModel]) -> dict[str, Any]:
     """Return the JSON schema of a body that the handler parses itself.
 
     Omits the schemas to which it refers, because other routes add them.
@@ -193,7 +193,7 @@ REQUEST_BODIES: dict[str, Any] = {
             "video/*": BINARY,
             "application/octet-stream": BINARY,
             FORM: {"schema": _FILES},
-            "application/json": {"schema": _schema(EncodeRequest)},
+            "application/json": {"schema": body_schema(EncodeRequest)},
         },
     }
 }
@@ -323,5 +323,6 @@ def openai_models(caller: Inferrer, store: DeploymentsDep) -> dict[str, Any]:
 
 INFERENCE_PATHS = re.compile(
     r"/v1/encoders/[^/]+/(embeddings|classifications|reconstructions)|/openai/v1/embeddings|/v1/jobs/[^/]+/neighbours"
+    r"|/v1/lab/masks"
 )
 """Paths of requests to encoders, which have a rate limit of their own and accept files, with a larger body limit."""

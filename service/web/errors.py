@@ -118,6 +118,7 @@ RefusalCode = Literal[
     "encoder_not_deployed",
     "encoder_unavailable",
     "item_invalid",
+    "lab_unavailable",
     "not_possible",
     "overloaded",
 ]
@@ -170,6 +171,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "cluster_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=1),
     "encoder_not_deployed": ErrorResponse(HTTPStatus.CONFLICT),
     "encoder_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=1),
+    "lab_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=5),
     "overloaded": ErrorResponse(HTTPStatus.TOO_MANY_REQUESTS, retry_after_s=1),
     "deadline_exceeded": ErrorResponse(HTTPStatus.GATEWAY_TIMEOUT, retry_after_s=1),
     "item_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),

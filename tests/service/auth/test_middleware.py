@@ -119,7 +119,7 @@ def test_inference_paths_match_exactly_the_inference_routes(app: Any) -> None:
     matching = {path for path in posts if INFERENCE_PATHS.fullmatch(path.replace("{", "").replace("}", ""))}
     tasks = ("embeddings", "classifications", "reconstructions")
     expected = {f"/v1/encoders/{{encoder}}/{task}" for task in tasks}
-    assert matching == expected | {"/openai/v1/embeddings", "/v1/jobs/{job_id}/neighbours"}
+    assert matching == expected | {"/openai/v1/embeddings", "/v1/jobs/{job_id}/neighbours", "/v1/lab/masks"}
 
 
 def test_a_database_outage_is_reported_before_a_body_is_read(

@@ -27,13 +27,7 @@ from amd.losses import normalized_pixels, pixel_targets, reconstructed_pixels
 from amd.masks import sample_token_sets
 from amd.models.student import Student
 from amd.reconstruction import HIDDEN
-from amd.storage import join
 from amd.tokens import patchify, take_tokens, unpatchify
-from amd.training.checkpoints.store import CheckpointStore, Snapshot
-from amd.training.run_folder import run_folder
-from amd.training.runs.checks import DataFacts
-from amd.training.runs.publishing import publish as publish_student
-from amd.training.runs.teachers import ResolvedTeacher
 from service.client import Client
 from service.inference.engine import (
     Engine,
@@ -48,6 +42,7 @@ from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
 from service.web.errors import Refusal
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
+from tests.support.runs.published_students import publish_student
 from tests.support.service.published_encoders import film, picture, publish, run
 from tests.support.service.server import Server, serving
 
@@ -102,16 +97,8 @@ class PublishedStudent:
 
 
 def publish_run(config: TrainConfig, root: Path, name: str) -> PublishedStudent:
-    """Publish a student from its last checkpoint, as a training run does."""
-    torch.manual_seed(0)
-    student = Student(config)
-    store = CheckpointStore(join(run_folder(str(root), name), "checkpoints"), config.checkpoint)
-    store.save(1, Snapshot({"model": student.state_dict(), "optimizer": {}}, {}), {})
-    store.wait()
-    facts = DataFacts(samples=1, digest="", steps=1)
-    return PublishedStudent(
-        student, config, publish_student(config, ResolvedTeacher(config, None), str(root), name, facts)
-    )
+    student, url = publish_student(config, root, name)
+    return PublishedStudent(student, config, url)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,168 @@
+"""The mask lab's engine: decode one file or sample, draw its masks, and rebuild it with a published encoder.
+
+One request runs at a time, in a thread; a few more may wait. Decoded clips and the last encoder are cached, so that a
+request with other mask settings decodes nothing. Does not import FastAPI or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amd.artifacts.card import Card
+from amd.config import ConfigError, DataConfig, TrainConfig, validate
+from amd.data.dataset.open import open_manifest
+from amd.data.decoding.limits import FileLimits
+from amd.data.decoding.reader import BadSample, DecodedFrames, SampleReader
+from amd.device import use_threads
+from amd.downstream.embedding.features import cut_clips, file_chooser
+from amd.lab.layers import sprite_columns, sprite_sheet
+from amd.lab.view import Autoencoder, MaskView, sample_clip_sets, view_masks
+from service.inference.decoders import MIB
+from service.inference.images import png_bytes
+from service.inference.model import LoadedEncoder
+from service.inference.options import RequestLimits
+from service.web.errors import Refusal
+
+MAX_WAITING = 8
+CACHED_CLIPS = 8
+CPU = torch.device("cpu")
+
+
+class LabEngine:
+    """Draws masks for one request at a time."""
+
+    def __init__(self, limits: RequestLimits | None = None) -> None:
+        self._limits = limits = limits or RequestLimits()
+        self._file_limits = FileLimits(
+            limits.bytes_mib * MIB, limits.pixels, limits.frames, limits.duration_s, limits.decoded_mib * MIB
+        )
+        uploads = DataConfig(
+            train="",
+            read_timeout_s=limits.decode_timeout_s,
+            read_memory_mib=limits.memory_mib,
+            retries=1,
+            damage="strict",
+        )
+        self._reader = SampleReader(uploads, self._file_limits)
+        self._clips: OrderedDict[str, Tensor] = OrderedDict()
+        self._loaded: LoadedEncoder | None = None
+        self._executor = ThreadPoolExecutor(1, "lab", initializer=use_threads, initargs=(1,))
+        self._waiting = 0
+
+    async def view(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Draw the masks that `call` requests (see `service.lab.gateway`). Raises Refusal."""
+        if self._waiting > MAX_WAITING:
+            raise Refusal("overloaded", f"{self._waiting} requests wait for the lab; try again in a second")
+        self._waiting += 1
+        deadline_s = call["deadline_s"]
+        until = time.monotonic() + deadline_s
+        work = asyncio.get_running_loop().run_in_executor(self._executor, self._view, call, until)
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await work
+        except TimeoutError:
+            raise Refusal("deadline_exceeded", f"the lab did not finish within {deadline_s:g} s") from None
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Wait for the current request and stop the decoding process."""
+        self._executor.shutdown(cancel_futures=True)
+        self._reader.close()
+
+    def _view(self, call: Mapping[str, Any], until: float) -> dict[str, Any]:
+        try:
+            config = validate(TrainConfig, call["config"])
+            loaded = self._load(call["encoder"]) if call["encoder"] else None
+            frames = self._frames(call, config, loaded.card if loaded is not None else None)
+            sets = sample_clip_sets(config, call["step"], call["position"])
+        except BadSample as error:
+            raise Refusal("item_invalid", f"input 0: {error.reason}", 0) from None
+        except ConfigError as error:
+            raise Refusal("not_possible", "; ".join(error.problems)) from None
+        if time.monotonic() > until:
+            raise Refusal("deadline_exceeded", "the file was decoded too late to draw its masks")
+        view = view_masks(config, sets, frames, _autoencoder(loaded))
+        return {**_reply(view), "columns": sprite_columns(config.clip.frames)}
+
+    def _load(self, url: str) -> LoadedEncoder:
+        if self._loaded is None or self._loaded.url != url:
+            self._loaded = None  # frees its memory first
+            self._loaded = LoadedEncoder(url, CPU, "fp32")
+        if self._loaded.decoder is None:
+            raise Refusal(
+                "not_possible",
+                f"{self._loaded.id} was published without its decoder, so it cannot rebuild pixels; omit `encoder`",
+            )
+        return self._loaded
+
+    def _frames(self, call: Mapping[str, Any], config: TrainConfig, card: Card | None) -> Tensor | None:
+        """Return the clip (3, T, H, W) of an upload, a URI or a sample; None if the call has no input."""
+        item = call["item"]
+        if item is None:
+            return None
+        card = card or Card(
+            id="lab", encoder=config.student.encoder, clip=config.clip, interpolation=config.data.interpolation
+        )
+        key = _key(item, card)
+        if key not in self._clips:
+            decoded = self._decode_sample(item, card) if "record" in item else self._decode_file(item, card)
+            self._clips[key] = cut_clips(decoded, card)[0].contiguous()
+            if len(self._clips) > CACHED_CLIPS:
+                self._clips.popitem(last=False)
+        self._clips.move_to_end(key)
+        return self._clips[key]
+
+    def _decode_file(self, item: Mapping[str, Any], card: Card) -> DecodedFrames:
+        content, uri = item.get("content"), item.get("uri")
+        return self._reader.read_file(uri or "the upload", file_chooser(card), content, self._limits.fetch_timeout_s)
+
+    def _decode_sample(self, item: Mapping[str, Any], card: Card) -> DecodedFrames:
+        """Decode the middle clip of a record of a run's data. Raises BadSample, ConfigError or Refusal."""
+        data = validate(DataConfig, item["data"])
+        manifest = open_manifest(data)
+        if item["record"] >= len(manifest):
+            raise Refusal(
+                "not_possible", f"record={item['record']} must be below {len(manifest)}, the size of the run's data"
+            )
+        with closing(SampleReader(data, self._file_limits)) as reader:
+            pixels = reader.read_clip(manifest[item["record"]], file_chooser(card))
+        return DecodedFrames(pixels, np.arange(len(pixels)))
+
+
+def _autoencoder(loaded: LoadedEncoder | None) -> Autoencoder | None:
+    if loaded is None or loaded.decoder is None or loaded.card.decoder is None:
+        return None
+    return Autoencoder(loaded.encoder, loaded.decoder, loaded.card.decoder.pixels)
+
+
+def _key(item: Mapping[str, Any], card: Card) -> str:
+    """Return a digest of an input and of how it is cut into a clip."""
+    source = item["content"] if "content" in item else repr(sorted(item.items())).encode()
+    digest = hashlib.sha256(source)
+    digest.update(f"{card.clip!r} {card.interpolation}".encode())
+    return digest.hexdigest()
+
+
+def _reply(view: MaskView) -> dict[str, Any]:
+    rebuilt = view.rebuilt
+    return {
+        "token_sets": {name: index[0].tolist() for name, index in view.sets._asdict().items()},
+        "layers": {
+            name: png_bytes(Image.fromarray(sprite_sheet(layer).numpy())) for name, layer in view.layers.items()
+        },
+        "loss": None if rebuilt is None else rebuilt.loss,
+        "errors": None if rebuilt is None else rebuilt.errors.tolist(),
+    }

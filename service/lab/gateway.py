@@ -1,0 +1,103 @@
+"""Send requests to the mask lab's replica, and declare its Serve application when it is first used.
+
+call     {"config", "step", "position", "encoder": URL | None, "deadline_s",
+          "item": {"content"} | {"uri"} | {"record", "data"} | None}
+reply    {"token_sets", "layers": {name: PNG}, "columns", "loss", "errors"}
+refusal  as in `service.serving.protocol`
+
+The application scales to zero, so it costs nothing while nobody uses it. Its name lacks the prefix of deployments: the
+deployer leaves it unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from service.serving.gateway import Gateway
+from service.serving.protocol import pack, refusal_in, unpack
+from service.serving.serve_api import ServeClient
+from service.web.errors import Refusal
+from service.web.request_bodies import run_by_size
+
+logger = logging.getLogger(__name__)
+
+NAME = "mask-lab"
+PATH = "_lab"  # no deployment can have this name
+IDLE_S = 600.0  # after which the replica stops
+POLL_S = 0.5
+
+APPLICATION: dict[str, Any] = {
+    "name": NAME,
+    "route_prefix": f"/{PATH}",
+    "import_path": "service.serve:lab",
+    "args": {"limits": {}},
+    "deployments": [
+        {
+            "name": "LabReplica",
+            "autoscaling_config": {
+                "min_replicas": 0,
+                "max_replicas": 1,
+                "target_ongoing_requests": 8,
+                "downscale_delay_s": IDLE_S,
+            },
+            "ray_actor_options": {"num_cpus": 0, "num_gpus": 0},
+            "max_ongoing_requests": 100,
+            "health_check_period_s": 5.0,
+        }
+    ],
+}
+
+
+class LabGateway:
+    """Sends calls to the lab's replica."""
+
+    def __init__(self, gateway: Gateway, serve: ServeClient) -> None:
+        self._gateway, self._serve = gateway, serve
+
+    async def view(self, request: Request, call: Mapping[str, Any], size: int) -> dict[str, Any]:
+        """Draw masks; `size` is that of the input in bytes. Starts the lab if it does not run.
+
+        Raises Refusal, ClusterUnavailable, or ClientDisconnect if the caller disconnects.
+        """
+        until = time.monotonic() + call["deadline_s"]
+        body = await run_by_size(size, pack, call)
+        is_declared = False
+        while (left := until - time.monotonic()) > 0:
+            reply = await self._send(request, body, left)
+            if reply is not None:
+                if (refusal := refusal_in(reply)) is not None:
+                    raise refusal
+                return reply
+            if not is_declared:
+                await run_in_threadpool(self._declare)
+                is_declared = True
+            await asyncio.sleep(min(POLL_S, max(until - time.monotonic(), 0)))
+        raise Refusal("lab_unavailable", "the lab's replica is still starting; try again in a few seconds")
+
+    async def _send(self, request: Request, body: bytes, seconds: float) -> dict[str, Any] | None:
+        """Return the reply, or None if no replica runs."""
+        try:
+            response: httpx.Response = await self._gateway.send(request, PATH, body, seconds)
+        except Refusal as refusal:
+            if refusal.code == "encoder_unavailable":  # Serve does not respond
+                return None
+            raise
+        try:
+            return await run_by_size(len(response.content), unpack, response.content)
+        except ValueError:  # a response from Serve itself, which has no such application or no replica yet
+            return None
+
+    def _declare(self) -> None:
+        """Declare the application next to those that Serve runs. Raises ClusterUnavailable."""
+        running = self._serve.applications()
+        if NAME not in running:
+            logger.info("starting the mask lab")
+            self._serve.put([*(found.config for found in running.values() if found.config), APPLICATION])

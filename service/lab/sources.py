@@ -1,0 +1,97 @@
+"""Resolve a request to the config whose training it shows, and to the run's own config to compare it with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from amd.artifacts.card import Card
+from amd.config import ConfigError, TrainConfig, validate, with_overrides
+from amd.presets.load import find_preset
+from service.db.models import Job
+from service.jobs.store import JobStore
+from service.lab.schemas import LabOptions
+from service.registry.store import EncoderStore
+from service.web.errors import Refusal
+
+DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
+MAX_BATCH_CELLS = 2**23  # cells of a batch that are sampled for one clip
+MAX_TOKENS, MAX_PIXELS = 2**14, 2**24  # of a clip
+OVERRIDES = {
+    "student_ratio": "mask.student_ratio",
+    "teacher_ratio": "mask.teacher_ratio",
+    "strategy": "mask.strategy",
+    "decoder": "mask.decoder",
+    "decoder_ratio": "mask.decoder_ratio",
+    "seed": "seed",
+    "batch_size": "optim.batch_size",
+}
+
+
+class LabSource(NamedTuple):
+    """The training that a request shows."""
+
+    config: TrainConfig
+    """Config with the requested mask settings."""
+    baseline: TrainConfig
+    """Config of the preset, job or encoder."""
+    preset: str | None
+    job: Job | None
+    encoder: str | None
+    """ID of the encoder."""
+
+
+def resolve_source(options: LabOptions, jobs: JobStore, encoders: EncoderStore, project: str | None) -> LabSource:
+    """Return the source of a request. Raises ConfigError, NotFound or Refusal."""
+    if options.preset is not None and (options.encoder is not None or options.job is not None):
+        other = "encoder" if options.encoder is not None else "job"
+        raise Refusal("not_possible", f"preset and {other} both determine the config; set one of them")
+    job = jobs.get(options.job, project) if options.job is not None else None
+    if job is not None and job.kind != "train":
+        raise Refusal("not_possible", f"{job.id} is a {job.kind} job without mask settings; use a train job")
+    if options.record is not None and job is None:
+        raise Refusal("not_possible", "record selects a sample of a job's data; set job, too")
+    preset: str | None = None
+    encoder: str | None = None
+    if options.encoder is not None:
+        row = encoders.resolve(options.encoder, project)
+        encoder, baseline = row.id, _config_of(Card.model_validate(row.card))
+    elif job is not None:
+        baseline = validate(TrainConfig, job.config)
+    else:
+        preset = options.preset or DEFAULT_PRESET
+        baseline = find_preset(TrainConfig, preset).config
+    # The masks of a batch do not depend on the number of workers, which would restrict the batch size.
+    baseline = with_overrides(baseline, {"scaling.workers": 1})
+    values: dict[str, Any] = {key: getattr(options, name) for name, key in OVERRIDES.items()}
+    config = with_overrides(baseline, {key: value for key, value in values.items() if value is not None})
+    _check_size(config)
+    return LabSource(config, baseline, preset, job, encoder)
+
+
+def _config_of(card: Card) -> TrainConfig:
+    """Return the training config of an encoder's run. Raises Refusal for an encoder that cannot rebuild pixels."""
+    if card.decoder is None:
+        message = f"{card.id} was published without its decoder, so it cannot rebuild pixels; omit `encoder`"
+        raise Refusal("not_possible", message)
+    try:
+        return validate(TrainConfig, card.config)
+    except ConfigError as error:
+        raise Refusal("not_possible", f"{card.id}: its card has no valid training config: {error}") from None
+
+
+def _check_size(config: TrainConfig) -> None:
+    """Raise Refusal for a clip or a batch that would take too long to draw."""
+    clip, cells = config.clip, config.clips_per_step * config.cells
+    pixels = clip.frames * clip.size[0] * clip.size[1]
+    if clip.grid.tokens > MAX_TOKENS or pixels > MAX_PIXELS:
+        raise Refusal(
+            "not_possible",
+            f"a clip of {clip.grid.tokens} tokens and {pixels} pixels exceeds the lab's limit of {MAX_TOKENS} tokens "
+            f"and {MAX_PIXELS} pixels; use a config with smaller clips",
+        )
+    if cells > MAX_BATCH_CELLS:
+        raise Refusal(
+            "not_possible",
+            f"a batch of {config.clips_per_step} clips x {config.cells} cells exceeds the lab's limit of "
+            f"{MAX_BATCH_CELLS} cells; lower batch_size",
+        )

@@ -1,0 +1,246 @@
+"""The mask lab over HTTP, with its replica in this process."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sqlalchemy import Engine
+
+from amd.config import with_overrides
+from amd.presets.load import PRESETS_BY_KIND
+from amd.training.checkpoints.state import stream_seed
+from amd.training.process_group import ProcessGroup
+from amd.training.trainer.distiller import Distiller
+from service.inference.engine import Engine as InferenceEngine
+from service.inference.engine import EngineSettings, InferenceOptions, Item
+from service.inference.lab import LabEngine
+from service.lab.gateway import APPLICATION, NAME, LabGateway
+from service.registry.discovery import EncoderDiscovery
+from service.serving.protocol import pack, pack_refusal, unpack
+from service.web.errors import Refusal
+from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
+from tests.support.runs.published_students import publish_student
+from tests.support.service.apps import key_to
+from tests.support.service.engines import NO_TIME_LIMIT
+from tests.support.service.fake_serve import FakeServe
+from tests.support.service.published_encoders import film, picture, publish, run
+from tests.support.service.server import Server, serving
+
+PRESET = "demo-image-amd"
+PNG = {"Content-Type": "image/png"}
+
+
+class LabService:
+    """A control plane whose lab runs in this process, as soon as its application is declared."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.serve, self.engine = server, FakeServe(), LabEngine(NO_TIME_LIMIT)
+        self.client = httpx.Client(timeout=120)
+        gateway = server.app.state.gateway
+        gateway._exchange = self._exchange
+        server.app.state.lab = LabGateway(gateway, self.serve)
+
+    async def _exchange(self, method: str, name: str, body: bytes, seconds: float) -> httpx.Response:
+        if name != "_lab" or NAME not in self.serve.apps:
+            return httpx.Response(404, content=b"Path '/_lab' not found.")
+        try:
+            return httpx.Response(200, content=pack(await self.engine.view(unpack(body))))
+        except Refusal as refusal:
+            return httpx.Response(422, content=pack_refusal(refusal))
+
+    def post(self, query: str = "", **args: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.server.key}", **args.pop("headers", {})}
+        return self.client.post(f"{self.server.url}/v1/lab/masks{query}", headers=headers, **args)
+
+    def view(self, query: str = "", **args: Any) -> Any:
+        response = self.post(query, **args)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def reject(self, query: str = "", **args: Any) -> tuple[int, str, str]:
+        found = self.post(query, **args).json()
+        return found["status"], found["code"], found["detail"]
+
+
+@pytest.fixture(scope="module")
+def service(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabService]:
+    from service.db.engine import open_engine
+
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "control-plane.db").write_bytes(sqlite_template.read_bytes())
+    engine = open_engine(f"sqlite:///{folder / 'control-plane.db'}")
+    root = folder / "root"
+    publish_student(tiny_image_config(), root, "image")
+    publish_student(tiny_video_config(), root, "video")
+    publish(root / "encoders" / "bare")
+    with serving(engine, folder) as server:
+        EncoderDiscovery(server.app.state.encoders, str(root)).scan()
+        service = LabService(server)
+        yield service
+        service.client.close()
+        service.engine.close()
+    engine.dispose()
+
+
+def pixels(url: str) -> np.ndarray:
+    head, _, data = url.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_the_first_request_declares_the_application_next_to_the_others(service: LabService) -> None:
+    theirs = {"name": "theirs", "import_path": "x:y", "deployments": []}
+    service.serve.put([theirs])
+    service.view()
+    assert service.serve.apps.keys() == {"theirs", NAME}
+    assert service.serve.apps[NAME].config.items() >= APPLICATION.items()
+    service.serve.apps = {}
+    service.serve.unreachable = True
+    assert service.reject()[:2] == (503, "cluster_unavailable")
+    service.serve.unreachable = False
+
+
+def test_masks_are_drawn_without_a_file_and_compared_with_the_preset(service: LabService) -> None:
+    found = service.view(f"?preset={PRESET}&teacher_ratio=0.25&seed=3")
+    base = PRESETS_BY_KIND["train"][PRESET].config
+    assert found["layers"].keys() == {"student", "teacher", "roles", "masked"}
+    assert found["mask"]["teacher_ratio"] == 0.25
+    assert found["mask"]["student_ratio"] == found["cost"]["baseline_student_ratio"] == base.mask.student_ratio
+    assert found["cost"]["relative"] > 1.0
+    assert found["encoder"] is found["loss"] is None
+    sets = {name: set(tokens) for name, tokens in found["token_sets"].items()}
+    assert sets["student_visible"] | sets["student_masked"] == set(range(16))
+    assert sets["teacher_only"] < sets["student_masked"]
+    assert pixels(found["layers"]["student"]).shape == (32, 32, 3)
+
+
+def test_masks_equal_those_of_training_for_any_seed_step_batch_and_position(service: LabService) -> None:
+    config = mae(with_overrides(PRESETS_BY_KIND["train"]["demo-video-mae"].config, {"scaling.workers": 1}))
+    learner = Distiller(config, ProcessGroup(), None)
+
+    @settings(max_examples=10, deadline=None)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        values = {
+            "student_ratio": data.draw(st.sampled_from([0.5, 0.75, 0.9])),
+            "teacher_ratio": data.draw(st.sampled_from([0.0, 0.25])),
+            "strategy": data.draw(st.sampled_from(["random", "tube"])),
+            "seed": data.draw(st.integers(0, 2**31 - 1)),
+            "batch_size": data.draw(st.integers(1, 9)),
+        }
+        step, row = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, values["batch_size"] * 4 - 1))
+        found = service.view(params={**values, "preset": "demo-video-mae", "step": step, "position": row})
+        mask = {f"mask.{name}": values[name] for name in ("student_ratio", "teacher_ratio", "strategy")}
+        learner.config = with_overrides(
+            config, {**mask, "seed": values["seed"], "optim.batch_size": values["batch_size"]}
+        )
+        trained = learner.token_sets(step).rows(row, row + 1)
+        assert found["mask"]["clips_per_step"] == values["batch_size"] * 4
+        assert found["token_sets"] == {name: index[0].tolist() for name, index in trained._asdict().items()}
+
+    check()
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("image", "png"), ("video", "mp4")])
+def test_rebuilt_pixels_equal_those_of_a_reconstruction_request(
+    service: LabService, tmp_path: Path, name: str, suffix: str
+) -> None:
+    content = picture() if suffix == "png" else film(tmp_path / "0.mp4").read_bytes()
+    found = service.view(f"?encoder={name}&seed=5&step=7&batch_size=1", content=content, headers=PNG)
+    engine = InferenceEngine(EngineSettings(device="cpu", threads=1, decoders=1, limits=NO_TIME_LIMIT))
+
+    async def reconstruct() -> Any:
+        await engine.load("main", f"{service.server.app.state.settings.root}/encoders/{name}")
+        options = InferenceOptions(task="reconstruction", seed=stream_seed(5, "masks", 7))
+        return (await engine.infer("main", [Item(content)], options, 120)).items[0]
+
+    expected = run(reconstruct())
+    run(engine.close())
+    assert found["token_sets"]["student_visible"] == expected["visible"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert len(found["errors"]) == len(found["token_sets"]["reconstructed"])
+    rebuilt = expected["rebuilt"].transpose(2, 1, 3, 0).reshape(16, -1, 3) * 255  # frames from left to right
+    assert np.abs(pixels(found["layers"]["rebuilt"]) - rebuilt).max() < 0.51
+    assert found["columns"] == expected["rebuilt"].shape[1]
+    assert found["layers"].keys() >= {"input", "error"}
+
+
+def test_every_content_type_gives_the_same_view(service: LabService) -> None:
+    png = picture()
+    text = base64.b64encode(png).decode()
+    raw = service.view("?encoder=image&seed=2", content=png, headers=PNG)
+    form = service.view(files={"file": ("0.png", png)}, data={"encoder": "image", "seed": "2"})
+    body = service.view(json={"input": {"base64": text}, "encoder": "image", "seed": 2})
+    assert raw == form == body
+    assert "input" not in service.view(json={"encoder": "image"})["layers"]
+
+
+def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
+    headers = {"Authorization": f"Bearer {service.server.key}"}
+    url = f"{service.server.url}/v1/jobs"
+    body = {"kind": "train", "preset": "demo-image-mae", "overrides": {"mask.student_ratio": 0.5}}
+    job = service.client.post(url, json=body, headers=headers).json()["id"]
+    found = service.view(f"?job={job}&record=3")
+    assert (found["job"], found["preset"]) == (job, None)
+    assert found["mask"]["student_ratio"] == found["cost"]["baseline_student_ratio"] == 0.5
+    assert pixels(found["layers"]["input"]).std() > 1
+    assert service.view(f"?job={job}&record=4")["layers"]["input"] != found["layers"]["input"]
+    assert pixels(service.view(f"?job={job}&record=3&encoder=image")["layers"]["input"]).shape == (16, 16, 3)
+    assert "must be below 6000" in service.reject(f"?job={job}&record=6000")[2]
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "reason"),
+    [
+        ("?preset=demo-image", "config_invalid", "demo-image-"),
+        ("?student_ratio=0.5&teacher_ratio=0.75", "config_invalid", "mask.teacher_ratio=0.75 must not be above"),
+        ("?position=32", "not_possible", "position=32 must be from 0 to 31"),
+        ("?student_ratio=1", "request_invalid", "less than 1"),
+        ("?ratio=0.5", "request_invalid", "ratio"),
+        ("?encoder=bare", "not_possible", "bare was published without its decoder"),
+        ("?encoder=image&preset=demo-image-amd", "not_possible", "set one of them"),
+        ("?record=1", "not_possible", "set job, too"),
+        ("?batch_size=16777216", "not_possible", "lower batch_size"),
+    ],
+)
+def test_impossible_settings_are_rejected_with_a_reason(
+    service: LabService, query: str, code: str, reason: str
+) -> None:
+    response = service.post(query)
+    assert (response.status_code, response.json()["code"]) == (422, code)
+    assert reason in response.text
+
+
+def test_a_job_needs_the_scope_read(service: LabService) -> None:
+    engine: Engine = service.server.app.state.engine
+    headers = key_to(engine, "infer")
+    assert service.post(headers=headers).status_code == 200
+    assert service.reject("?job=train-1", headers=headers)[:2] == (403, "forbidden")
+    other = key_to(engine, "infer", "read", project="other")
+    assert service.reject("?job=train-1", headers=other)[:2] == (404, "not_found")
+
+
+def test_a_file_that_is_no_image_is_rejected(service: LabService) -> None:
+    status, code, detail = service.reject(content=b"not an image", headers=PNG)
+    assert (status, code) == (422, "item_invalid")
+    assert detail.startswith("input 0: ")
+    assert service.reject(content=b"text", headers={"Content-Type": "text/plain"})[:2] == (
+        415,
+        "unsupported_media_type",
+    )
+
+
+def test_a_lab_that_does_not_start_in_time_is_unavailable(service: LabService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.serve, "put", lambda applications: None)
+    service.serve.apps = {}
+    assert service.reject("?deadline_s=0.2")[:2] == (503, "lab_unavailable")
