@@ -10,13 +10,13 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from service.auth.sessions import PREFIX
-from service.console.pages import deployments, encoders, job_data, jobs, new_job, operations, sign_in, sweeps
+from service.console.pages import deployments, encoders, job_data, jobs, lab, new_job, operations, sign_in, sweeps
 from service.console.rendering import STATIC, STATIC_PREFIX
 from service.console.security import ConsoleRoute
 from service.serving.routes import INFERENCE_PATHS
 from service.web.errors import NotFound
 
-FILE_PATHS = re.compile(rf"{INFERENCE_PATHS.pattern}|{PREFIX}/encoders/[^/]+/try")
+FILE_PATHS = re.compile(rf"{INFERENCE_PATHS.pattern}|{PREFIX}/encoders/[^/]+/try|{PREFIX}/lab/masks")
 FORM_PATHS = re.compile(rf"{PREFIX}/.*")
 FOR_GOOD = "public, max-age=31536000, immutable"
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".txt": "text/plain"}
@@ -52,6 +52,6 @@ def unknown_page(request: Request, path: str) -> Response:
 
 ROUTERS = (
     *(router, sign_in.router, new_job.router, job_data.router, jobs.router),
-    *(sweeps.router, encoders.router, deployments.router, operations.router, _rest),
+    *(sweeps.router, encoders.router, deployments.router, lab.router, operations.router, _rest),
 )
 """All routers, in the order in which their paths are matched."""

@@ -33,6 +33,7 @@ NAME = "mask-lab"
 PATH = "_lab"  # no deployment can have this name
 IDLE_S = 600.0  # after which the replica stops
 POLL_S = 0.5
+NOT_RUNNING = (404, 503)  # what Serve returns for an application that is not declared, or has no replica yet
 
 APPLICATION: dict[str, Any] = {
     "name": NAME,
@@ -92,8 +93,11 @@ class LabGateway:
             raise
         try:
             return await run_by_size(len(response.content), unpack, response.content)
-        except ValueError:  # a response from Serve itself, which has no such application or no replica yet
-            return None
+        except ValueError:  # a response from Serve itself
+            if response.status_code in NOT_RUNNING:
+                return None
+            message = f"the lab's replica failed (Ray Serve returned {response.status_code}); try again"
+            raise Refusal("lab_unavailable", message) from None
 
     def _declare(self) -> None:
         """Declare the application next to those that Serve runs. Raises ClusterUnavailable."""

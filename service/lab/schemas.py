@@ -17,12 +17,13 @@ class LabOptions(ApiModel):
     """Mask settings, and the run whose training they belong to. Omitted settings are those of the run."""
 
     preset: Annotated[str, Field(min_length=1, max_length=100)] | None = None
-    """Training preset. Default: `demo-image-amd`, unless `encoder` or `job` is set."""
+    """Training preset whose config applies. Default: `demo-image-amd`, unless `encoder` or `job` is set."""
     encoder: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """ID or alias of an encoder that was published with its decoder: its run's config applies, and pixels are
     rebuilt."""
     job: Annotated[str, Field(min_length=1, max_length=100)] | None = None
-    """Training job. Its config applies unless `encoder` is set, and `record` selects a sample of its data."""
+    """Training job: its config applies unless `encoder` or `preset` is set, and `record` selects a sample of its
+    data."""
     record: int | None = Field(None, ge=0, le=MAX_NUMBER)
     """Number of a record in the job's data, used as the input."""
     student_ratio: float | None = Field(None, ge=0, lt=1)

@@ -42,9 +42,8 @@ class LabSource(NamedTuple):
 
 def resolve_source(options: LabOptions, jobs: JobStore, encoders: EncoderStore, project: str | None) -> LabSource:
     """Return the source of a request. Raises ConfigError, NotFound or Refusal."""
-    if options.preset is not None and (options.encoder is not None or options.job is not None):
-        other = "encoder" if options.encoder is not None else "job"
-        raise Refusal("not_possible", f"preset and {other} both determine the config; set one of them")
+    if options.preset is not None and options.encoder is not None:
+        raise Refusal("not_possible", "preset and encoder both determine the config; set one of them")
     job = jobs.get(options.job, project) if options.job is not None else None
     if job is not None and job.kind != "train":
         raise Refusal("not_possible", f"{job.id} is a {job.kind} job without mask settings; use a train job")
@@ -55,7 +54,7 @@ def resolve_source(options: LabOptions, jobs: JobStore, encoders: EncoderStore, 
     if options.encoder is not None:
         row = encoders.resolve(options.encoder, project)
         encoder, baseline = row.id, _config_of(Card.model_validate(row.card))
-    elif job is not None:
+    elif job is not None and options.preset is None:
         baseline = validate(TrainConfig, job.config)
     else:
         preset = options.preset or DEFAULT_PRESET

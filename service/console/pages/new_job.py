@@ -56,6 +56,7 @@ def new_job(
     kind: JobKind = "train",
     preset: Annotated[str, Query(max_length=100)] = "",
 ) -> Response:
+    """Show the form for a preset. Query parameters with the form's field names fill it in."""
     presets = PRESETS_BY_KIND.get(PRESET_KINDS.get(kind, kind), {})
     first = DEFAULT_PRESET if DEFAULT_PRESET in presets else next(iter(presets), "")
     chosen = preset if preset in presets else first
@@ -72,7 +73,8 @@ def clone_job(request: Request, job: Visible, caller: Submitter) -> Response:
 
 
 def _form(request: Request, **context: Any) -> Response:
-    return render(request, "new_job.html", kinds=list(KINDS), **context)
+    given = {name.removeprefix(FIELD): text for name, text in request.query_params.items() if name.startswith(FIELD)}
+    return render(request, "new_job.html", kinds=list(KINDS), given=given, **context)
 
 
 @router.post("/new/check")

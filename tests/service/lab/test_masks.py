@@ -21,18 +21,16 @@ from amd.presets.load import PRESETS_BY_KIND
 from amd.training.checkpoints.state import stream_seed
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.distiller import Distiller
+from service.db.engine import open_engine
 from service.inference.engine import Engine as InferenceEngine
 from service.inference.engine import EngineSettings, InferenceOptions, Item
-from service.inference.lab import LabEngine
-from service.lab.gateway import APPLICATION, NAME, LabGateway
+from service.lab.gateway import APPLICATION, NAME
 from service.registry.discovery import EncoderDiscovery
-from service.serving.protocol import pack, pack_refusal, unpack
-from service.web.errors import Refusal
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 from tests.support.runs.published_students import publish_student
 from tests.support.service.apps import key_to
 from tests.support.service.engines import NO_TIME_LIMIT
-from tests.support.service.fake_serve import FakeServe
+from tests.support.service.local_lab import LocalLab
 from tests.support.service.published_encoders import film, picture, publish, run
 from tests.support.service.server import Server, serving
 
@@ -41,22 +39,11 @@ PNG = {"Content-Type": "image/png"}
 
 
 class LabService:
-    """A control plane whose lab runs in this process, as soon as its application is declared."""
+    """A control plane whose lab runs in this process."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.serve, self.engine = server, FakeServe(), LabEngine(NO_TIME_LIMIT)
-        self.client = httpx.Client(timeout=120)
-        gateway = server.app.state.gateway
-        gateway._exchange = self._exchange
-        server.app.state.lab = LabGateway(gateway, self.serve)
-
-    async def _exchange(self, method: str, name: str, body: bytes, seconds: float) -> httpx.Response:
-        if name != "_lab" or NAME not in self.serve.apps:
-            return httpx.Response(404, content=b"Path '/_lab' not found.")
-        try:
-            return httpx.Response(200, content=pack(await self.engine.view(unpack(body))))
-        except Refusal as refusal:
-            return httpx.Response(422, content=pack_refusal(refusal))
+        self.server, self.lab, self.client = server, LocalLab(server.app), httpx.Client(timeout=120)
+        self.serve = self.lab.serve
 
     def post(self, query: str = "", **args: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.server.key}", **args.pop("headers", {})}
@@ -71,11 +58,13 @@ class LabService:
         found = self.post(query, **args).json()
         return found["status"], found["code"], found["detail"]
 
+    def close(self) -> None:
+        self.client.close()
+        self.lab.engine.close()
+
 
 @pytest.fixture(scope="module")
 def service(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabService]:
-    from service.db.engine import open_engine
-
     folder = tmp_path_factory.mktemp("lab")
     (folder / "control-plane.db").write_bytes(sqlite_template.read_bytes())
     engine = open_engine(f"sqlite:///{folder / 'control-plane.db'}")
@@ -87,8 +76,7 @@ def service(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         EncoderDiscovery(server.app.state.encoders, str(root)).scan()
         service = LabService(server)
         yield service
-        service.client.close()
-        service.engine.close()
+        service.close()
     engine.dispose()
 
 
@@ -244,3 +232,11 @@ def test_a_lab_that_does_not_start_in_time_is_unavailable(service: LabService, m
     monkeypatch.setattr(service.serve, "put", lambda applications: None)
     service.serve.apps = {}
     assert service.reject("?deadline_s=0.2")[:2] == (503, "lab_unavailable")
+    service.lab.status = 500
+    status, code, detail = service.reject()
+    assert (status, code, detail) == (
+        503,
+        "lab_unavailable",
+        "the lab's replica failed (Ray Serve returned 500); try again",
+    )
+    service.lab.status = 404

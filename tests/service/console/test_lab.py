@@ -1,0 +1,76 @@
+"""Tests for the page of the mask lab, and for the forms that it fills in."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from sqlalchemy import Engine
+
+from service.auth.sessions import csrf_token
+from tests.service.console.conftest import new_app
+from tests.support.browser import scenes
+from tests.support.browser.console_client import ConsoleClient
+from tests.support.service.encoder_cards import index_encoder
+from tests.support.service.local_lab import LocalLab
+
+DECODER = {"network": {}, "mask_strategy": "random", "mask_ratio": 0.75, "pixels": "unit"}
+
+
+@pytest.fixture(scope="module")
+def app(database: Engine, folder: Any) -> Any:
+    app = new_app(database, folder)
+    scenes.populate(database, app.state.settings.root)
+    index_encoder(database, "rebuilds", decoder=DECODER)
+    index_encoder(database, "bare")
+    return app
+
+
+def options(page: str) -> list[str]:
+    (select,) = re.findall(r'<select id="lab-source">(.*?)</select>', page, re.DOTALL)
+    return re.findall(r'<option value="([^"]+)"', select)
+
+
+def test_the_page_offers_presets_and_encoders_that_rebuild_pixels(console: ConsoleClient) -> None:
+    found = options(console.get("/console/lab").text)
+    assert "encoder:rebuilds" in found
+    assert "encoder:bare" not in found
+    assert "preset:demo-image-amd" in found
+    assert not [one for one in found if one.startswith("job:")]
+
+
+def test_a_training_job_links_to_the_lab_with_a_sample_of_its_data(console: ConsoleClient) -> None:
+    link = f"/console/lab?job={scenes.RUNNING}&amp;record=0"
+    assert link in console.get(f"/console/jobs/{scenes.RUNNING}").text
+    page = console.get(link.replace("&amp;", "&")).text
+    assert options(page)[0] == f"job:{scenes.RUNNING}"
+    assert 'id="lab-record"' in page
+    assert console.get("/console/lab?job=train-nothing").status_code == 404
+
+
+def test_masks_are_drawn_for_a_page_with_its_token_only(console: ConsoleClient, app: Any) -> None:
+    lab = LocalLab(app)
+    url = "/console/lab/masks?preset=demo-image-amd"
+    assert console.post(url).status_code == 403
+    headers = {"X-CSRF-Token": csrf_token(console.session), "HX-Request": "true"}
+    assert console.post(url, headers=headers).json()["layers"].keys() == {"student", "teacher", "roles", "masked"}
+    problem = console.post(f"{url}&student_ratio=0.1&teacher_ratio=0.5", headers=headers)
+    assert problem.status_code == 422
+    assert "mask.teacher_ratio=0.5 must not be above" in problem.text
+    assert "<html" not in problem.text
+    lab.engine.close()
+
+
+def test_query_parameters_fill_in_the_form_for_a_new_job(console: ConsoleClient) -> None:
+    given = {"o.mask.student_ratio": "0.6", "o.mask.strategy": "tube", "o.evil": '"><script>'}
+    for path in ("/console/new?kind=train&preset=demo-image-amd&", f"/console/jobs/{scenes.RUNNING}/clone?"):
+        page = console.get(path + urlencode(given)).text
+        assert re.search(r'name="o\.mask\.student_ratio" value="0\.6"', page)
+        assert "<option selected>tube</option>" in page
+        assert '<details class="body" open>' in page, "a field that is filled in must be visible"
+        assert "<script>" not in page
+    dimensions = '{"masking.student_ratio":[0.5,0.6]}'
+    page = console.get("/console/new?" + urlencode({"kind": "search", "o.space.dimensions": dimensions})).text
+    assert 'name="o.space.dimensions" value="{&#34;masking.student_ratio&#34;:[0.5,0.6]}"' in page
