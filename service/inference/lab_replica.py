@@ -22,7 +22,8 @@ class LabReplica:
 
     def __init__(self, limits: dict[str, Any]) -> None:
         """`limits`: fields of RequestLimits."""
-        from service.inference.lab import LabEngine, RequestLimits  # imports torch, which only replicas have
+        from service.inference.lab import LabEngine  # imports torch, which only replicas have
+        from service.inference.options import RequestLimits
 
         bind_to_node_address()
         self._engine = LabEngine(RequestLimits.model_validate(limits))

@@ -25,6 +25,7 @@ from service.jobs.store import JobStore
 from service.serving.gateway import EncoderReply
 from tests.support.browser import scenes
 from tests.support.service.fake_cluster import FakeCluster, report_status
+from tests.support.service.local_lab import LocalLab
 from tests.support.service.server import Server, serving
 
 CHROMIUM = os.environ.get("AMD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -69,12 +70,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleService
     _report_alive(JobStore(engine), cluster, root)  # before the service looks at the jobs
     with serving(engine, folder, cluster, storage=root, **many) as server:
         _serve_vectors(server.app.state.gateway)
+        lab = LocalLab(server.app)
         stop = threading.Event()
         beating = threading.Thread(target=_keep_alive, args=(server.app.state.jobs, cluster, root, stop))
         beating.start()
         yield ConsoleService(server, cluster, root)
         stop.set()
         beating.join()
+        lab.engine.close()
 
 
 def _keep_alive(store: JobStore, cluster: FakeCluster, root: str, stop: threading.Event) -> None:

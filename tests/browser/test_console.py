@@ -230,6 +230,7 @@ PAGES = {
     "compare": f"/encoders/{scenes.ENCODER}/compare?other={scenes.OTHER_ENCODER}",
     "deployments": "/deployments",
     "deployment": f"/deployments/{scenes.DEPLOYMENT}",
+    "lab": "/lab",
     "cluster": "/cluster",
     "failures": "/failures",
     "keys": "/keys",

@@ -291,7 +291,10 @@
   form.addEventListener("input", (event) => {
     const control = event.target;
     if (control === source) changed = {};
-    else if (SETTINGS.includes(control.name)) {
+    else if (!control.checkValidity()) {
+      control.reportValidity();
+      return;
+    } else if (SETTINGS.includes(control.name)) {
       if (control.value === "") delete changed[control.name];
       else change(control.name, control.value);
     }

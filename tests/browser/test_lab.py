@@ -1,0 +1,119 @@
+"""The mask lab in a real browser: an upload, every control, a link that restores the view, and the download."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import PATIENCE_MS, ConsoleService
+from tests.support.browser import scenes
+from tests.support.service.published_encoders import film, picture
+
+expect.set_options(timeout=PATIENCE_MS)
+OpenPage = Callable[..., Page]
+
+
+def layers(page: Page) -> Locator:
+    return page.locator("#lab-layers figure")
+
+
+def counts(page: Page) -> Locator:
+    return page.locator("#lab-counts")
+
+
+def move(page: Page, label: str, value: str) -> None:
+    """Move a slider, as the keyboard does."""
+    page.get_by_label(label).evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', { bubbles: true })); }",
+        value,
+    )
+
+
+def pixels(page: Page, selector: str) -> str:
+    return str(page.locator(selector).evaluate("(canvas) => canvas.toDataURL()"))
+
+
+def test_an_image_is_masked_and_its_view_is_restored_from_the_link(
+    open_page: OpenPage, service: ConsoleService, tmp_path: Path
+) -> None:
+    page = open_page()
+    page.get_by_role("link", name="Mask lab").click()
+    expect(layers(page)).to_have_count(4)  # without an input
+    (tmp_path / "picture.png").write_bytes(picture(size=(64, 64)))
+    page.get_by_label("An image or a video").set_input_files(tmp_path / "picture.png")
+    expect(layers(page)).to_have_count(5)
+    expect(counts(page)).to_contain_text("1 × 4 × 4 = 16")
+    move(page, "Teacher ratio", "0.25")
+    expect(page.locator("#lab-relative")).to_contain_text(
+        re.compile(r"1\.\d\d × the compute at student 0.75, teacher 0.5")
+    )
+    expect(counts(page)).to_contain_text("12 (75 %)")
+    move(page, "Student ratio", "0.2")  # the teacher's ratio follows
+    expect(page.locator("#lab-teacher-value")).to_have_text("0.20")
+    move(page, "Student ratio", "0.8")
+    page.get_by_label("Decoder tokens").select_option("running_cell")
+    page.get_by_label("Excluded from the running cell").select_option("0.75")
+    before = pixels(page, "#lab-layers figure:nth-child(2) canvas")
+    page.get_by_label("Seed").fill("7")
+    expect(page).to_have_url(re.compile("seed=7"))
+    assert pixels(page, "#lab-layers figure:nth-child(2) canvas") != before
+    page.get_by_label("Position").fill("99")  # the batch has 32 clips
+    expect(page.locator("#lab-position:invalid")).to_have_count(1)
+    page.get_by_label("Position").fill("3")
+    expect(page).to_have_url(re.compile("position=3"))
+    whole = pixels(page, "#lab-wipe-canvas")
+    move(page, "Wipe", "20")
+    assert pixels(page, "#lab-wipe-canvas") != whole
+
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="Download PNG").click()
+    shown = Image.open(io.BytesIO(Path(downloading.value.path()).read_bytes()))
+    assert (shown.format, shown.width > 5 * 200) == ("PNG", True)
+
+    other = open_page()
+    other.goto(page.url)
+    expect(layers(other)).to_have_count(4)  # the link does not contain the file
+    expect(other.get_by_label("Seed")).to_have_value("7")
+    for label in ("Student ratio", "Teacher ratio", "Decoder tokens", "Position", "Wipe"):
+        expect(other.get_by_label(label)).to_have_value(page.get_by_label(label).input_value())
+
+    page.get_by_role("link", name="Train with these ratios").click()
+    expect(page.get_by_label("mask.student_ratio")).to_have_value("0.8")
+    other.get_by_role("link", name="Sweep around this point").click()
+    dimensions = json.loads(parse_qs(urlsplit(other.url).query)["o.space.dimensions"][0])
+    assert dimensions["masking.student_ratio"] == [0.7, 0.8, 0.9]
+
+
+def test_frames_of_a_clip_move_in_all_layers(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:
+    page = open_page()
+    page.goto(f"{service.server.url}/console/lab?preset=demo-video-amd")
+    page.get_by_label("An image or a video").set_input_files(film(tmp_path / "film.mp4"))
+    expect(layers(page)).to_have_count(5)
+    expect(page.locator("#lab-frame-value")).to_have_text("1 / 8")
+    canvases = ["#lab-wipe-canvas", *(f"#lab-layers figure:nth-child({number}) canvas" for number in (1, 2, 3, 4))]
+    first = [pixels(page, canvas) for canvas in canvases]
+    move(page, "Frame", "7")
+    expect(page.locator("#lab-frame-value")).to_have_text("8 / 8")
+    assert all(pixels(page, canvas) != before for canvas, before in zip(canvases, first, strict=True))
+
+
+def test_a_job_opens_the_lab_with_a_sample_of_its_data(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.get_by_role("link", name="Digits, teacher ratio 0.6").click()
+    page.locator("#open-lab").click()
+    expect(layers(page).first).to_contain_text("Input")
+    expect(page.locator("#lab-relative")).to_contain_text("1.00 × the compute at student 0.75, teacher 0.6")
+    shown = pixels(page, "#lab-layers figure:first-child canvas")
+    page.get_by_label("Record of").fill("5")
+    expect(page).to_have_url(re.compile("record=5"))
+    assert pixels(page, "#lab-layers figure:first-child canvas") != shown
+    expect(page.get_by_role("link", name="Train with these ratios")).to_have_attribute(
+        "href", re.compile(f"/jobs/{scenes.RUNNING}/clone")
+    )
