@@ -1,6 +1,6 @@
 """The mask lab's engine: decode one file or sample, draw its masks, and rebuild it with a published encoder.
 
-One request runs at a time, in a thread; a few more may wait. Decoded clips and the last encoder are cached, so that a
+One request runs at a time, in a thread; a few more may wait. Decoded clips and the last model are cached, so that a
 request with other mask settings decodes nothing. Does not import FastAPI or Ray.
 """
 
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from amd.device import use_threads
 from amd.downstream.embedding.features import cut_clips, file_chooser
 from amd.lab.layers import sprite_columns, sprite_sheet
 from amd.lab.view import Autoencoder, MaskView, sample_clip_sets, view_masks
+from amd.models.student import Student
+from amd.storage import join
+from amd.training.checkpoints.store import CheckpointStore, DamagedCheckpoint
 from service.inference.decoders import MIB
 from service.inference.images import png_bytes
 from service.inference.model import LoadedEncoder
@@ -38,6 +41,15 @@ from service.web.errors import Refusal
 MAX_WAITING = 8
 CACHED_CLIPS = 8
 CPU = torch.device("cpu")
+
+
+class LabModel(NamedTuple):
+    """A model that rebuilds pixels, and the card that says how its input is cut."""
+
+    source: str
+    """Folder of the encoder or of the checkpoint."""
+    autoencoder: Autoencoder
+    card: Card
 
 
 class LabEngine:
@@ -57,7 +69,7 @@ class LabEngine:
         )
         self._reader = SampleReader(uploads, self._file_limits)
         self._clips: OrderedDict[str, Tensor] = OrderedDict()
-        self._loaded: LoadedEncoder | None = None
+        self._model: LabModel | None = None
         self._executor = ThreadPoolExecutor(1, "lab", initializer=use_threads, initargs=(1,))
         self._waiting = 0
 
@@ -85,8 +97,8 @@ class LabEngine:
     def _view(self, call: Mapping[str, Any], until: float) -> dict[str, Any]:
         try:
             config = validate(TrainConfig, call["config"])
-            loaded = self._load(call["encoder"]) if call["encoder"] else None
-            frames = self._frames(call, config, loaded.card if loaded is not None else None)
+            model = self._load(call["model"], config) if call["model"] is not None else None
+            frames = self._frames(call, model.card if model is not None else _unpublished_card(config))
             sets = sample_clip_sets(config, call["step"], call["position"])
         except BadSample as error:
             raise Refusal("item_invalid", f"input 0: {error.reason}", 0) from None
@@ -94,28 +106,23 @@ class LabEngine:
             raise Refusal("not_possible", "; ".join(error.problems)) from None
         if time.monotonic() > until:
             raise Refusal("deadline_exceeded", "the file was decoded too late to draw its masks")
-        view = view_masks(config, sets, frames, _autoencoder(loaded))
+        view = view_masks(config, sets, frames, model.autoencoder if model is not None else None)
         return {**_reply(view), "columns": sprite_columns(config.clip.frames)}
 
-    def _load(self, url: str) -> LoadedEncoder:
-        if self._loaded is None or self._loaded.url != url:
-            self._loaded = None  # frees its memory first
-            self._loaded = LoadedEncoder(url, CPU, "fp32")
-        if self._loaded.decoder is None:
-            raise Refusal(
-                "not_possible",
-                f"{self._loaded.id} was published without its decoder, so it cannot rebuild pixels; omit `encoder`",
-            )
-        return self._loaded
+    def _load(self, wanted: Mapping[str, Any], config: TrainConfig) -> LabModel:
+        """Return a published encoder or a student in a run's checkpoint. Raises ConfigError or Refusal."""
+        source = wanted["encoder"] if "encoder" in wanted else f"{wanted['run']}/checkpoints/{wanted['checkpoint']}"
+        if self._model is None or self._model.source != source:
+            self._model = None  # frees its memory first
+            loaded = _load_encoder(source) if "encoder" in wanted else _load_checkpoint(source, wanted, config)
+            self._model = loaded
+        return self._model
 
-    def _frames(self, call: Mapping[str, Any], config: TrainConfig, card: Card | None) -> Tensor | None:
+    def _frames(self, call: Mapping[str, Any], card: Card) -> Tensor | None:
         """Return the clip (3, T, H, W) of an upload, a URI or a sample; None if the call has no input."""
         item = call["item"]
         if item is None:
             return None
-        card = card or Card(
-            id="lab", encoder=config.student.encoder, clip=config.clip, interpolation=config.data.interpolation
-        )
         key = _key(item, card)
         if key not in self._clips:
             decoded = self._decode_sample(item, card) if "record" in item else self._decode_file(item, card)
@@ -142,10 +149,32 @@ class LabEngine:
         return DecodedFrames(pixels, np.arange(len(pixels)))
 
 
-def _autoencoder(loaded: LoadedEncoder | None) -> Autoencoder | None:
-    if loaded is None or loaded.decoder is None or loaded.card.decoder is None:
-        return None
-    return Autoencoder(loaded.encoder, loaded.decoder, loaded.card.decoder.pixels)
+def _load_encoder(url: str) -> LabModel:
+    loaded = LoadedEncoder(url, CPU, "fp32")
+    if loaded.decoder is None or loaded.card.decoder is None:
+        message = f"{loaded.id} was published without its decoder, so it cannot rebuild pixels; omit `encoder`"
+        raise Refusal("not_possible", message)
+    return LabModel(url, Autoencoder(loaded.encoder, loaded.decoder, loaded.card.decoder.pixels), loaded.card)
+
+
+def _load_checkpoint(source: str, wanted: Mapping[str, Any], config: TrainConfig) -> LabModel:
+    store = CheckpointStore(join(wanted["run"], "checkpoints"), config.checkpoint)
+    try:
+        snapshot = store.load(wanted["checkpoint"])
+    except DamagedCheckpoint as error:
+        raise Refusal("not_possible", f"checkpoint={wanted['checkpoint']}: {error}") from None
+    student = Student(config).eval().requires_grad_(False)
+    student.load_state_dict(snapshot.tensors["model"])
+    if student.decoder is None:
+        message = "objective.weights.reconstruction=0: the job's student has no decoder; omit `checkpoint`"
+        raise Refusal("not_possible", message)
+    model = Autoencoder(student.encoder, student.decoder, config.objective.pixels)
+    return LabModel(source, model, _unpublished_card(config))
+
+
+def _unpublished_card(config: TrainConfig) -> Card:
+    """Return a card that describes the input of a training config."""
+    return Card(id="lab", encoder=config.student.encoder, clip=config.clip, interpolation=config.data.interpolation)
 
 
 def _key(item: Mapping[str, Any], card: Card) -> str:

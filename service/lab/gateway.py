@@ -1,6 +1,6 @@
 """Send requests to the mask lab's replica, and declare its Serve application when it is first used.
 
-call     {"config", "step", "position", "encoder": URL | None, "deadline_s",
+call     {"config", "step", "position", "deadline_s", "model": {"encoder": URL} | {"run": URL, "checkpoint"} | None,
           "item": {"content"} | {"uri"} | {"record", "data"} | None}
 reply    {"token_sets", "layers": {name: PNG}, "columns", "loss", "errors"}
 refusal  as in `service.serving.protocol`

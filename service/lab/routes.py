@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from amd.artifacts.discovery import encoder_folder
 from amd.flops import StepFlops
 from amd.lab.cost import compare_cost
+from amd.training.run_folder import run_folder
 from service.auth.authentication import Inferrer
 from service.jobs.routes import Jobs, Locations
 from service.lab.gateway import LabGateway
@@ -83,8 +84,8 @@ async def draw_masks(
         "config": source.config.model_dump(mode="json"),
         "step": options.step,
         "position": options.position,
-        "encoder": encoder_folder(root, source.encoder) if source.encoder is not None else None,
         "deadline_s": options.deadline_s,
+        "model": _model(source, options, root),
         "item": item,
     }
     reply = await lab.view(request, call, len((item or {}).get("content", b"")))
@@ -94,6 +95,15 @@ async def draw_masks(
     return await run_by_size(size, _view, source, options, reply)
 
 
+def _model(source: LabSource, options: LabOptions, root: str) -> dict[str, Any] | None:
+    """Return where the replica finds the model that rebuilds pixels; None without one."""
+    if source.encoder is not None:
+        return {"encoder": encoder_folder(root, source.encoder)}
+    if options.checkpoint is not None and source.job is not None:
+        return {"run": run_folder(root, source.job.id), "checkpoint": options.checkpoint}
+    return None
+
+
 def _view(source: LabSource, options: LabOptions, reply: Mapping[str, Any]) -> LabView:
     config, clip = source.config, source.config.clip
     cost = compare_cost(config, source.baseline)
@@ -101,6 +111,7 @@ def _view(source: LabSource, options: LabOptions, reply: Mapping[str, Any]) -> L
         preset=source.preset,
         job=source.job.id if source.job is not None else None,
         encoder=source.encoder,
+        checkpoint=options.checkpoint,
         mask=LabMask(
             **config.mask.model_dump(),
             seed=config.seed,

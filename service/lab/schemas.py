@@ -26,6 +26,8 @@ class LabOptions(ApiModel):
     data."""
     record: int | None = Field(None, ge=0, le=MAX_NUMBER)
     """Number of a record in the job's data, used as the input."""
+    checkpoint: int | None = Field(None, ge=0, le=MAX_NUMBER)
+    """Step of one of the job's checkpoints, whose student rebuilds pixels; also while the job runs."""
     student_ratio: float | None = Field(None, ge=0, lt=1)
     """Fraction of tokens hidden from the student."""
     teacher_ratio: float | None = Field(None, ge=0, lt=1)
@@ -126,6 +128,8 @@ class LabView(ApiModel):
     job: str | None
     encoder: str | None
     """ID of the encoder that rebuilt the pixels."""
+    checkpoint: int | None
+    """Step of the job's checkpoint that rebuilt the pixels."""
     mask: LabMask
     clip: LabClip
     token_sets: LabTokenSets
@@ -137,6 +141,6 @@ class LabView(ApiModel):
     generation alignment blue and merely reconstructed ones grey; `error` shows the error of each reconstructed
     token."""
     loss: float | None
-    """Mean squared error over reconstructed tokens, as in training; null without an encoder or an input."""
+    """Mean squared error over reconstructed tokens, as in training; null without an input and a model."""
     errors: list[float] | None
     """Mean squared error of each reconstructed token, in the order of `token_sets.reconstructed`."""

@@ -49,6 +49,10 @@ def resolve_source(options: LabOptions, jobs: JobStore, encoders: EncoderStore, 
         raise Refusal("not_possible", f"{job.id} is a {job.kind} job without mask settings; use a train job")
     if options.record is not None and job is None:
         raise Refusal("not_possible", "record selects a sample of a job's data; set job, too")
+    if options.checkpoint is not None and (job is None or options.encoder is not None or options.preset is not None):
+        raise Refusal(
+            "not_possible", "checkpoint belongs to a job and its config; set job, and neither encoder nor preset"
+        )
     preset: str | None = None
     encoder: str | None = None
     if options.encoder is not None:

@@ -12,8 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from amd.config import TrainConfig, validate, with_overrides
 from tests.browser.conftest import PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
+from tests.support.runs.published_students import save_checkpoint
 from tests.support.service.published_encoders import film, picture
 
 expect.set_options(timeout=PATIENCE_MS)
@@ -104,16 +106,28 @@ def test_frames_of_a_clip_move_in_all_layers(open_page: OpenPage, service: Conso
     assert all(pixels(page, canvas) != before for canvas, before in zip(canvases, first, strict=True))
 
 
-def test_a_job_opens_the_lab_with_a_sample_of_its_data(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_job_opens_the_lab_with_a_sample_of_its_data_and_its_checkpoints(
+    open_page: OpenPage, service: ConsoleService
+) -> None:
+    stored = validate(TrainConfig, service.server.app.state.jobs.get(scenes.SUCCEEDED).config)
+    config = with_overrides(stored, {"checkpoint.pin_steps": [100, 200]})
+    for step in (100, 200):
+        save_checkpoint(config, Path(service.root), scenes.SUCCEEDED, step)
     page = open_page()
-    page.get_by_role("link", name="Digits, teacher ratio 0.6").click()
+    page.goto(f"{service.server.url}/console/jobs/{scenes.SUCCEEDED}")
     page.locator("#open-lab").click()
+    expect(layers(page)).to_have_count(6)
     expect(layers(page).first).to_contain_text("Input")
-    expect(page.locator("#lab-relative")).to_contain_text("1.00 × the compute at student 0.75, teacher 0.6")
+    expect(page.locator("#lab-relative")).to_have_text("1.00 × the compute at student 0.75")
+    expect(page.locator("#lab-checkpoint-value")).to_have_text("200")
+    rebuilt = pixels(page, "#lab-layers figure:nth-child(5) canvas")
+    move(page, "Checkpoint", "0")
+    expect(page).to_have_url(re.compile("checkpoint=100"))
+    assert pixels(page, "#lab-layers figure:nth-child(5) canvas") != rebuilt
     shown = pixels(page, "#lab-layers figure:first-child canvas")
     page.get_by_label("Record of").fill("5")
     expect(page).to_have_url(re.compile("record=5"))
     assert pixels(page, "#lab-layers figure:first-child canvas") != shown
     expect(page.get_by_role("link", name="Train with these ratios")).to_have_attribute(
-        "href", re.compile(f"/jobs/{scenes.RUNNING}/clone")
+        "href", re.compile(f"/jobs/{scenes.SUCCEEDED}/clone")
     )

@@ -12,6 +12,7 @@
   const WIDTH = 224, WAIT_MS = 250, SLOW_MS = 4000;
   const form = byId("form"), source = byId("source"), file = byId("file");
   const controls = Object.fromEntries(SETTINGS.map((name) => [name, form.elements[name]]));
+  const checkpoint = byId("checkpoint"), steps = checkpoint ? checkpoint.dataset.steps.split(",") : [];
   let changed = {};  // settings that differ from those of the source
   let view = null, sheets = {}, request = null, timer = 0;
 
@@ -24,6 +25,7 @@
       if (query.has(kind) && [...source.options].some((one) => one.value === `${kind}:${query.get(kind)}`)) source.value = `${kind}:${query.get(kind)}`;
     }
     if (byId("record") && query.has("record")) byId("record").value = query.get("record");
+    if (steps.includes(query.get("checkpoint"))) checkpoint.value = steps.indexOf(query.get("checkpoint"));
     byId("wipe").value = query.get("wipe") ?? 50;
     byId("frame").max = byId("frame").value = query.get("frame") ?? 0;
     return { before: query.get("before"), after: query.get("after") };
@@ -34,6 +36,7 @@
     const query = new URLSearchParams(changed);
     const [kind, name] = split(source.value);
     query.set(kind, name);
+    if (kind === "job" && steps.length) query.set("checkpoint", steps[checkpoint.value]);
     if (page.dataset.job && !file.files.length) {
       query.set("job", page.dataset.job);
       query.set("record", byId("record").value || 0);
@@ -118,10 +121,14 @@
     byId("position").max = view.mask.clips_per_step - 1;
     byId("decoder-ratio-field").hidden = view.mask.decoder !== "running_cell";
     byId("teacher").disabled = !("teacher" in view.layers);
-    showRatios();
+    showSliders();
   }
 
-  function showRatios() {
+  function showSliders() {
+    if (checkpoint) {
+      byId("checkpoint-field").hidden = !source.value.startsWith("job:");
+      byId("checkpoint-value").textContent = steps[checkpoint.value];
+    }
     byId("student-value").textContent = Number(controls.student_ratio.value).toFixed(2);
     byId("teacher-value").textContent = Number(controls.teacher_ratio.value).toFixed(2);
   }
@@ -283,7 +290,7 @@
         const [from, to] = name === "student_ratio" ? ["student_ratio", "teacher_ratio"] : ["teacher_ratio", "student_ratio"];
         controls[to].value = changed[to] = controls[from].value;
       }
-      showRatios();
+      showSliders();
     }
   }
 
@@ -291,6 +298,7 @@
   form.addEventListener("input", (event) => {
     const control = event.target;
     if (control === source) changed = {};
+    else if (control === checkpoint) showSliders();
     else if (!control.checkValidity()) {
       control.reportValidity();
       return;

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import Engine
 
-from amd.config import with_overrides
+from amd.config import TrainConfig, validate, with_overrides
 from amd.presets.load import PRESETS_BY_KIND
 from amd.training.checkpoints.state import stream_seed
 from amd.training.process_group import ProcessGroup
@@ -57,6 +57,12 @@ class LabService:
     def reject(self, query: str = "", **args: Any) -> tuple[int, str, str]:
         found = self.post(query, **args).json()
         return found["status"], found["code"], found["detail"]
+
+    def submit(self, preset: str, **overrides: Any) -> str:
+        """Submit a training job and return its ID."""
+        headers = {"Authorization": f"Bearer {self.server.key}"}
+        body = {"kind": "train", "preset": preset, "overrides": overrides}
+        return str(self.client.post(f"{self.server.url}/v1/jobs", json=body, headers=headers).json()["id"])
 
     def close(self) -> None:
         self.client.close()
@@ -174,10 +180,7 @@ def test_every_content_type_gives_the_same_view(service: LabService) -> None:
 
 
 def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
-    headers = {"Authorization": f"Bearer {service.server.key}"}
-    url = f"{service.server.url}/v1/jobs"
-    body = {"kind": "train", "preset": "demo-image-mae", "overrides": {"mask.student_ratio": 0.5}}
-    job = service.client.post(url, json=body, headers=headers).json()["id"]
+    job = service.submit("demo-image-mae", **{"mask.student_ratio": 0.5})
     found = service.view(f"?job={job}&record=3")
     assert (found["job"], found["preset"]) == (job, None)
     assert found["mask"]["student_ratio"] == found["cost"]["baseline_student_ratio"] == 0.5
@@ -185,6 +188,20 @@ def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
     assert service.view(f"?job={job}&record=4")["layers"]["input"] != found["layers"]["input"]
     assert pixels(service.view(f"?job={job}&record=3&encoder=image")["layers"]["input"]).shape == (16, 16, 3)
     assert "must be below 6000" in service.reject(f"?job={job}&record=6000")[2]
+
+
+def test_a_checkpoint_of_a_job_rebuilds_like_the_encoder_published_from_it(service: LabService) -> None:
+    root, job = Path(service.server.app.state.settings.root), service.submit("demo-image-mae")
+    config = validate(TrainConfig, service.server.app.state.jobs.get(job).config)
+    publish_student(config, root, job)
+    EncoderDiscovery(service.server.app.state.encoders, str(root)).scan()
+    found = service.view(f"?job={job}&checkpoint=1&record=3&seed=1")
+    published = service.view(f"?job={job}&encoder={job}&record=3&seed=1")
+    assert (found["checkpoint"], found["encoder"]) == (1, None)
+    assert found["layers"] == published["layers"]
+    assert found["layers"].keys() >= {"rebuilt", "error"}
+    assert found["errors"] == published["errors"]
+    assert "checkpoint=2: " in service.reject(f"?job={job}&checkpoint=2")[2]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +215,7 @@ def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
         ("?encoder=bare", "not_possible", "bare was published without its decoder"),
         ("?encoder=image&preset=demo-image-amd", "not_possible", "set one of them"),
         ("?record=1", "not_possible", "set job, too"),
+        ("?checkpoint=1", "not_possible", "set job, and neither encoder nor preset"),
         ("?batch_size=16777216", "not_possible", "lower batch_size"),
     ],
 )

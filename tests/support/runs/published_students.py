@@ -16,12 +16,18 @@ from amd.training.runs.publishing import publish
 from amd.training.runs.teachers import ResolvedTeacher
 
 
-def publish_student(config: TrainConfig, root: Path, name: str) -> tuple[Student, str]:
-    """Publish a student with random weights from its last checkpoint. Returns it and the folder of its encoder."""
-    torch.manual_seed(0)
+def save_checkpoint(config: TrainConfig, root: Path, name: str, step: int = 1) -> Student:
+    """Save a checkpoint of a student with random weights, which depend on the step."""
+    torch.manual_seed(step)
     student = Student(config)
     store = CheckpointStore(join(run_folder(str(root), name), "checkpoints"), config.checkpoint)
-    store.save(1, Snapshot({"model": student.state_dict(), "optimizer": {}}, {}), {})
+    store.save(step, Snapshot({"model": student.state_dict(), "optimizer": {}}, {}), {})
     store.wait()
+    return student
+
+
+def publish_student(config: TrainConfig, root: Path, name: str) -> tuple[Student, str]:
+    """Publish a student with random weights from its last checkpoint. Returns it and the folder of its encoder."""
+    student = save_checkpoint(config, root, name)
     facts = DataFacts(samples=1, digest="", steps=1)
     return student, publish(config, ResolvedTeacher(config, None), str(root), name, facts)
