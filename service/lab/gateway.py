@@ -33,6 +33,7 @@ NAME = "mask-lab"
 PATH = "_lab"  # no deployment can have this name
 IDLE_S = 600.0  # after which the replica stops
 POLL_S = 0.5
+FAILED = "DEPLOY_FAILED"  # state of an application in Serve
 NOT_RUNNING = (404, 503)  # what Serve returns for an application that is not declared, or has no replica yet
 
 APPLICATION: dict[str, Any] = {
@@ -100,8 +101,16 @@ class LabGateway:
             raise Refusal("lab_unavailable", message) from None
 
     def _declare(self) -> None:
-        """Declare the application next to those that Serve runs. Raises ClusterUnavailable."""
+        """Declare the application next to those that Serve runs, again if it failed to start.
+
+        Raises ClusterUnavailable, or Refusal with Serve's message if it failed to start.
+        """
         running = self._serve.applications()
-        if NAME not in running:
-            logger.info("starting the mask lab")
-            self._serve.put([*(found.config for found in running.values() if found.config), APPLICATION])
+        lab = running.get(NAME)
+        if lab is not None and lab.status != FAILED:
+            return
+        logger.info("starting the mask lab")
+        others = [found.config for name, found in running.items() if name != NAME and found.config]
+        self._serve.put([*others, APPLICATION])
+        if lab is not None:
+            raise Refusal("lab_unavailable", f"the lab's replica failed to start and is started again: {lab.message}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from ray.serve.schema import ServeApplicationSchema
 from sqlalchemy import Engine
 
 from amd.config import TrainConfig, validate, with_overrides
@@ -24,8 +26,9 @@ from amd.training.trainer.distiller import Distiller
 from service.db.engine import open_engine
 from service.inference.engine import Engine as InferenceEngine
 from service.inference.engine import EngineSettings, InferenceOptions, Item
-from service.lab.gateway import APPLICATION, NAME
+from service.lab.gateway import APPLICATION, FAILED, NAME
 from service.registry.discovery import EncoderDiscovery
+from service.serving.serve_api import ServeApplication
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 from tests.support.runs.published_students import publish_student
 from tests.support.service.apps import key_to
@@ -102,6 +105,25 @@ def test_the_first_request_declares_the_application_next_to_the_others(service: 
     service.serve.unreachable = True
     assert service.reject()[:2] == (503, "cluster_unavailable")
     service.serve.unreachable = False
+
+
+def test_an_application_that_failed_to_start_is_declared_again(service: LabService) -> None:
+    failed = ServeApplication(FAILED, "no module named torch", {"name": NAME}, 0)
+    service.serve.apps, service.serve.status = {NAME: failed}, FAILED
+    service.lab.is_running = False
+    status, code, detail = service.reject()
+    assert (status, code) == (503, "lab_unavailable")
+    assert "failed to start and is started again" in detail
+    assert service.serve.apps[NAME].config.items() >= APPLICATION.items()
+    service.serve.status, service.lab.is_running = "RUNNING", True
+    service.view()
+
+
+def test_ray_serve_accepts_the_application() -> None:
+    ServeApplicationSchema.model_validate(APPLICATION)
+    module, _, name = APPLICATION["import_path"].partition(":")
+    built = getattr(import_module(module), name)(APPLICATION["args"])
+    assert built._bound_deployment.name == APPLICATION["deployments"][0]["name"]
 
 
 def test_masks_are_drawn_without_a_file_and_compared_with_the_preset(service: LabService) -> None:

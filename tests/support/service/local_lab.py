@@ -19,13 +19,14 @@ class LocalLab:
 
     def __init__(self, app: Any) -> None:
         self.serve, self.engine = FakeServe(), LabEngine(NO_TIME_LIMIT)
-        self.status = 404  # returned for an application that is not declared
+        self.status = 404  # returned for an application that is not running
+        self.is_running = True  # whether the application runs once it is declared
         gateway = app.state.gateway
         gateway._exchange = self._exchange
         app.state.lab = LabGateway(gateway, self.serve)
 
     async def _exchange(self, method: str, name: str, body: bytes, seconds: float) -> httpx.Response:
-        if name != "_lab" or NAME not in self.serve.apps:
+        if name != "_lab" or NAME not in self.serve.apps or not self.is_running:
             return httpx.Response(self.status, content=b"Path '/_lab' not found.")
         try:
             return httpx.Response(200, content=pack(await self.engine.view(unpack(body))))
