@@ -9,7 +9,7 @@
     input: "Input", student: "Student's view", teacher: "Teacher's view", roles: "Roles of tokens", masked: "Tokens to rebuild",
     rebuilt: "Rebuilt", error: "Error per token",
   };
-  const WIDTH = 224, WAIT_MS = 250, SLOW_MS = 4000;
+  const WIDTH = 224, COMPARED_WIDTH = 320, WAIT_MS = 250, SLOW_MS = 4000;
   const form = byId("form"), source = byId("source"), file = byId("file");
   const controls = Object.fromEntries(SETTINGS.map((name) => [name, form.elements[name]]));
   const checkpoint = byId("checkpoint"), steps = checkpoint ? checkpoint.dataset.steps.split(",") : [];
@@ -218,7 +218,7 @@
       const canvas = figure.firstElementChild, scale = resized(canvas, WIDTH);
       paint(canvas.getContext("2d"), figure.dataset.layer, 0, 0, scale);
     }
-    const canvas = byId("wipe-canvas"), scale = resized(canvas, 2 * WIDTH), context = canvas.getContext("2d"), share = byId("wipe").value / 100;
+    const canvas = byId("wipe-canvas"), scale = resized(canvas, COMPARED_WIDTH), context = canvas.getContext("2d"), share = byId("wipe").value / 100;
     paint(context, byId("before").value, 0, 0, scale, 0, share);
     paint(context, byId("after").value, 0, 0, scale, share, 1);
     context.fillStyle = amdColours().accent;
