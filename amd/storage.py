@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import posixpath
 import re
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +27,8 @@ import fsspec
 OUTAGE_LIMIT_S = 60.0  # longest outage of a remote store that operations wait for
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 STALE_AFTER_S = 60.0  # a temporary file that has not changed for this long was abandoned by its writer
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")  # the names that _write_once chooses
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Names that writers give to unfinished files."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -239,6 +242,62 @@ def files(url: str) -> dict[str, FileFacts]:
     }
 
 
+class StoredFile(NamedTuple):
+    """A file in a listing: its size and the time of its last change."""
+
+    size: int
+    """Bytes."""
+    modified: float
+    """Time by the store's clock, in seconds since the Unix epoch; infinite if the store does not report it."""
+
+
+def walk_files(url: str) -> dict[str, StoredFile]:
+    """Return all files under a folder, hidden ones included, keyed by relative path; empty if there is no folder.
+
+    Symbolic links in it are neither followed nor returned.
+    """
+    fs, path = filesystem(url)
+    if not is_remote(url):
+        path = os.path.realpath(path)  # the folder itself may be a link, such as to another disk
+    fs.invalidate_cache()
+    try:
+        found: dict[str, dict[str, Any]] = retry_on_outage(url, lambda: fs.find(path, detail=True))
+    except FileNotFoundError:
+        return {}
+    prefix = path.rstrip("/") + "/"
+    return {
+        name.removeprefix(prefix): StoredFile(int(info["size"] or 0), _modified(info))
+        for name, info in found.items()
+        if info["type"] == "file" and not info.get("islink") and name.startswith(prefix)
+    }
+
+
+def _modified(info: dict[str, Any]) -> float:
+    for key in ("mtime", "LastModified", "last_modified", "modified", "created"):  # every backend has its own name
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return math.inf
+
+
+def read_many(urls: Sequence[str]) -> dict[str, bytes]:
+    """Return the contents of files by URL, read concurrently from a remote store. Missing files are omitted."""
+    if not urls:
+        return {}
+    fs, _ = filesystem(urls[0])
+    paths = {filesystem(url)[1]: url for url in urls}
+    found: dict[str, bytes | Exception] = retry_on_outage(urls[0], lambda: fs.cat(list(paths), on_error="return"))
+    contents = {}
+    for path, content in found.items():
+        if isinstance(content, bytes):
+            contents[paths[path]] = content
+        elif not isinstance(content, FileNotFoundError):
+            raise StorageUnreachable(f"{paths[path]}: {type(content).__name__}: {content}")
+    return contents
+
+
 def file_version(url: str) -> str:
     """Return a fingerprint of a remote file's size and version, using one request. Raises the store's errors."""
     fs, path = filesystem(url)
@@ -258,13 +317,29 @@ def remove(url: str) -> None:
         retry_on_outage(url, lambda: fs.rm(path, recursive=True) if fs.exists(path) else None)
 
 
+def remove_file(url: str) -> None:
+    """Remove a single file, if it exists."""
+    fs, path = filesystem(url)
+    with suppress(FileNotFoundError):
+        retry_on_outage(url, lambda: fs.rm_file(path))
+
+
+def remove_empty_folders(url: str) -> None:
+    """Remove a local folder and the folders in it, as far as they are empty; object stores have no folders."""
+    if is_remote(url):
+        return
+    for folder, _, _ in os.walk(local_path(url), topdown=False):
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
 def remove_leftovers(folder: str) -> None:
     """Remove temporary files that killed writers left in a local folder; object stores have none."""
     if is_remote(folder):
         return
     for path in local_path(folder).glob(".*"):
         with suppress(FileNotFoundError):
-            if _TEMPORARY_NAME.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
+            if TEMPORARY_NAME.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
                 path.unlink()
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,11 +26,14 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
 from service.auth.stream_limits import StreamLimits
+from service.background import StepMonitor
 from service.db.engine import is_migrated, migrate, open_engine
 from service.db.leases import LeaseKeeper
 from service.jobs.execution.external import ExternalRunDiscovery
 from service.jobs.execution.reconciler import Reconciler
 from service.logs import configure_logging
+from service.operations.retention.collection import RetentionLoop
+from service.operations.retention.policy import policy_of
 from service.registry.discovery import EncoderDiscovery
 from service.registry.scanner import StorageScanner
 from service.serving.deployments import Deployer
@@ -42,6 +46,14 @@ logger = logging.getLogger(__name__)
 BAD_INPUT, FAILED = 2, 1
 MIGRATION_POLL_S = 2.0
 DRAIN_S = 5  # how long background loops may take to end
+
+
+class BackgroundLoop(Protocol):
+    """A loop that a thread runs until it is stopped."""
+
+    monitor: StepMonitor
+
+    def run(self, stop: threading.Event) -> None: ...
 
 
 class DrainingServer(uvicorn.Server):
@@ -161,12 +173,15 @@ def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[thread
     encoders = EncoderDiscovery(state.encoders, settings.root)
     reserved = running_reservation(state.deployments)
     runs = ExternalRunDiscovery(state.jobs, state.cluster, settings.root)
-    loops = (
+    loops: tuple[BackgroundLoop, ...] = (
         Reconciler(state.jobs, state.cluster, settings, encoders, reserved=reserved),
         Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), state.serve_api, settings),
         StorageScanner(runs, encoders, LeaseKeeper(engine, "discovery")),
-        WebhookSender(engine, allow_http=settings.webhooks_http),
+        WebhookSender(engine, allow_http=settings.webhooks_http, retain_days=settings.retain_deliveries_days),
     )
+    policy = policy_of(settings)
+    if policy.removes_user_data:
+        loops = (*loops, RetentionLoop(state.jobs, settings.root, policy))
     state.monitors += [loop.monitor for loop in loops]
     return [loop.run for loop in loops]
 

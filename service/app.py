@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
@@ -41,6 +42,7 @@ from service.lab.gateway import LabGateway
 from service.operations import cluster as cluster_state
 from service.operations import health
 from service.operations.metrics import RequestMetrics
+from service.operations.retention import routes as retention
 from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
 from service.registry.ownership import StorageOwners
@@ -63,6 +65,7 @@ from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
 
 RAY_THREADS, RAY_TIMEOUT_S = 4, 5.0
+COLLECTION_THREADS = 2  # a collection and a dry run
 
 DESCRIPTION = """Pre-train small vision encoders with Asymmetric Masked Distillation, tune hyperparameters and monitor
 runs.
@@ -88,6 +91,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
             await app.state.gateway.close()
             for pool in (app.state.storage_calls, app.state.ray_calls, app.state.checks):
                 pool.close()
+            app.state.collections.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="AMD service",
@@ -106,6 +110,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
         "storage root", settings.storage_threads, settings.storage_timeout_s, StorageUnavailable
     )
     app.state.ray_calls = BoundedCalls("cluster", RAY_THREADS, RAY_TIMEOUT_S, ClusterNotResponding)
+    app.state.collections = ThreadPoolExecutor(COLLECTION_THREADS, "gc")
     app.state.http_metrics = CollectorRegistry()
     app.state.monitors = list[StepMonitor]()
     app.state.encoders = EncoderStore(engine)
@@ -125,7 +130,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.locations = LocationPolicy(uris, owners)
     app.include_router(health.router)
     for router in (
-        *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router),
+        *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router, retention.router),
         *(encoders.router, serving.inference, serving.deployments, lab.router),
         *(api_keys.router, session_routes.router, webhooks.router),
     ):

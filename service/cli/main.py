@@ -32,6 +32,7 @@ from service.cli.embed import embed
 from service.cli.encoders import app as encoders_app
 from service.cli.exit_codes import BAD_INPUT, SUCCESS
 from service.cli.finetune import finetune
+from service.cli.gc import gc
 from service.cli.jobs import app as jobs_app
 from service.cli.keys import app as keys_app
 from service.cli.open_console import console
@@ -60,6 +61,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "up": up,
         "status": status,
         "down": down,
+        "gc": gc,
         "console": console,
         "jobs": jobs_app,
         "encoders": encoders_app,

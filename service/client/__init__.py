@@ -16,6 +16,8 @@ from service.client._sync.client import Client
 from service.client.errors import ApiError, NoAnswer
 from service.client.retries import Patience
 from service.jobs.schemas import JobRequest
+from service.operations.retention.policy import RetentionPolicy
+from service.operations.retention.routes import GcRequest
 from service.registry.schemas import ImportRequest
 from service.serving.schemas import DeploymentRequest
 from service.webhooks.routes import WebhookRequest
@@ -25,10 +27,12 @@ __all__ = [
     "AsyncClient",
     "Client",
     "DeploymentRequest",
+    "GcRequest",
     "ImportRequest",
     "JobRequest",
     "KeyRequest",
     "NoAnswer",
     "Patience",
+    "RetentionPolicy",
     "WebhookRequest",
 ]

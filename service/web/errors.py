@@ -57,6 +57,10 @@ class PreconditionFailed(ServiceError, code="precondition_failed"):
     """The object does not match the request's `If-Match`; `current` is the object's ETag."""
 
 
+class CollectionRunning(ServiceError, code="collection_running"):
+    """Another garbage collection is running, in this control plane or in another one."""
+
+
 class BadCursor(ServiceError, code="cursor_invalid"):
     """The pagination cursor is invalid."""
 
@@ -158,6 +162,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "infeasible_resources": ErrorResponse(HTTPStatus.CONFLICT),
     "alias_moved": ErrorResponse(HTTPStatus.CONFLICT),
     "precondition_failed": ErrorResponse(HTTPStatus.PRECONDITION_FAILED),
+    "collection_running": ErrorResponse(HTTPStatus.CONFLICT, retry_after_s=30),
     "cursor_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "idempotency_key_reused": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "idempotency_key_in_flight": ErrorResponse(HTTPStatus.CONFLICT, retry_after_s=1),

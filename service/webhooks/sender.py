@@ -33,6 +33,7 @@ MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # that are claimed in a step; attempts 
 MAX_BUSY = 256  # webhooks with attempts in progress
 DRAIN_S = 3.0  # how long attempts in progress may take after a stop signal
 PURGE_EVERY_S = 3600.0
+DAY_S = 86_400.0
 
 
 class WebhookSender:
@@ -44,13 +45,18 @@ class WebhookSender:
         *,
         allow_http: bool = False,
         allow_private: bool = False,
+        retain_days: float | None = 7.0,
         resolve: Resolve = resolve,
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`allow_private` is for tests with receivers on this machine; no setting or request enables it."""
+        """`retain_days`: days for which finished deliveries are kept; None: forever.
+
+        `allow_private` is for tests with receivers on this machine; no setting or request enables it.
+        """
         self._store = WebhookStore(engine)
         self._allow_http, self._allow_private = allow_http, allow_private
+        self._retain_days = retain_days
         self._resolve, self._clock = resolve, clock
         self._tls = tls or httpx.create_ssl_context(trust_env=False)
         self._purged_at = float("-inf")
@@ -91,9 +97,9 @@ class WebhookSender:
         """Claim attempts for webhooks that are not busy, grouped by webhook. Occasionally deletes old deliveries."""
         now = self._clock()
         attempts = self._store.claim(now, min(MAX_WEBHOOKS, MAX_BUSY - len(busy)), MAX_ATTEMPTS_EACH, busy)
-        if now > self._purged_at + PURGE_EVERY_S:
+        if self._retain_days is not None and now > self._purged_at + PURGE_EVERY_S:
             self._purged_at = now
-            self._store.purge(now)
+            self._store.purge(now - self._retain_days * DAY_S)
         return [(webhook, list(own)) for webhook, own in groupby(attempts, lambda attempt: attempt.webhook)]
 
     def _client(self) -> httpx.AsyncClient:

@@ -27,7 +27,6 @@ WAITING, TAKEN, GIVEN_UP = "waiting", "taken", "given_up"
 MINUTE, HOUR = 60, 3600
 # Pause after each failed attempt: a day in total, then the delivery is given up.
 PAUSES_S = (5, 30, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 8 * HOUR)
-RETENTION_S = 7 * 24 * HOUR  # how long finished deliveries are kept
 
 
 def job_store(engine: Engine) -> JobStore:
@@ -182,9 +181,9 @@ class WebhookStore:
             assert isinstance(result, CursorResult)
             return result.rowcount == 1
 
-    def purge(self, now: float) -> None:
-        """Delete deliveries that finished more than RETENTION_S ago."""
-        old = (Delivery.state.in_((TAKEN, GIVEN_UP)), Delivery.not_before < now - RETENTION_S)
+    def purge(self, finished_before: float) -> None:
+        """Delete the deliveries that finished before a time."""
+        old = (Delivery.state.in_((TAKEN, GIVEN_UP)), Delivery.not_before < finished_before)
         with Session(self._engine) as session, session.begin():
             session.execute(delete(Delivery).where(*old))
 

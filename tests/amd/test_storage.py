@@ -15,7 +15,17 @@ import fsspec
 import pytest
 
 from amd import storage
-from amd.storage import StorageUnreachable, join, read_bytes, remove_leftovers, write_bytes
+from amd.storage import (
+    StorageUnreachable,
+    join,
+    read_bytes,
+    read_many,
+    remove_empty_folders,
+    remove_file,
+    remove_leftovers,
+    walk_files,
+    write_bytes,
+)
 from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.runs import launch
 from tests.support.runs.tiny_runs import tiny_run
@@ -111,3 +121,34 @@ def test_only_stale_temporary_files_are_removed(tmp_path: Path) -> None:
     remove_leftovers(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {".b.tar.0123abcd", ".hidden", "c.0123abcd"}
     remove_leftovers(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_files_are_walked_read_together_and_removed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = str(tmp_path / "root") if kind == "local" else request.getfixturevalue("s3_root")
+    began = time.time()
+    for path, content in {"a/b/one": b"1", "a/.hidden": b"22", "two": b"333"}.items():
+        write_bytes(join(root, path), content)
+    found = walk_files(root)
+    assert {path: file.size for path, file in found.items()} == {"a/b/one": 1, "a/.hidden": 2, "two": 3}
+    assert all(abs(file.modified - began) < 60 for file in found.values())
+    assert read_many([join(root, path) for path in ("two", "missing", "a/b/one")]) == {
+        join(root, "two"): b"333",
+        join(root, "a/b/one"): b"1",
+    }
+    for path in ("a/b/one", "missing"):
+        remove_file(join(root, path))
+    remove_empty_folders(join(root, "a"))
+    assert walk_files(root).keys() == {"a/.hidden", "two"}
+    assert walk_files(join(root, "missing")) == {}
+
+
+def test_files_behind_symbolic_links_are_not_walked(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    write_bytes(str(outside / "file"), b"1")
+    write_bytes(str(tmp_path / "root" / "inside"), b"1")
+    (tmp_path / "root" / "folder").symlink_to(outside)
+    (tmp_path / "root" / "link").symlink_to(outside / "file")
+    assert walk_files(str(tmp_path / "root")).keys() == {"inside"}
+    (tmp_path / "moved").symlink_to(tmp_path / "root")  # the root itself may be on another disk
+    assert walk_files(str(tmp_path / "moved")).keys() == {"inside"}

@@ -22,8 +22,11 @@ from service.client.messages import api_path, fields_of, input_item
 from service.client.retries import Patience
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
+from service.operations.retention.routes import GcReport, GcRequest
 from service.serving.requests import DEADLINE_S
 from service.serving.schemas import ClassificationView, EmbeddingView, ReconstructionView
+
+GC_DEADLINE_S = 3600.0
 
 
 class Client(ApiMethods):
@@ -86,6 +89,14 @@ class Client(ApiMethods):
     def console_link(self) -> ConsoleLinkView:
         """Create a single-use link that opens the web console with the API key's scopes and project."""
         return self._request("POST", api_path("console-links"), ConsoleLinkView)
+
+    def collect_garbage(self, request: GcRequest, deadline_s: float = GC_DEADLINE_S) -> GcReport:
+        """Remove what the retention policy no longer keeps, or report it with `dry_run`.
+
+        Requires an admin key for all projects. The service goes on if the deadline passes.
+        """
+        body = fields_of(request)
+        return self._request("POST", api_path("gc"), GcReport, body=body, deadline_s=deadline_s)
 
     def health(self) -> dict[str, Any]:
         """Get the readiness of each part of the service. Does not raise if a part is not ready."""

@@ -1,0 +1,124 @@
+"""Route /v1/gc: remove what a retention policy no longer keeps, or report what it would remove."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Iterable
+from functools import partial
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from amd.storage import StorageError
+from service.auth.authentication import Admin
+from service.operations.retention.collection import CollectionResult, collect
+from service.operations.retention.plan import Removal
+from service.operations.retention.policy import RemovalKind, RetentionPolicy, policy_of
+from service.web.errors import Forbidden, StorageUnavailable
+from service.web.schemas import ApiModel
+
+router = APIRouter(tags=["operations"])
+
+LISTED = 100
+
+
+class GcRequest(ApiModel):
+    """Request to collect garbage."""
+
+    dry_run: bool = False
+    """Whether to report what would be removed without removing it."""
+    policy: RetentionPolicy | None = None
+    """Policy to apply once; null: the policy of the settings `AMD_RETAIN_*`."""
+
+
+class RemovedKind(ApiModel):
+    """Total of one kind of data."""
+
+    kind: RemovalKind
+    items: int
+    """Number of jobs, runs or encoders concerned."""
+    files: int
+    bytes: int
+    """Total size of the files."""
+    rows: int
+    """Number of rows of the database. A job's row is kept as its history until `history_days` have passed."""
+
+
+class RemovedItem(ApiModel):
+    """One removal."""
+
+    kind: RemovalKind
+    id: str
+    """ID of the job, run or encoder; empty for rows that belong to none."""
+    files: int
+    bytes: int
+    rows: int
+
+
+class GcReport(ApiModel):
+    """What a garbage collection removed or, as a dry run, would remove."""
+
+    dry_run: bool
+    policy: RetentionPolicy
+    """Policy that was applied."""
+    bytes: int
+    """Total size of the files."""
+    files: int
+    rows: int
+    skipped: int
+    """Number of items that were kept after all, since a job or process uses them by now, or they cannot be removed."""
+    kinds: list[RemovedKind]
+    """Totals by kind, without kinds of which there is nothing to remove."""
+    items: list[RemovedItem] = Field(max_length=LISTED)
+    """The largest removals, at most 100."""
+
+
+def report_of(result: CollectionResult, policy: RetentionPolicy, *, dry_run: bool) -> GcReport:
+    """Summarise a collection."""
+    by_kind: dict[RemovalKind, list[Removal]] = {}
+    for removal in result.removals:
+        by_kind.setdefault(removal.kind, []).append(removal)
+    return GcReport(
+        dry_run=dry_run,
+        policy=policy,
+        skipped=result.skipped,
+        kinds=[
+            RemovedKind(kind=kind, items=sum(bool(each.id) for each in removals), **_totals(removals))
+            for kind, removals in by_kind.items()
+        ],
+        items=[
+            RemovedItem(kind=each.kind, id=each.id, **_totals([each]))
+            for each in heapq.nlargest(LISTED, result.removals, key=lambda removal: removal.size)
+        ],
+        **_totals(result.removals),
+    )
+
+
+def _totals(removals: Iterable[Removal]) -> dict[str, int]:
+    removals = list(removals)
+    return {
+        "files": sum(len(removal.paths) for removal in removals),
+        "bytes": sum(removal.size for removal in removals),
+        "rows": sum(removal.rows for removal in removals),
+    }
+
+
+@router.post("/gc", summary="Collect garbage")
+async def collect_garbage(request: Request, caller: Admin, body: GcRequest) -> GcReport:
+    """Remove what the retention policy no longer keeps, and report it to the byte.
+
+    Whatever an encoder's card, an alias, a deployment or an unfinished job refers to is kept. Requires a key for all
+    projects. With `dry_run`, nothing is removed.
+    """
+    if caller.project is not None:
+        raise Forbidden(f"garbage collection concerns all projects; your key is for the project {caller.project!r}")
+    state = request.app.state
+    policy = body.policy or policy_of(state.settings)
+    work = partial(collect, state.settings.root, policy, state.jobs, dry_run=body.dry_run, actor=caller.id)
+    try:
+        # Threads of its own: a collection takes long and must not occupy those of other requests.
+        result = await asyncio.get_running_loop().run_in_executor(state.collections, work)
+    except StorageError as error:
+        raise StorageUnavailable(str(error)) from None
+    return report_of(result, policy, dry_run=body.dry_run)
