@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from service.settings import Days, Settings
+from pydantic import Field
+
+from service.settings import Settings
 from service.web.schemas import ApiModel
+
+Days = Annotated[float, Field(gt=0)]
 
 RemovalKind = Literal["jobs", "trials", "logs", "checkpoints", "orphans", "history", "deliveries", "idempotency_keys"]
 """Kinds of data that garbage collection removes, in the order in which it considers them."""
