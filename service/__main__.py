@@ -7,6 +7,7 @@ of them serve requests, but only one at a time reconciles jobs.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import math
 import os
@@ -56,16 +57,52 @@ class BackgroundLoop(Protocol):
     def run(self, stop: threading.Event) -> None: ...
 
 
-class DrainingServer(uvicorn.Server):
-    """Server that closes open streams on shutdown, so that they do not delay it."""
+class LoopThreads:
+    """Runs each background loop in a thread, once the schema is up to date."""
 
-    def __init__(self, config: uvicorn.Config, streams: StreamLimits) -> None:
+    def __init__(self, loops: Sequence[BackgroundLoop], wait_for_schema: Callable[[threading.Event], bool]) -> None:
+        """`wait_for_schema` returns False if the event it is given is set before the schema is up to date."""
+        self._stop = threading.Event()
+        self._wait_for_schema = wait_for_schema
+        self._threads = [threading.Thread(target=loop.run, args=(self._stop,), daemon=True) for loop in loops]
+        self._starting = threading.Thread(target=self._start, daemon=True)
+
+    def start(self) -> None:
+        self._starting.start()
+
+    def _start(self) -> None:
+        if self._wait_for_schema(self._stop):
+            for thread in self._threads:
+                thread.start()
+
+    def request_stop(self) -> None:
+        """Ask the loops to end. Each releases its lease, so that another control plane takes over."""
+        self._stop.set()
+
+    def join(self) -> None:
+        """Wait for the loops to end, at most DRAIN_S each."""
+        self.request_stop()
+        for thread in (self._starting, *self._threads):
+            if thread.is_alive():
+                thread.join(DRAIN_S)
+
+
+class DrainingServer(uvicorn.Server):
+    """On shutdown, ends background loops and open streams, which would otherwise last as long as the drain.
+
+    The loops end here rather than after `run`: uvicorn raises the stop signal again at the end of `run`, which ends
+    the process before leases are released.
+    """
+
+    def __init__(self, config: uvicorn.Config, streams: StreamLimits, loops: LoopThreads) -> None:
         super().__init__(config)
-        self._streams = streams
+        self._streams, self._loops = streams, loops
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loops.request_stop()
         self._streams.end_all()
         await super().shutdown(sockets)
+        await asyncio.to_thread(self._loops.join)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -108,10 +145,10 @@ def serve(settings: Settings) -> int:
     except ValueError as error:  # inconsistent settings
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    stop = threading.Event()
-    threads = [threading.Thread(target=run, args=(stop,), daemon=True) for run in _background_loops(app, settings)]
-    starting = threading.Thread(target=_start_migrated, args=(engine, settings, is_ready, threads, stop), daemon=True)
-    starting.start()
+    loops = LoopThreads(
+        _background_loops(app, settings), lambda stop: is_ready or _wait_until_migrated(engine, settings, stop)
+    )
+    loops.start()
     try:
         config = uvicorn.Config(
             app,
@@ -122,13 +159,9 @@ def serve(settings: Settings) -> int:
             ws="none",
             timeout_graceful_shutdown=math.ceil(settings.drain_s),
         )
-        DrainingServer(config, app.state.stream_limits).run()
+        DrainingServer(config, app.state.stream_limits, loops).run()
     finally:
-        stop.set()
-        starting.join(DRAIN_S)
-        for thread in threads:
-            if thread.is_alive():
-                thread.join(DRAIN_S)
+        loops.join()
     _exit_if_hanging()
     return 0
 
@@ -145,21 +178,16 @@ def _exit_if_hanging() -> None:
                 os._exit(0)
 
 
-def _start_migrated(
-    engine: Engine, settings: Settings, is_ready: bool, threads: Sequence[threading.Thread], stop: threading.Event
-) -> None:
-    """Start the background loops once the schema is up to date. Health routes respond in the meantime."""
-    while not is_ready:
-        if stop.wait(MIGRATION_POLL_S):
-            return
+def _wait_until_migrated(engine: Engine, settings: Settings, stop: threading.Event) -> bool:
+    """Wait until the schema is up to date. Returns False if `stop` is set before."""
+    while not stop.wait(MIGRATION_POLL_S):
         try:
-            if is_ready := is_migrated(engine):
+            if is_migrated(engine):
                 _write_admin_key(engine, settings)
+                return True
         except Exception as error:
-            is_ready = False
             logger.warning("the database cannot be used yet; will retry: %s", error)
-    for thread in threads:
-        thread.start()
+    return False
 
 
 def _write_admin_key(engine: Engine, settings: Settings) -> None:
@@ -167,7 +195,7 @@ def _write_admin_key(engine: Engine, settings: Settings) -> None:
         logger.info("the first admin key was written to %s", settings.admin_key_path)
 
 
-def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[threading.Event], None]]:
+def _background_loops(app: FastAPI, settings: Settings) -> Sequence[BackgroundLoop]:
     """Create the background loops for jobs, deployments and webhooks, and add their monitors to the app's state."""
     state, engine = app.state, app.state.engine
     encoders = EncoderDiscovery(state.encoders, settings.root)
@@ -183,7 +211,7 @@ def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[thread
     if policy.removes_user_data:
         loops = (*loops, RetentionLoop(state.jobs, settings.root, policy))
     state.monitors += [loop.monitor for loop in loops]
-    return [loop.run for loop in loops]
+    return loops
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ import pytest
 import uvicorn
 from sqlalchemy import Engine
 
-from service.__main__ import DrainingServer
+from service.__main__ import DrainingServer, LoopThreads
 from service.app import create_app
+from service.db.engine import open_engine
+from service.db.leases import holders
 from service.settings import Settings
 from service.stack.ports import free_ports
 from tests.support.service.apps import key_to
+from tests.support.service.control_plane import ControlPlane, wait_for
 from tests.support.service.fake_cluster import FakeCluster, queued
 
 
@@ -34,7 +37,7 @@ def test_streams_reconnect_and_requests_complete_when_a_control_plane_stops(
 
     job, (port,) = queued(app.state.jobs), free_ports(1)
     config = uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=600)
-    server = DrainingServer(config, app.state.stream_limits)
+    server = DrainingServer(config, app.state.stream_limits, LoopThreads([], lambda stop: True))
 
     async def scenario() -> None:
         serving = asyncio.create_task(server.serve())
@@ -56,3 +59,17 @@ def test_streams_reconnect_and_requests_complete_when_a_control_plane_stops(
         await serving
 
     asyncio.run(scenario())
+
+
+def test_a_control_plane_that_is_terminated_releases_its_leases(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, "http://127.0.0.1:1").start()
+    assert plane.process is not None
+    engine = open_engine(f"sqlite:///{tmp_path}/control-plane.db")
+    try:
+        wait_for(lambda: holders(engine).keys() == {"reconciler", "deployer", "discovery"})
+        plane.process.terminate()
+        plane.process.wait(60)
+        assert holders(engine) == {}
+    finally:
+        plane.kill()
+        engine.dispose()
