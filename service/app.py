@@ -41,6 +41,7 @@ from service.lab import routes as lab
 from service.lab.gateway import LabGateway
 from service.operations import cluster as cluster_state
 from service.operations import health
+from service.operations.doctor import routes as doctor
 from service.operations.metrics import RequestMetrics
 from service.operations.retention import routes as retention
 from service.registry import routes as encoders
@@ -58,13 +59,14 @@ from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
 from service.web import error_handlers, errors
 from service.web.bounded_calls import BoundedCalls
-from service.web.errors import ClusterNotResponding, StorageUnavailable
+from service.web.errors import ClusterNotResponding, ServiceError, StorageUnavailable
 from service.web.middleware import AccessLogMiddleware, plain_request_id
 from service.web.request_bodies import BodyBudget, BodyLimitMiddleware
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
 
 RAY_THREADS, RAY_TIMEOUT_S = 4, 5.0
+DOCTOR_THREADS, DOCTOR_TIMEOUT_S = 32, 20.0  # longer than the dependencies' own timeouts
 COLLECTION_THREADS = 2  # a collection and a dry run
 
 DESCRIPTION = """Pre-train small vision encoders with Asymmetric Masked Distillation, tune hyperparameters and monitor
@@ -89,7 +91,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
             for task in polling:
                 task.cancel()
             await app.state.gateway.close()
-            for pool in (app.state.storage_calls, app.state.ray_calls, app.state.checks):
+            for pool in (app.state.storage_calls, app.state.ray_calls, app.state.doctor_calls, app.state.checks):
                 pool.close()
             app.state.collections.shutdown(wait=False, cancel_futures=True)
 
@@ -110,6 +112,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
         "storage root", settings.storage_threads, settings.storage_timeout_s, StorageUnavailable
     )
     app.state.ray_calls = BoundedCalls("cluster", RAY_THREADS, RAY_TIMEOUT_S, ClusterNotResponding)
+    app.state.doctor_calls = BoundedCalls("dependency", DOCTOR_THREADS, DOCTOR_TIMEOUT_S, ServiceError)
     app.state.collections = ThreadPoolExecutor(COLLECTION_THREADS, "gc")
     app.state.http_metrics = CollectorRegistry()
     app.state.monitors = list[StepMonitor]()
@@ -130,8 +133,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.locations = LocationPolicy(uris, owners)
     app.include_router(health.router)
     for router in (
-        *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router, retention.router),
-        *(encoders.router, serving.inference, serving.deployments, lab.router),
+        *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router),
+        *(retention.router, doctor.router, encoders.router, serving.inference, serving.deployments, lab.router),
         *(api_keys.router, session_routes.router, webhooks.router),
     ):
         app.include_router(router, prefix="/v1")

@@ -28,6 +28,7 @@ from service.cli.contexts import context_names, login, logout
 from service.cli.data import dataset, prepare, validate
 from service.cli.demo import demo
 from service.cli.detect import detect
+from service.cli.doctor import doctor
 from service.cli.embed import embed
 from service.cli.encoders import app as encoders_app
 from service.cli.exit_codes import BAD_INPUT, SUCCESS
@@ -61,6 +62,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "up": up,
         "status": status,
         "down": down,
+        "doctor": doctor,
         "gc": gc,
         "console": console,
         "jobs": jobs_app,

@@ -21,6 +21,7 @@ from service.client.messages import api_path, fields_of, input_item
 from service.client.retries import Patience
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
+from service.operations.doctor.findings import Diagnosis
 from service.operations.retention.routes import GcReport, GcRequest
 from service.serving.requests import DEADLINE_S
 from service.serving.schemas import ClassificationView, EmbeddingView, ReconstructionView
@@ -96,6 +97,10 @@ class AsyncClient(AsyncApiMethods):
         """
         body = fields_of(request)
         return await self._request("POST", api_path("gc"), GcReport, body=body, deadline_s=deadline_s)
+
+    async def doctor(self) -> Diagnosis:
+        """Run all checks of the service and its dependencies. Requires an admin key for all projects."""
+        return await self._request("GET", api_path("doctor"), Diagnosis)
 
     async def health(self) -> dict[str, Any]:
         """Get the readiness of each part of the service. Does not raise if a part is not ready."""
