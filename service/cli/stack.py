@@ -54,7 +54,9 @@ def up(
     from service.stack import up as start
 
     try:
-        stack = start(data_dir, port=port, storage=storage, num_cpus=num_cpus, on_progress=print_progress)
+        stack = start(
+            data_dir, port=port, storage=storage, num_cpus=num_cpus, supervise=True, on_progress=print_progress
+        )
     except StackError as error:
         fail(str(error))
     if as_json:
@@ -106,6 +108,8 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             (part.name, str(part.pid or "–"), str(part.port), part.health) for part in found.parts
         ]
         rows += [(f"  {name}", "", "", health) for name, health in found.reports.items()]
+        supervisor = "ok" if found.supervisor else "down: parts that die are not restarted; run `amd up`"
+        rows.append(("supervisor", str(found.supervisor or "–"), "", supervisor))
         out.print(fitted_table(PARTS, rows, out.width))
         print_plain(f"{found.url}, data in {found.data_dir}")
     raise typer.Exit(SUCCESS if found.healthy else FAILURE)

@@ -1,8 +1,8 @@
 """Run the whole service on one machine: a Ray head and a control plane, in the background, on loopback.
 
 `up` starts the parts that are down, with the same ports and data as before; `down` stops every process, including
-Ray's, and keeps all data. `state` persists ports and processes, `processes` starts and probes each part, and
-`shutdown` terminates them.
+Ray's, and keeps all data. `state` persists ports and processes, `processes` starts and probes each part, `supervisor`
+restarts those that die, and `shutdown` terminates them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from service.stack.processes import find_problem, reports_of, start
 from service.stack.shutdown import drain, end, end_leftovers
 from service.stack.state import (
     STARTUP_S,
+    SUPERVISED,
     Part,
     ProgressCallback,
     RayPorts,
@@ -46,8 +47,9 @@ RAY_TRIES = 5  # Ray allows its processes 30 s to start, which a cold or busy ma
 DRAIN_S = 90.0  # time for running jobs to save a final checkpoint, whose own deadline is 60 s
 LOG_TAIL = 2000
 
-START_ORDER: tuple[Part, ...] = ("ray", "control-plane")
-STOP_ORDER: tuple[Part, ...] = ("control-plane", "ray")  # otherwise the control plane would report that Ray failed
+START_ORDER = SUPERVISED
+STOP_ORDER: tuple[Part, ...] = ("supervisor", "control-plane", "ray")
+"""Otherwise the supervisor would restart what has stopped, and the control plane would report that Ray failed."""
 
 
 class PartStatus(NamedTuple):
@@ -64,6 +66,8 @@ class StackStatus(NamedTuple):
     parts: list[PartStatus]
     reports: dict[str, str]
     """Readiness of the database, the storage root and Ray, as reported by the control plane."""
+    supervisor: int | None = None
+    """PID of the process that restarts parts that die; None if it is not running."""
 
     @property
     def healthy(self) -> bool:
@@ -83,9 +87,12 @@ def up(
     port: int | None = None,
     storage: str | None = None,
     num_cpus: int | None = None,
+    supervise: bool = False,
     on_progress: ProgressCallback = lambda line: None,
 ) -> Stack:
     """Start the parts that are down, and wait until all are ready. Raises StackError.
+
+    With `supervise`, a supervisor then restarts parts that die, until `down`.
 
     `port` defaults to the previous port, or else AMD_PORT; 0 selects any free port. `storage` defaults to the previous
     storage root, or else AMD_STORAGE. `num_cpus` is the number of CPUs that Ray offers to jobs. Default: all CPUs.
@@ -107,6 +114,9 @@ def up(
             if not state.alive(part):
                 start(folder, state, part, on_progress)
         _wait_until_ready(folder, state, on_progress)
+        if supervise and not state.alive("supervisor"):
+            end_leftovers(folder, state, "supervisor")
+            start(folder, state, "supervisor", on_progress)
         return folder.stack(state)
 
 
@@ -148,7 +158,8 @@ def status(data_dir: Path | None = None) -> StackStatus:
         process = state.alive(part)
         problem = "down" if process is None else find_problem(folder, state, part)
         parts.append(PartStatus(part, process.pid if process else None, ports[part], problem or "ok"))
-    return StackStatus(folder.path, state.url, parts, reports_of(state))
+    supervisor = state.alive("supervisor")
+    return StackStatus(folder.path, state.url, parts, reports_of(state), supervisor.pid if supervisor else None)
 
 
 def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_cpus: int | None) -> StackState:

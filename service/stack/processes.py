@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 
 from service.stack.state import HOST, MARK, STARTUP_S, Part, PartProcess, ProgressCallback, StackFolder, StackState
 
-LOG_BYTES = 16 * 2**20  # a longer log is rotated at the next start
+LOG_BYTES = 16 * 2**20  # a longer log is rotated
 OBJECT_STORE_MIB = 256  # clips do not pass through the object store
 NOT_FOR_JOBS = ("AMD_KEY", "AMD_KEY_FILE", "AMD_URL", "AMD_DATABASE_URL", "AMD_DATA_DIR", "RAY_AUTH_TOKEN")
 
@@ -35,6 +35,8 @@ def start(folder: StackFolder, state: StackState, part: Part, on_progress: Progr
         # A short path, because the length of socket paths is limited.
         state.ray_temp = tempfile.mkdtemp(prefix="amd-stack-", dir="/tmp")
         command, environment = _ray_command(state), _ray_environment(folder, state)
+    elif part == "supervisor":  # with the environment of `amd up`, from which it derives those of the parts
+        command, environment = [sys.executable, "-m", "service.stack.supervisor", str(folder.path)], dict(os.environ)
     else:
         command, environment = [sys.executable, "-m", "service"], _service_environment(folder, state)
     environment[MARK] = f"{folder.mark}:{part}"

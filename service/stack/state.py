@@ -29,7 +29,9 @@ LOCK_S = STARTUP_S + 60.0
 SAME_START_S = 2.0  # start times are derived from the system clock, which may be adjusted
 MARK = "AMD_STACK"  # in the environment of every process of a stack and of its children
 
-Part = Literal["control-plane", "ray"]
+Part = Literal["control-plane", "ray", "supervisor"]
+SUPERVISED: tuple[Part, ...] = ("ray", "control-plane")
+"""Parts that the supervisor restarts, in the order in which they start."""
 ProgressCallback = Callable[[str], None]
 
 
@@ -128,13 +130,13 @@ class StackFolder:
             ) from None
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait_s: float = LOCK_S) -> Iterator[None]:
         """Lock the stack against concurrent `up` and `down`. The lock is released when the process ends.
 
-        Raises StackError if another process holds the lock for longer than LOCK_S.
+        Raises StackError if another process holds the lock for longer than `wait_s`.
         """
         with (self.path / "stack.lock").open("a+") as file:
-            until = time.monotonic() + LOCK_S
+            until = time.monotonic() + wait_s
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

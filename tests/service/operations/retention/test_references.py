@@ -31,5 +31,5 @@ def test_a_string_refers_to_ids_and_to_paths_that_contain_them(text: str, found:
 
 
 def test_reachable_ids_include_indirect_references_and_end_in_a_cycle() -> None:
-    edges = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
-    assert reachable(["a"], lambda ids: set().union(*(edges[id] for id in ids))) == {"a", "b", "c"}
+    links = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert reachable(["a"], lambda ids: set().union(*(links[id] for id in ids))) == {"a", "b", "c"}
