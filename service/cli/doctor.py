@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from service.operations.doctor.findings import Finding
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
-CHECK_TRIES = 2
 
 FINDINGS: Listing[Finding] = Listing(
     columns=(
@@ -48,18 +47,17 @@ def doctor(output: Output = "table", as_json: AsJson = False) -> None:
 
 
 def _diagnose(target: ServiceTarget) -> list[Finding]:
-    from service.client import ApiError, Client, NoAnswer, Patience
+    from service.client import ApiError, NoAnswer
     from service.operations.doctor.findings import problem
 
-    with Client(target.url, target.key, patience=Patience(tries=CHECK_TRIES)) as client:
+    with connected_to(target) as client:
         try:
             diagnosis = client.doctor()
         except NoAnswer as error:
             return _without_service(str(error))
         except ApiError as error:
-            if error.problem.status < 500:
-                with connected_to(target):
-                    raise
+            if error.problem.status < 500:  # such as a key without the required scope
+                raise
             remedy = "see the checks below, and the log of the control plane"
             findings = [problem("service", f"{target.url}: {error}", remedy)]
             return [*findings, *_from_readiness(client.health())]

@@ -114,7 +114,7 @@ def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> No
 
 @router.get("/{webhook_id}/deliveries")
 def list_deliveries(request: Request, caller: Admin, webhook_id: WebhookId, limit: PageSize = 50) -> DeliveryList:
-    """List the latest deliveries, newest first. Finished deliveries are kept for a week."""
+    """List the latest deliveries, newest first. Finished deliveries are kept for a week by default."""
     found = _webhooks(request).deliveries(webhook_id, caller.project, limit)
     return DeliveryList(items=[_delivery_view(delivery) for delivery in found])
 

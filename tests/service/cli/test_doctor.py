@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from tests.support.service.server import Server
 
@@ -32,6 +33,19 @@ def test_a_service_that_does_not_respond_is_an_error_with_a_remedy(
     assert "amd up" in first["remedy"]
     monkeypatch.delenv("AMD_URL")
     assert "no service found" in json.loads(amd("doctor", "--json")[1])[0]["message"]
+
+
+def test_readiness_is_reported_if_the_service_cannot_run_its_checks(
+    service: Server, amd: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("SELECT", {}, OSError("no route to host"))
+
+    monkeypatch.setattr("service.operations.doctor.routes.run_checks", fail)
+    code, out, _ = amd("doctor", "--json")
+    findings = {finding["check"]: finding["severity"] for finding in json.loads(out)}
+    assert (code, findings["service"]) == (1, "error")
+    assert {"database", "storage", "ray", "reconciler"} <= findings.keys()
 
 
 def test_a_key_without_the_admin_scope_is_rejected(

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from service.__main__ import _background_loops
+from service.app import create_app
 from service.db.engine import open_engine
 from service.db.leases import LeaseKeeper
 from service.db.models import Deletion, Delivery, IdempotencyKey, JobEvent, Webhook
@@ -23,9 +25,10 @@ from service.jobs.store import JobStore
 from service.operations.retention import collection
 from service.operations.retention.collection import RetentionLoop, collect
 from service.operations.retention.policy import RetentionPolicy
+from service.settings import Settings
 from service.web.errors import CollectionRunning
 from tests.service.operations.retention.stored_data import DAY_S, ITEMS, StoredData, StoredItem, jobs_in
-from tests.support.service.fake_cluster import new_job
+from tests.support.service.fake_cluster import FakeCluster, new_job
 
 SLOW = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -205,3 +208,14 @@ def test_the_loop_collects_once_an_interval_on_one_control_plane(sqlite_template
         now = collection.INTERVAL_S
         first.step()
         assert data.files() == {}
+
+
+def test_a_control_plane_collects_periodically_only_with_a_policy_for_user_data(
+    sqlite_engine: Engine, tmp_path: Path
+) -> None:
+    def loops(**settings: float) -> set[str]:
+        chosen = Settings(data_dir=tmp_path, storage=str(tmp_path), **settings)  # type: ignore[arg-type]
+        app = create_app(chosen, engine=sqlite_engine, cluster=FakeCluster())
+        return {loop.monitor.name for loop in _background_loops(app, chosen)}
+
+    assert loops(retain_logs_days=30) - loops(retain_deliveries_days=1) == {"retention"}
