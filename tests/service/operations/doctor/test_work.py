@@ -19,11 +19,15 @@ NOW = time.time()
 HOUR = 3600.0
 
 
+def now() -> float:
+    return NOW
+
+
 def test_loops_that_are_late_or_failing_are_reported_by_name() -> None:
-    now = 0.0
-    monitors = [StepMonitor(name, clock=lambda: now) for name in ("reconciler", "webhooks")]
+    seconds = 0.0
+    monitors = [StepMonitor(name, clock=lambda: seconds) for name in ("reconciler", "webhooks")]
     assert work.check_loops(monitors).message == "reconciler 0 s ago, webhooks 0 s ago"
-    now = LATE_S + 1
+    seconds = LATE_S + 1
     with monitors[1].step():
         pass
     found = work.check_loops(monitors)
@@ -39,12 +43,12 @@ def test_tasks_that_no_control_plane_performs_are_reported(sqlite_engine: Engine
 
 
 def test_the_oldest_waiting_job_is_reported_with_its_obstacle(sqlite_engine: Engine) -> None:
-    assert work.check_queue(sqlite_engine).message == "no job waits"
+    assert work.check_queue(sqlite_engine, now).message == "no job waits"
     store = JobStore(sqlite_engine)
     queued(store, created_at=NOW)
-    assert work.check_queue(sqlite_engine).severity == "ok"
+    assert work.check_queue(sqlite_engine, now).severity == "ok"
     oldest = queued(store, created_at=NOW - 2 * HOUR, message="needs 8 CPUs")
-    found = work.check_queue(sqlite_engine)
+    found = work.check_queue(sqlite_engine, now)
     assert found.severity == "warning"
     assert found.message == f"2 jobs wait, the oldest ({oldest.id}) for 120 min: needs 8 CPUs"
 
@@ -53,13 +57,13 @@ def test_jobs_that_stay_in_a_transition_are_stuck(sqlite_engine: Engine) -> None
     store = JobStore(sqlite_engine)
     queued(store, state="starting", started_at=NOW - 10)
     queued(store, state="cancelling", stop_by=NOW)
-    assert work.check_stuck_jobs(sqlite_engine, 600).severity == "ok"
+    assert work.check_stuck_jobs(sqlite_engine, 600, now).severity == "ok"
     stuck = [
         queued(store, state="starting", started_at=NOW - HOUR),
         queued(store, state="pausing", stop_by=NOW - HOUR),
         queued(store, state="deleting", changed_at=NOW - 2 * HOUR),
     ]
-    found = work.check_stuck_jobs(sqlite_engine, 600)
+    found = work.check_stuck_jobs(sqlite_engine, 600, now)
     assert found.message.startswith("3 jobs are stuck")
     assert all(f"{job.id} ({job.state})" in found.message for job in stuck)
 
@@ -75,11 +79,11 @@ def test_overdue_and_abandoned_deliveries_are_reported(sqlite_engine: Engine) ->
         session.add(Webhook(id="wh_1", url="", secret="", events=[], created_at=NOW, created_by="a"))
     add_delivery(sqlite_engine, 1, "waiting", NOW + HOUR)
     add_delivery(sqlite_engine, 2, "given_up", NOW - 48 * HOUR)
-    assert work.check_webhooks(sqlite_engine).severity == "ok"
+    assert work.check_webhooks(sqlite_engine, now).severity == "ok"
     add_delivery(sqlite_engine, 3, "given_up", NOW - HOUR)
-    assert "amd webhooks deliveries" in work.check_webhooks(sqlite_engine).remedy
+    assert "amd webhooks deliveries" in work.check_webhooks(sqlite_engine, now).remedy
     add_delivery(sqlite_engine, 4, "waiting", NOW - HOUR)
-    assert work.check_webhooks(sqlite_engine).severity == "error"
+    assert work.check_webhooks(sqlite_engine, now).severity == "error"
 
 
 def test_a_failed_deployment_is_reported_with_its_message(sqlite_engine: Engine) -> None:
