@@ -141,6 +141,8 @@ class BudgetConfig(Section):
     """Maximum wall time in hours, summed over restarts and excluding downtime."""
     clips: int | None = Field(None, ge=1)
     """Maximum number of training clips, summed over all trials and seeds."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Maximum GPU-hours: wall time multiplied by the GPUs that concurrent trials reserve. No limit without GPUs."""
 
 
 class SearchConfig(Section):

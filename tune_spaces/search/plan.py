@@ -43,6 +43,8 @@ class SweepPlan(NamedTuple):
     """Expected number of training clips, taking early stopping into account."""
     pflops: float
     """Compute needed to train on these clips, forward and backward, in PFLOPs."""
+    gpus: int = 0
+    """Number of GPUs that concurrent trials reserve."""
 
     def lines(self, hours: float | None = None) -> list[str]:
         """Format the plan for display. `hours` is the estimated duration on this machine."""
@@ -95,6 +97,7 @@ def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Re
         seeds=search.seeds,
         clips=clips,
         pflops=clips * step_flops(search.train).total / 1e15,
+        gpus=at_once * scaling.workers[0] if gpu else 0,
     )
 
 

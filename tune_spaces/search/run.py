@@ -193,6 +193,7 @@ class _SweepDriver:
             return self._result("failed", began, error.reason, error.message)
         self.signals.install()
         plan = _plan(config, sweep.space, self.steps)
+        sweep.gpus = plan.gpus
         progress.on_plan(plan, sweep.name)
         if sweep.remaining_trials():
             try:

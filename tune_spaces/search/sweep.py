@@ -33,6 +33,8 @@ class Sweep:
         self.ledger = Ledger(self.folder)
         self.train = config.train  # the teacher is replaced by its weights once trained
         self.stopping, self.grace_expired = threading.Event(), threading.Event()
+        self.gpus = 0
+        """Number of GPUs that concurrent trials reserve."""
         self.workers: dict[int, str] = {}
         """Placement group of each running trial's workers, by trial number."""
         self._population = config.algorithm == "pbt"
@@ -224,9 +226,11 @@ class Sweep:
     # Budget
 
     def budget_spent(self) -> bool:
-        """Whether the limit on wall time or clips has been reached."""
-        budget = self.config.budget
-        if budget.hours is not None and self.seconds() >= budget.hours * 3600:
+        """Whether the limit on wall time, GPU-hours or clips has been reached."""
+        budget, hours = self.config.budget, self.seconds() / 3600
+        if budget.hours is not None and hours >= budget.hours:
+            return True
+        if budget.gpu_hours is not None and hours * self.gpus >= budget.gpu_hours:
             return True
         return budget.clips is not None and self.clips() >= budget.clips
 

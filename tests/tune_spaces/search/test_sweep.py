@@ -283,6 +283,15 @@ def test_the_budget_limits_hours_across_restarts(tmp_path: Path, clock: Clock) -
     assert again.next_trial() is None
 
 
+def test_the_budget_limits_gpu_hours(tmp_path: Path, clock: Clock) -> None:
+    sweep = open_sweep(tmp_path, budget={"gpu_hours": 2})
+    clock.now += 1800
+    assert not sweep.budget_spent(), "no limit without GPUs"
+    sweep.gpus = 4
+    assert sweep.budget_spent()
+    assert sweep.next_trial() is None
+
+
 def test_the_hours_between_two_executions_do_not_count_towards_the_budget(tmp_path: Path, clock: Clock) -> None:
     sweep = open_sweep(tmp_path)
     begin_trial(sweep)
