@@ -44,6 +44,7 @@ from service.operations import health
 from service.operations.doctor import routes as doctor
 from service.operations.metrics import RequestMetrics
 from service.operations.retention import routes as retention
+from service.projects import routes as projects
 from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
 from service.registry.ownership import StorageOwners
@@ -135,7 +136,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     for router in (
         *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router),
         *(retention.router, doctor.router, encoders.router, serving.inference, serving.deployments, lab.router),
-        *(api_keys.router, session_routes.router, webhooks.router),
+        *(api_keys.router, session_routes.router, webhooks.router, projects.router),
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(serving.openai)

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import SCOPES, Admin, Scope, Secret, is_live, new_secret, read_secret
+from service.db.audit import record_change
 from service.db.models import ApiKey
 from service.web.errors import IllegalAction, NotFound
 from service.web.parameters import Timestamp
@@ -98,6 +99,7 @@ class KeyStore:
         key = _key(secret, request.name, project, request.scopes, actor, expires_at)
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             session.add(key)
+            record_change(session, actor, "key.create", key.id, project, f"scopes {', '.join(key.scopes)}")
         return key, secret
 
     def list(self, project: str | None) -> Sequence[ApiKey]:
@@ -108,7 +110,7 @@ class KeyStore:
         with Session(self._reading, expire_on_commit=False) as session:
             return list(session.scalars(query))
 
-    def revoke(self, key_id: str, project: str | None) -> None:
+    def revoke(self, key_id: str, project: str | None, actor: str) -> None:
         """Revoke a key. No-op if it is already revoked.
 
         Raises NotFound, including for a key from another project, or IllegalAction for the last admin key that covers
@@ -127,6 +129,7 @@ class KeyStore:
                 raise IllegalAction(message, allowed_actions=[])
             if key.revoked_at is None:
                 key.revoked_at = now
+                record_change(session, actor, "key.revoke", key_id, key.project, "revoked")
 
 
 def ensure_admin_key(engine: Engine, path: Path) -> bool:
@@ -228,7 +231,7 @@ def list_keys(request: Request, caller: Admin) -> KeyList:
 @router.delete("/{key_id}", status_code=HTTPStatus.NO_CONTENT)
 async def revoke_key(request: Request, caller: Admin, key_id: KeyId) -> None:
     """Revoke a key permanently. Other control planes may accept it for up to `AMD_KEY_CACHE_S` (default: 10 s)."""
-    await run_in_threadpool(_keys(request).revoke, key_id, caller.project)
+    await run_in_threadpool(_keys(request).revoke, key_id, caller.project, caller.id)
     request.app.state.authenticator.forget_key(key_id)
     logger.info("key %s revoked by %s", key_id, caller.id)
 

@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from service.auth.authentication import AUTHENTICATION_THREADS, Authenticator, Principal
+from service.db.audit import record_change
 from service.db.models import ApiKey, BrowserSession
 from service.web.errors import Unauthenticated
 
@@ -107,6 +108,9 @@ class BrowserSessions:
         with Session(self._engine) as session, session.begin():
             session.execute(delete(BrowserSession).where(BrowserSession.expires_at < now))
             session.add(row)
+            key = session.get(ApiKey, key_id)
+            project = key.project if key is not None else None
+            record_change(session, key_id, f"console.{kind}", key_id, project, "created")
         return token, expires_at
 
     def redeem(self, link: str) -> str:

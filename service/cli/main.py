@@ -40,6 +40,8 @@ from service.cli.open_console import console
 from service.cli.parity import parity
 from service.cli.presets import presets
 from service.cli.probe import probe
+from service.cli.projects import app as projects_app
+from service.cli.projects import audit, usage
 from service.cli.search import app as search_app
 from service.cli.stack import down, status, up
 from service.cli.train import train
@@ -68,7 +70,16 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "jobs": jobs_app,
         "encoders": encoders_app,
     },
-    "Access": {"login": login, "logout": logout, "contexts": contexts_app, "keys": keys_app, "webhooks": webhooks_app},
+    "Access": {
+        "login": login,
+        "logout": logout,
+        "contexts": contexts_app,
+        "keys": keys_app,
+        "webhooks": webhooks_app,
+        "projects": projects_app,
+        "usage": usage,
+        "audit": audit,
+    },
 }
 """All commands, in the order and under the headings of `amd --help`."""
 

@@ -18,6 +18,7 @@ from service.client.retries import Patience
 from service.jobs.schemas import JobRequest
 from service.operations.retention.policy import RetentionPolicy
 from service.operations.retention.routes import GcRequest
+from service.projects.schemas import ProjectPolicy
 from service.registry.schemas import ImportRequest
 from service.serving.schemas import DeploymentRequest
 from service.webhooks.routes import WebhookRequest
@@ -33,6 +34,7 @@ __all__ = [
     "KeyRequest",
     "NoAnswer",
     "Patience",
+    "ProjectPolicy",
     "RetentionPolicy",
     "WebhookRequest",
 ]

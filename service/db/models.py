@@ -34,6 +34,7 @@ class Job(Base):
         Index("jobs_by_state", "state", "created_at", "id"),
         Index("jobs_by_state_and_kind", "state", "kind", "created_at", "id"),
         Index("jobs_in_queue", "state", "priority", "created_at", "id"),
+        Index("jobs_in_queue_of_project", "state", "project", "priority", "created_at", "id"),
         Index("jobs_of_kind", "kind", "created_at", "id"),
     )
 
@@ -57,7 +58,8 @@ class Job(Base):
     device: Mapped[str] = mapped_column(String(8))
 
     wanted: Mapped[str] = mapped_column(String(16))
-    """Desired state: run, pause, cancel, delete, or limit once the time limit has passed."""
+    """Desired state: run, pause, cancel, delete, limit once the time limit has passed, or preempt to return to the
+    queue."""
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Text)
@@ -97,6 +99,7 @@ class Attempt(Base):
     """One attempt to run a job: a single submission to Ray."""
 
     __tablename__ = "attempts"
+    __table_args__ = (Index("attempts_by_end", "ended_at"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -107,6 +110,10 @@ class Attempt(Base):
     reason: Mapped[str | None] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Text)
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    cpus: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    """CPUs reserved for the attempt."""
+    gpus: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    """GPUs reserved for the attempt."""
 
 
 class JobEvent(Base):
@@ -315,3 +322,39 @@ class Deletion(Base):
     at: Mapped[float]
     done_at: Mapped[float | None]
     """Time at which the files were removed; None if files may still exist."""
+
+
+class ProjectSettings(Base):
+    """Scheduling policy of a project: its share, quotas and budgets. Projects without a row have the defaults."""
+
+    __tablename__ = "projects"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    policy: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+    changed_at: Mapped[float]
+    changed_by: Mapped[str] = mapped_column(String(100))
+
+
+class AuditEntry(Base):
+    """A change that a user made. Written together with the change and never modified."""
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("audit_by_time", "at", "id"),
+        Index("audit_of_project", "project", "at", "id"),
+        Index("audit_of_target", "target", "at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    at: Mapped[float]
+    actor: Mapped[str] = mapped_column(String(100))
+    """ID of the API key or OIDC subject that made the change."""
+    project: Mapped[str | None] = mapped_column(String(64))
+    """Project of the target; None if it belongs to no project."""
+    action: Mapped[str] = mapped_column(String(40))
+    """Kind of the target and verb, such as `job.cancel`."""
+    target: Mapped[str] = mapped_column(String(200))
+    """ID or name of the changed object."""
+    outcome: Mapped[str] = mapped_column(String(200))
+    """Result of the change, such as the job's new state."""

@@ -39,6 +39,7 @@ from service.jobs.schemas import (
     TrialView,
 )
 from service.jobs.store import JobFilter, JobStore, new_job_id
+from service.projects.store import ProjectStore
 from service.settings import Settings
 from service.web.bounded_calls import BoundedCalls, report_progress, with_progress
 from service.web.errors import UriNotAllowed
@@ -150,6 +151,7 @@ def submit(
     Repeating a request with the same `Idempotency-Key` returns the same job.
     """
     project = project_of(caller, body.project)
+    ProjectStore(jobs.engine).check_priority(project, body.priority)
     root = settings.root
     config = resolved(body, policy, settings, project)
     needs, now, job_id = resources_of(config), time.time(), new_job_id(body.kind)
@@ -277,12 +279,7 @@ def retry_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config, po
 
 
 def _act(
-    jobs: JobStore,
-    settings: Settings,
-    job_id: str,
-    caller: Principal,
-    action: Action,
-    deadline_s: float | None = None,
+    jobs: JobStore, settings: Settings, job_id: str, caller: Principal, action: Action, deadline_s: float | None = None
 ) -> JobView:
     job = act(jobs, job_id, caller.project, action, caller.id, deadline_s)
     return views.job_view(job, jobs.newest_attempts([job]).get(job.id), settings.root)

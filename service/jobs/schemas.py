@@ -139,6 +139,10 @@ class AttemptView(ApiModel):
     started_at: datetime
     ended_at: datetime | None
     failure: FailureView | None
+    cpus: float = 0.0
+    """CPUs reserved for the attempt."""
+    gpus: float = 0.0
+    """GPUs reserved for the attempt."""
 
 
 class JobView(ApiModel):
@@ -184,6 +188,10 @@ class JobDetail(JobView):
     config: dict[str, Any]
     """Resolved config."""
     attempts: list[AttemptView]
+    cpu_hours: float = 0.0
+    """CPU-hours that the job has used so far, in all attempts."""
+    gpu_hours: float = 0.0
+    """GPU-hours that the job has used so far, in all attempts."""
 
 
 class JobFacets(ApiModel):

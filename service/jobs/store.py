@@ -1,5 +1,7 @@
 """Jobs in the database: every change is a compare-and-set on the job's version and is recorded as an event.
 
+Changes made by users are also recorded in the audit log.
+
 A deleted job keeps its row and its events, but appears only in its history and in listings that filter by its state.
 
 State transitions are decided in `actions` and `execution.reconciler`. A listener delivers the events, so this module
@@ -19,6 +21,7 @@ from sqlalchemy import ColumnElement, CursorResult, Engine, and_, delete, func, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
+from service.db.audit import record_change
 from service.db.batches import in_batches
 from service.db.models import Attempt, IdempotencyKey, Job, JobEvent, JobLabel
 from service.jobs.schemas import DELETED
@@ -135,6 +138,8 @@ class JobStore:
         data = {"state": job.state, "kind": job.kind, "name": job.name}
         event = JobEvent(job_id=job.id, version=1, at=job.created_at, type="created", actor=actor, data=data)
         session.add(event)
+        if actor != SERVICE:
+            record_change(session, actor, "job.submit", job.id, job.project, job.state)
         self._notify(session, job, event)
 
     def _notify(self, session: Session, job: Job, event: JobEvent) -> None:
@@ -287,6 +292,8 @@ class JobStore:
             session.flush()
             changed = session.get(Job, job.id, populate_existing=True)
             assert changed is not None
+            if actor != SERVICE:
+                record_change(session, actor, f"job.{event}", job.id, job.project, changed.state)
             self._notify(session, changed, row)
             return changed
 
@@ -311,13 +318,13 @@ class JobStore:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def finish_deletion(self, job: Job) -> None:
-        """Record that a job's files have been removed, and delete its config and its attempts, which quote the log.
+        """Record that a job's files have been removed. Deletes its config and its attempts' outcomes, which quote the log.
 
-        The job and its events are kept, since they show who deleted it. Raises StaleJob if another process has already
-        recorded it.
+        The job and its events are kept, since they show who deleted it, and its attempts, which count as usage. Raises
+        StaleJob if another process has already recorded it.
         """
         with self._write() as session:
-            session.execute(delete(Attempt).where(Attempt.job_id == job.id))
+            session.execute(update(Attempt).where(Attempt.job_id == job.id).values(outcome=None, message=""))
         self.change(job, "deleted", state="deleted", message="", config={}, progress=None)
 
 

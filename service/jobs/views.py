@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from service.jobs.schemas import (
     ProgressView,
     TrialView,
 )
+from service.projects.usage import hours_of
 from service.web.schemas import utc_datetime, utc_datetime_or_none
 
 
@@ -37,10 +39,15 @@ def job_detail(job: Job, attempts: Sequence[Attempt], root: str) -> JobDetail:
             started_at=utc_datetime(attempt.started_at),
             ended_at=utc_datetime_or_none(attempt.ended_at),
             failure=_failure(attempt),
+            cpus=attempt.cpus,
+            gpus=attempt.gpus,
         )
         for attempt in attempts
     ]
-    return JobDetail(**_fields(job, newest, root), config=job.config, attempts=views)
+    used = hours_of(attempts, time.time())
+    return JobDetail(
+        **_fields(job, newest, root), config=job.config, attempts=views, cpu_hours=used.cpus, gpu_hours=used.gpus
+    )
 
 
 def event_view(event: JobEvent) -> EventView:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.db.models import Delivery, Job
 from service.jobs.schemas import WAITING
+from service.projects.usage import UsageStore, start_of_month
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,16 @@ def _database_metrics(state: Any) -> CollectorRegistry:
     with Session(state.engine.execution_options(reads_only=True)) as session:
         ages = [session.scalar(select(func.min(Job.created_at)).where(Job.state == each)) for each in sorted(WAITING)]
         waiting = session.scalar(select(func.count()).select_from(Delivery).where(Delivery.state == "waiting"))
+    hours = Gauge(
+        "amd_usage_hours",
+        "Hours for which jobs reserved GPUs or CPUs since the start of the month (UTC), by resource.",
+        ["resource"],
+        registry=registry,
+    )
+    now = time.time()
+    used = UsageStore(state.engine).by_project(start_of_month(now), now).values()
+    hours.labels("gpu").set(sum(each.gpus for each in used))
+    hours.labels("cpu").set(sum(each.cpus for each in used))
     oldest.set(max((time.time() - at for at in ages if at is not None), default=0.0))
     backlog.set(waiting or 0)
     return registry

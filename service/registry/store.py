@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
 from amd.storage import is_remote, local_path
+from service.db.audit import record_change
 from service.db.batches import in_batches
 from service.db.models import Alias, AliasMove, Deletion, Deployment, Job, JobEvent, RegisteredEncoder
 from service.jobs.kinds import uris_in
@@ -118,6 +119,7 @@ class EncoderStore:
             session.delete(found)
             row = Deletion(kind=ENCODER, object_id=encoder_id, project=found.project, actor=actor, at=time.time())
             session.add(row)
+            record_change(session, actor, "encoder.delete", encoder_id, found.project, "deleted")
 
     def pending_deletions(self) -> Sequence[str]:
         """Return the IDs of deleted encoders whose files may remain."""
@@ -177,6 +179,7 @@ class EncoderStore:
         alias.encoder_id, alias.moves, alias.changed_at, alias.changed_by = target.id, number, now, actor
         session.flush()  # insert the alias first: of two concurrent creations one fails here
         session.add(AliasMove(project=project, name=name, number=number, encoder_id=target.id, at=now, actor=actor))
+        record_change(session, actor, "alias.move", name, project, target.id)
         return alias
 
     def delete_alias(self, project: str, name: str, actor: str) -> None:
@@ -188,6 +191,7 @@ class EncoderStore:
             number, at = alias.moves + 1, time.time()
             session.add(AliasMove(project=project, name=name, number=number, encoder_id=None, at=at, actor=actor))
             session.delete(alias)
+            record_change(session, actor, "alias.delete", name, project, "deleted")
 
     def alias(self, project: str, name: str) -> tuple[Alias, Sequence[AliasMove]]:
         """Return an alias and its moves, oldest first. Raises NotFound."""

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
 from service.background import StepMonitor
+from service.db.audit import record_change
 from service.db.leases import LeaseKeeper
 from service.db.models import Deletion, Deployment
 from service.registry.store import EncoderStore
@@ -46,15 +47,21 @@ class DeploymentStore:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
-    def put(self, desired: Deployment, if_match: str | None = None) -> tuple[Deployment, bool]:
+    def put(
+        self,
+        desired: Deployment,
+        if_match: str | None = None,
+        check: Callable[[Session, Deployment], None] = lambda session, desired: None,
+    ) -> tuple[Deployment, bool]:
         """Create or update a deployment. Returns the deployment and whether it is new.
 
-        Raises NotFound if the name belongs to another project, or PreconditionFailed if `if_match` does not match the
-        ETag of the current settings.
+        `check` is called within the transaction and may raise an error. Raises NotFound if the name belongs to another
+        project, or PreconditionFailed if `if_match` does not match the ETag of the current settings.
         """
         while True:
             try:
                 with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                    check(session, desired)
                     return self._put(session, desired, if_match)
             except IntegrityError:  # created concurrently
                 continue
@@ -64,6 +71,7 @@ class DeploymentStore:
         if found is None:
             check_match(if_match, None)
             session.add(desired)
+            record_change(session, desired.created_by, "deployment.put", desired.name, desired.project, "created")
             return desired, True
         if found.project != desired.project:
             raise NotFound(
@@ -74,6 +82,7 @@ class DeploymentStore:
         for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
             setattr(found, field, getattr(desired, field))
         found.version += 1
+        record_change(session, desired.created_by, "deployment.put", desired.name, desired.project, "updated")
         return found, False
 
     def all(self, project: str | None = None) -> Sequence[Deployment]:
@@ -117,6 +126,7 @@ class DeploymentStore:
             now = time.time()
             row = Deletion(kind="deployment", object_id=name, project=found.project, actor=actor, at=now, done_at=now)
             session.add(row)
+            record_change(session, actor, "deployment.delete", name, found.project, "deleted")
 
     def record_status(
         self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str], replicas: int | None = None

@@ -49,6 +49,10 @@ class InfeasibleDeployment(ServiceError, code="infeasible_resources"):
     """The replicas do not fit in the cluster; `needed`, `reserved` and `total` are amounts of `field`."""
 
 
+class QuotaExceeded(ServiceError, code="quota_exceeded"):
+    """The request exceeds a quota of its project: `limit` of the quota, and `field` of the request."""
+
+
 class AliasMoved(ServiceError, code="alias_moved"):
     """The alias points to a different encoder than the request expects; `current` is the ID of that encoder."""
 
@@ -160,6 +164,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "illegal_action": ErrorResponse(HTTPStatus.CONFLICT),
     "encoder_in_use": ErrorResponse(HTTPStatus.CONFLICT),
     "infeasible_resources": ErrorResponse(HTTPStatus.CONFLICT),
+    "quota_exceeded": ErrorResponse(HTTPStatus.CONFLICT),
     "alias_moved": ErrorResponse(HTTPStatus.CONFLICT),
     "precondition_failed": ErrorResponse(HTTPStatus.PRECONDITION_FAILED),
     "collection_running": ErrorResponse(HTTPStatus.CONFLICT, retry_after_s=30),

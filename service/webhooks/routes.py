@@ -19,7 +19,7 @@ from service.web.schemas import ApiModel, Project, utc_datetime
 from service.webhooks.addresses import AddressNotAllowed, checked_url
 from service.webhooks.store import WAITING, WebhookStore
 
-EventType = Literal["created", "edit", "time_limit"] | State | Action
+EventType = Literal["created", "edit", "time_limit", "preempt"] | State | Action
 
 
 class WebhookRequest(ApiModel):
@@ -109,7 +109,7 @@ def list_webhooks(request: Request, caller: Admin) -> WebhookList:
 @router.delete("/{webhook_id}", status_code=HTTPStatus.NO_CONTENT)
 def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> None:
     """Delete a webhook and its pending deliveries."""
-    _webhooks(request).delete(webhook_id, caller.project)
+    _webhooks(request).delete(webhook_id, caller.project, caller.id)
 
 
 @router.get("/{webhook_id}/deliveries")

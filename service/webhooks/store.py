@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import CursorResult, Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from service.db.audit import record_change
 from service.db.models import Delivery, Job, JobEvent, Webhook
 from service.jobs.store import JobStore
 from service.web.errors import NotFound
@@ -114,6 +115,7 @@ class WebhookStore:
         )
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             session.add(webhook)
+            record_change(session, actor, "webhook.create", webhook.id, project, "created")
         return webhook
 
     def of_project(self, project: str | None) -> Sequence[Webhook]:
@@ -124,10 +126,12 @@ class WebhookStore:
         with Session(self._reading, expire_on_commit=False) as session:
             return list(session.scalars(query))
 
-    def delete(self, webhook_id: str, project: str | None) -> None:
+    def delete(self, webhook_id: str, project: str | None, actor: str) -> None:
         """Delete a webhook with all its deliveries. Raises NotFound, including for a webhook in another project."""
         with Session(self._engine) as session, session.begin():
-            session.delete(_of(session, webhook_id, project))
+            webhook = _of(session, webhook_id, project)
+            session.delete(webhook)
+            record_change(session, actor, "webhook.delete", webhook_id, webhook.project, "deleted")
 
     def deliveries(self, webhook_id: str, project: str | None, limit: int) -> Sequence[Delivery]:
         """List a webhook's latest deliveries, newest first. Raises NotFound."""

@@ -13,6 +13,7 @@ from service.client._async.deployments import AsyncDeployments
 from service.client._async.encoders import AsyncAliases, AsyncEncoders
 from service.client._async.jobs import AsyncJobs
 from service.client._async.keys import AsyncKeys
+from service.client._async.projects import AsyncProjects
 from service.client._async.requests import TIMEOUT, AsyncApiMethods
 from service.client._async.webhooks import AsyncWebhooks
 from service.client.discovery import find_service
@@ -46,6 +47,7 @@ class AsyncClient(AsyncApiMethods):
         self.jobs = AsyncJobs(self._http, self._patience)
         self.keys = AsyncKeys(self._http, self._patience)
         self.webhooks = AsyncWebhooks(self._http, self._patience)
+        self.projects = AsyncProjects(self._http, self._patience)
         self.encoders = AsyncEncoders(self._http, self._patience)
         self.aliases = AsyncAliases(self._http, self._patience)
         self.deployments = AsyncDeployments(self._http, self._patience)

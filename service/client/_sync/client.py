@@ -14,6 +14,7 @@ from service.client._sync.deployments import Deployments
 from service.client._sync.encoders import Aliases, Encoders
 from service.client._sync.jobs import Jobs
 from service.client._sync.keys import Keys
+from service.client._sync.projects import Projects
 from service.client._sync.requests import TIMEOUT, ApiMethods
 from service.client._sync.webhooks import Webhooks
 from service.client.discovery import find_service
@@ -47,6 +48,7 @@ class Client(ApiMethods):
         self.jobs = Jobs(self._http, self._patience)
         self.keys = Keys(self._http, self._patience)
         self.webhooks = Webhooks(self._http, self._patience)
+        self.projects = Projects(self._http, self._patience)
         self.encoders = Encoders(self._http, self._patience)
         self.aliases = Aliases(self._http, self._patience)
         self.deployments = Deployments(self._http, self._patience)

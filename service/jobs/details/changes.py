@@ -8,13 +8,18 @@ from service.db.models import Job
 from service.jobs.details.schemas import CloneRequest, JobChange
 from service.jobs.schemas import WAITING, JobRequest
 from service.jobs.store import JobStore, StaleJob
+from service.projects.store import ProjectStore
 from service.web.errors import IllegalAction
 
 CHOSEN_BY_SERVICE = ("name", "storage", "output")  # fields of a config that the service sets for each job
 
 
 def change(store: JobStore, job_id: str, project: str | None, changes: JobChange, actor: str) -> Job:
-    """Apply changes to a job. Raises NotFound, or IllegalAction if the priority can no longer be changed."""
+    """Apply changes to a job.
+
+    Raises NotFound, IllegalAction if the priority can no longer change, or QuotaExceeded if it exceeds the project's
+    maximum.
+    """
     fields = changes.model_dump(exclude_unset=True)
     if fields.get("labels", ...) is None:
         fields["labels"] = {}
@@ -31,6 +36,8 @@ def change(store: JobStore, job_id: str, project: str | None, changes: JobChange
                 "the priority can be changed only while a job is waiting or paused"
             )
             raise IllegalAction(message, allowed_actions=[])
+        if "priority" in new:
+            ProjectStore(store.engine).check_priority(job.project, new["priority"])
         try:
             return store.edit(job, new, actor)
         except StaleJob:

@@ -110,7 +110,7 @@ def test_one_key_remains_when_admins_concurrently_revoke_each_others_keys(engine
 
         def revoke(replica: Engine, key_id: str) -> bool:
             try:
-                KeyStore(replica).revoke(key_id, None)
+                KeyStore(replica).revoke(key_id, None, "test")
             except IllegalAction:
                 return False
             return True

@@ -25,6 +25,9 @@ from service.auth.sessions import is_browser_path
 from service.db.models import Alias, ApiKey, Delivery, Deployment, Job, RegisteredEncoder, Webhook
 from service.jobs.kinds import resolve
 from service.jobs.store import JobStore
+from service.projects.audit import AuditFilter, AuditLog
+from service.projects.schemas import ProjectPolicy
+from service.projects.store import ProjectStore
 from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, ServingSettings, new_deployment
 from service.settings import Settings
@@ -51,6 +54,8 @@ class Rule(NamedTuple):
     """Whether the route takes a name within a project, which must be specified if the key covers all projects."""
     unknown: int = 404
     """Status for an object that does not exist."""
+    all_projects: bool = False
+    """Whether the key must cover all projects."""
 
 
 RULES: dict[tuple[str, str], Rule] = {
@@ -116,10 +121,21 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/webhooks"): Rule("admin", lists=True),
     ("DELETE", "/v1/webhooks/{webhook_id}"): Rule("admin"),
     ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Rule("admin"),
+    ("GET", "/v1/projects"): Rule("admin"),
+    ("GET", "/v1/projects/{project}"): Rule("admin"),
+    ("PUT", "/v1/projects/{project}"): Rule("admin", {"share": 2}, all_projects=True),
+    ("GET", "/v1/usage"): Rule("read"),
+    ("GET", "/v1/audit"): Rule("admin", lists=True),
+}
+CHANGES_NOTHING = {  # routes that answer a question sent as a body
+    route
+    for route, rule in RULES.items()
+    if route[0] == "GET" or rule.needs == "infer" or route[1] in ("/v1/validate", "/v1/jobs/{job_id}/neighbours")
 }
 PUBLIC = {  # parameters of routes whose objects belong to no project
     "/v1/presets/{name}": {"name": "demo-image-amd"},
     "/v1/schemas/{kind}": {"kind": "train"},
+    "/v1/projects/{project}": {"project": "ours"},  # isolation is tested in tests/service/projects
 }
 NEVER = {  # IDs of objects that do not exist
     "job_id": "train-never",
@@ -154,6 +170,7 @@ class ApiFixture:
         publish(self.root, encoder)
         EncoderStore(self.engine).move_alias(project, alias, encoder, "test")
         deployed = f"serves-{key}"  # serves a different encoder, so that requests to this one find no deployment
+        ProjectStore(self.engine).put(project, ProjectPolicy(), "test")
         plain: dict[str, Any] = {"candidate": None, "share": 0.0, "settings": ServingSettings()}
         DeploymentStore(self.engine).put(new_deployment(deployed, project, "test", encoder="another", **plain))
         names = {"encoder": encoder, "other": encoder, "alias": alias, "name": deployed}
@@ -237,7 +254,10 @@ def test_a_route_accepts_its_required_scope_and_rejects_lesser_scopes(api: ApiFi
             api.objects = {name: api._create_objects(name) for name in ("ours", "theirs")}
             header, before = key_to(api.engine, *scopes, project=project), api.state()
             response = api.request(route, header, named=project is None)
-            if sufficient:
+            if sufficient and RULES[route].all_projects and project is not None:
+                assert response.status_code == 403
+                assert api.state() == before
+            elif sufficient:
                 authorized = response.status_code < 400 or response.json()["code"] == "not_possible"
                 assert authorized or response.status_code == 409, (scopes, project, response.text)
             else:
@@ -314,8 +334,31 @@ def test_lists_are_limited_to_the_callers_project(api: ApiFixture, route: tuple[
     assert not any(name in shown.text for name in api.objects["theirs"].values())
 
 
+JOB_STATES = {"cancel": "queued", "pause": "queued", "resume": "paused", "retry": "failed"}  # that allow the action
+
+
+@pytest.mark.parametrize("route", [route for route in RULES if route not in CHANGES_NOTHING], ids=" ".join)
+def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, str]) -> None:
+    ours = api.objects["ours"]
+    with Session(api.engine) as session, session.begin():
+        job = session.get(Job, ours["job_id"])
+        assert job is not None
+        job.state = JOB_STATES.get(route[1].rpartition("/")[2], "succeeded")
+    if route == ("DELETE", "/v1/encoders/{encoder}"):
+        EncoderStore(api.engine).delete_alias("ours", ours["alias"], "test")  # an encoder in use is not deleted
+    if route == ("PUT", "/v1/encoders/aliases/{alias}"):
+        ours["encoder"] = index_encoder(api.engine, "another-encoder", "ours")  # otherwise the alias does not move
+    header = key_to(api.engine, "admin")
+    response = api.request(route, header, named=True)
+    assert response.status_code < 400, response.text
+    (entry,) = AuditLog(api.engine).list(AuditFilter(actor=header["Authorization"].split("_")[1]))[0]
+    assert entry.project in ("ours", "default", None)
+    assert entry.target in response.text + route[1].format(**ours | {"project": "ours"}) + header["Authorization"]
+
+
 CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs not in ("infer", "read")]
 CREATING.remove(("PATCH", "/v1/jobs/{job_id}"))  # a job stays in its project
+CREATING.remove(("PUT", "/v1/projects/{project}"))
 
 
 @pytest.mark.parametrize("route", CREATING, ids=" ".join)

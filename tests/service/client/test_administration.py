@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from service.client import ApiError, AsyncClient, Client, JobRequest, KeyRequest, WebhookRequest
+from service.client import ApiError, AsyncClient, Client, JobRequest, KeyRequest, ProjectPolicy, WebhookRequest
 from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import Server, serving
 
@@ -64,3 +64,19 @@ def test_a_key_is_created_listed_and_revoked(client_case: tuple[Any, Resolve], s
     resolve(client.keys.revoke(created.id))
     with Client(server.url, created.key) as reader, pytest.raises(ApiError, match="unauthenticated"):
         list(reader.jobs.list())
+
+
+def test_a_project_is_stored_read_and_its_changes_are_listed(client_case: tuple[Any, Resolve]) -> None:
+    client, resolve = client_case
+    stored = resolve(client.projects.put("video", ProjectPolicy(share=2, max_gpus=8)))
+    assert (stored.name, stored.share, stored.max_gpus) == ("video", 2.0, 8.0)
+    assert resolve(client.projects.get("video")) == stored
+    assert resolve(client.projects.list()) == [stored]
+    assert resolve(client.projects.usage("job", project="video")).items == []
+
+    async def collected() -> list[Any]:
+        return [entry async for entry in client.projects.changes(target="video")]
+
+    changes = client.projects.changes(target="video")
+    found = resolve(collected()) if isinstance(changes, AsyncIterator) else list(changes)
+    assert [(entry.action, entry.outcome) for entry in found] == [("project.put", "created")]

@@ -1,0 +1,62 @@
+"""Methods for projects: `client.projects`, and for what is recorded by project: usage and users' changes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+from service.client._async.requests import AsyncApiMethods
+from service.client.messages import api_path
+from service.projects.schemas import (
+    AuditPage,
+    AuditView,
+    ProjectList,
+    ProjectPolicy,
+    ProjectView,
+    UsageGroup,
+    UsageList,
+)
+
+
+class AsyncProjects(AsyncApiMethods):
+    async def list(self) -> list[ProjectView]:
+        """List the projects that have a policy."""
+        return (await self._request("GET", api_path("projects"), ProjectList)).items
+
+    async def get(self, name: str) -> ProjectView:
+        return await self._request("GET", api_path("projects", name), ProjectView)
+
+    async def put(self, name: str, policy: ProjectPolicy) -> ProjectView:
+        """Create a project, or replace its policy."""
+        body = policy.model_dump(mode="json")
+        return await self._request("PUT", api_path("projects", name), ProjectView, body=body)
+
+    async def usage(
+        self,
+        by: UsageGroup = "project",
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        project: str | None = None,
+        limit: int | None = None,
+    ) -> UsageList:
+        """Sum up the hours for which jobs reserved resources. Default: in the current month (UTC)."""
+        query = {"by": by, "since": _text(since), "until": _text(until), "project": project, "limit": limit}
+        return await self._request("GET", api_path("usage"), UsageList, query=query)
+
+    def changes(
+        self,
+        *,
+        project: str | None = None,
+        target: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> AsyncIterator[AuditView]:
+        """Iterate over changes made by users, newest first, fetching pages as needed."""
+        query = {"target": target, "actor": actor, "since": _text(since), "until": _text(until), "project": project}
+        return self._pages(api_path("audit"), AuditPage, query)
+
+
+def _text(at: datetime | None) -> str | None:
+    return at.isoformat() if at is not None else None

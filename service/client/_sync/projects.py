@@ -1,0 +1,63 @@
+# Generated from service/client/_async/projects.py by `python -m tests.support.blocking_client`; do not edit.
+"""Methods for projects: `client.projects`, and for what is recorded by project: usage and users' changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from service.client._sync.requests import ApiMethods
+from service.client.messages import api_path
+from service.projects.schemas import (
+    AuditPage,
+    AuditView,
+    ProjectList,
+    ProjectPolicy,
+    ProjectView,
+    UsageGroup,
+    UsageList,
+)
+
+
+class Projects(ApiMethods):
+    def list(self) -> list[ProjectView]:
+        """List the projects that have a policy."""
+        return (self._request("GET", api_path("projects"), ProjectList)).items
+
+    def get(self, name: str) -> ProjectView:
+        return self._request("GET", api_path("projects", name), ProjectView)
+
+    def put(self, name: str, policy: ProjectPolicy) -> ProjectView:
+        """Create a project, or replace its policy."""
+        body = policy.model_dump(mode="json")
+        return self._request("PUT", api_path("projects", name), ProjectView, body=body)
+
+    def usage(
+        self,
+        by: UsageGroup = "project",
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        project: str | None = None,
+        limit: int | None = None,
+    ) -> UsageList:
+        """Sum up the hours for which jobs reserved resources. Default: in the current month (UTC)."""
+        query = {"by": by, "since": _text(since), "until": _text(until), "project": project, "limit": limit}
+        return self._request("GET", api_path("usage"), UsageList, query=query)
+
+    def changes(
+        self,
+        *,
+        project: str | None = None,
+        target: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Iterator[AuditView]:
+        """Iterate over changes made by users, newest first, fetching pages as needed."""
+        query = {"target": target, "actor": actor, "since": _text(since), "until": _text(until), "project": project}
+        return self._pages(api_path("audit"), AuditPage, query)
+
+
+def _text(at: datetime | None) -> str | None:
+    return at.isoformat() if at is not None else None

@@ -1,0 +1,47 @@
+"""Read the audit log. Entries are written by the stores of the changed objects, with `service.db.audit`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from service.db.models import AuditEntry
+from service.web.pagination import after, cursor_of
+
+
+class AuditFilter(NamedTuple):
+    """Filter for a listing; None matches every entry."""
+
+    project: str | None = None
+    target: str | None = None
+    actor: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+class AuditLog:
+    """Users' changes in the database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._reading = engine.execution_options(reads_only=True)
+
+    def list(
+        self, where: AuditFilter, cursor: str | None = None, limit: int = 50
+    ) -> tuple[list[AuditEntry], str | None]:
+        """Return a page of entries, newest first, and the cursor of the next page. Raises BadCursor."""
+        query = select(AuditEntry).order_by(AuditEntry.at.desc(), AuditEntry.id.desc()).limit(limit + 1)
+        for column in ("project", "target", "actor"):
+            if (value := getattr(where, column)) is not None:
+                query = query.where(getattr(AuditEntry, column) == value)
+        if where.since is not None:
+            query = query.where(AuditEntry.at >= where.since)
+        if where.until is not None:
+            query = query.where(AuditEntry.at < where.until)
+        if cursor:
+            query = query.where(after(cursor, AuditEntry.at, AuditEntry.id))
+        with Session(self._reading, expire_on_commit=False) as session:
+            found = list(session.scalars(query))
+        last = found[limit - 1] if len(found) > limit else None
+        return found[:limit], cursor_of(last.at, last.id) if last is not None else None

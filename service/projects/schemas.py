@@ -1,0 +1,110 @@
+"""Request and response models of projects, usage and audit entries."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from service.web.schemas import ApiModel, Priority
+
+MAX_QUOTA = 10**6
+UsageGroup = Literal["project", "user", "job", "sweep"]
+
+
+class ProjectPolicy(ApiModel):
+    """Share, quotas and budgets of a project. null: the service's default, or no limit if it has none."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"share": 2, "max_priority": 10, "max_gpus": 16, "max_replicas": 4, "gpu_hours_per_month": 5000}
+            ]
+        }
+    )
+
+    share: float = Field(1.0, gt=0, le=1000)
+    """Weight in fair scheduling: projects with waiting jobs of equal priority receive resources in proportion to it."""
+    max_priority: Priority | None = None
+    """Maximum priority of new jobs."""
+    max_running_jobs: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    """Maximum number of concurrent jobs. Default: AMD_PROJECT_MAX_RUNNING."""
+    max_workers: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    """Maximum number of workers of concurrent jobs. Default: AMD_PROJECT_MAX_WORKERS."""
+    max_gpus: float | None = Field(None, ge=0, le=MAX_QUOTA)
+    """Maximum number of GPUs of concurrent jobs and of all replicas that deployments may start."""
+    max_deployments: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    """Maximum number of deployments."""
+    max_replicas: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    """Maximum number of replicas that all deployments may start."""
+    gpu_hours_per_month: float | None = Field(None, ge=0, le=10**9)
+    """Budget of GPU-hours per calendar month (UTC). Once it is used up, jobs that need GPUs wait for the next month."""
+    cpu_hours_per_month: float | None = Field(None, ge=0, le=10**9)
+    """Budget of CPU-hours per calendar month (UTC). Once it is used up, jobs wait for the next month."""
+
+
+class ProjectView(ProjectPolicy):
+    """A project with its policy and its usage in the current calendar month (UTC)."""
+
+    name: str
+    gpu_hours: float
+    """GPU-hours that jobs have used this month."""
+    cpu_hours: float
+    """CPU-hours that jobs have used this month."""
+    created_at: datetime
+    changed_at: datetime
+    changed_by: str
+
+
+class ProjectList(ApiModel):
+    items: list[ProjectView]
+
+
+class UsageView(ApiModel):
+    """Hours for which jobs reserved resources."""
+
+    key: str
+    """Project, user, or ID of the job or sweep, depending on `by`."""
+    project: str
+    gpu_hours: float
+    cpu_hours: float
+    jobs: int
+    """Number of jobs that ran in the period."""
+
+
+class UsageList(ApiModel):
+    """Usage in a period, largest first."""
+
+    since: datetime
+    until: datetime
+    items: list[UsageView]
+    gpu_hours: float
+    """Total GPU-hours, including those of items beyond the limit."""
+    cpu_hours: float
+    """Total CPU-hours, including those of items beyond the limit."""
+
+
+class AuditView(ApiModel):
+    """A change made by a user."""
+
+    id: str
+    at: datetime
+    actor: str
+    """ID of the API key, or `oidc:` followed by the token's subject."""
+    project: str | None
+    """Project of the target; null if it belongs to no project."""
+    action: str
+    """Kind of the target and verb, such as `job.cancel`."""
+    target: str
+    """ID or name of the changed object."""
+    outcome: str
+    """Result of the change, such as the job's new state."""
+
+
+class AuditPage(ApiModel):
+    """A page of changes, newest first."""
+
+    items: list[AuditView]
+    next_cursor: str | None
+    """Cursor for the next page; null on the last page."""

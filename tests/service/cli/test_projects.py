@@ -1,0 +1,63 @@
+"""Tests for `amd projects`, `amd usage` and `amd audit` against a real control plane."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from service.db.models import Attempt
+from service.jobs.store import JobStore
+from tests.support.service.fake_cluster import queued
+from tests.support.service.server import Server
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_values_of_a_policy_are_changed_one_by_one_and_removed(service: Server, amd: Command) -> None:
+    assert amd("projects", "set", "video", "share=2", "max_gpus=16")[0] == 0
+    stored = json.loads(amd("projects", "set", "video", "gpu_hours_per_month=500", "max_gpus=null", "--json")[1])
+    assert (stored["share"], stored["max_gpus"], stored["gpu_hours_per_month"]) == (2.0, None, 500.0)
+    assert json.loads(amd("projects", "show", "video", "--json")[1]) == stored
+    _, out, _ = amd("projects", "list")
+    assert "0.0 of 500" in out
+    assert "hours of the current month (UTC)" in out
+
+
+def test_invalid_values_of_a_policy_are_named(service: Server, amd: Command) -> None:
+    code, _, err = amd("projects", "set", "video", "share=0")
+    assert code == 2
+    assert "share: Input should be greater than 0" in err
+    assert "unknown: Extra inputs are not permitted" in amd("projects", "set", "video", "unknown=1")[2]
+    assert "max_gpus: must be KEY=VALUE" in amd("projects", "set", "video", "max_gpus")[2]
+
+
+def test_usage_is_shown_by_project_and_by_job(service: Server, amd: Command, sqlite_engine: Engine) -> None:
+    now = time.time()
+    job = queued(JobStore(sqlite_engine), project="video")
+    times = {"started_at": now - 60, "ended_at": now - 60 + 3.6}
+    with Session(sqlite_engine) as session, session.begin():
+        reserved = {"cpus": 4000.0, "gpus": 1000.0, "state": "failed", "message": "", "submission_id": job.id}
+        session.add(Attempt(job_id=job.id, number=1, **times, **reserved))
+    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now - 3600))
+    _, out, _ = amd("usage", "--since", since)
+    assert "total: 1.0 GPU-hours, 4.0 CPU-hours" in out
+    found = json.loads(amd("usage", "--by", "job", "--since", since, "--json")[1])
+    assert [row["key"] for row in found["items"]] == [job.id]
+    assert amd("usage", "--by", "color")[0] == 2
+
+
+def test_changes_are_listed_newest_first(service: Server, amd: Command) -> None:
+    amd("projects", "set", "video", "share=2")
+    amd("projects", "set", "video", "share=3")
+    found = json.loads(amd("audit", "--target", "video", "--json")[1])
+    assert [(entry["action"], entry["outcome"]) for entry in found] == [
+        ("project.put", "updated"),
+        ("project.put", "created"),
+    ]
+    _, out, _ = amd("audit", "--limit", "1")
+    assert "updated" in out
+    assert "created" not in out
