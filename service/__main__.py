@@ -38,7 +38,7 @@ from service.operations.retention.policy import policy_of
 from service.registry.discovery import EncoderDiscovery
 from service.registry.scanner import StorageScanner
 from service.serving.deployments import Deployer
-from service.serving.reservations import running_reservation
+from service.serving.reservations import deployed_gpus, running_reservation
 from service.settings import Settings
 from service.webhooks.sender import WebhookSender
 
@@ -199,10 +199,10 @@ def _background_loops(app: FastAPI, settings: Settings) -> Sequence[BackgroundLo
     """Create the background loops for jobs, deployments and webhooks, and add their monitors to the app's state."""
     state, engine = app.state, app.state.engine
     encoders = EncoderDiscovery(state.encoders, settings.root)
-    reserved = running_reservation(state.deployments)
+    reserved, gpus = running_reservation(state.deployments), deployed_gpus(state.deployments)
     runs = ExternalRunDiscovery(state.jobs, state.cluster, settings.root)
     loops: tuple[BackgroundLoop, ...] = (
-        Reconciler(state.jobs, state.cluster, settings, encoders, reserved=reserved),
+        Reconciler(state.jobs, state.cluster, settings, encoders, reserved=reserved, deployed_gpus=gpus),
         Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), state.serve_api, settings),
         StorageScanner(runs, encoders, LeaseKeeper(engine, "discovery")),
         WebhookSender(engine, allow_http=settings.webhooks_http, retain_days=settings.retain_deliveries_days),

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     """Maximum number of concurrent jobs per project. Default: no limit."""
     project_max_workers: int | None = Field(None, ge=1)
     """Maximum number of workers across a project's concurrent jobs. Default: no limit."""
+    preemption: bool = False
+    """Whether running jobs of lower priority are stopped after a final checkpoint, and return to the queue, if a job
+    lacks resources."""
 
     storage_threads: int = Field(32, ge=1)
     """Maximum number of concurrent requests that read the storage root; they run in separate threads."""

@@ -95,11 +95,15 @@ def act(
     """Apply an action to a job. No-op if the action is already in effect. Raises IllegalAction or NotFound."""
     while True:
         job = store.get(job_id, project, deleted=action == "delete")
-        if action in _FULFILLED.get(job.state, ()):
+        if job.wanted == "preempt" and action == "pause" and job.state == "pausing":
+            fields: dict[str, Any] = {"wanted": "pause"}  # it stops already, and then does not return to the queue
+        elif action in _FULFILLED.get(job.state, ()):
             return job
-        check_allowed(job, action)
+        else:
+            check_allowed(job, action)
+            fields = _fields(job, action, deadline_s, clock())
         try:
-            return store.change(job, action, actor=actor, **_fields(job, action, deadline_s, clock()))
+            return store.change(job, action, actor=actor, **fields)
         except StaleJob:
             continue
 

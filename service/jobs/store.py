@@ -318,7 +318,7 @@ class JobStore:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def finish_deletion(self, job: Job) -> None:
-        """Record that a job's files have been removed. Deletes its config and its attempts' outcomes, which quote the log.
+        """Record that a job's files have been removed. Delete its config and the outcomes of its attempts.
 
         The job and its events are kept, since they show who deleted it, and its attempts, which count as usage. Raises
         StaleJob if another process has already recorded it.

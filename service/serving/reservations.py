@@ -1,20 +1,26 @@
 """Cluster resources reserved by deployments: CPUs and GPUs of the running replicas, or of the minimum number of
 replicas if fewer are running.
 
-Replicas beyond the minimum start on resources that jobs leave idle, and reserve them only while running. Does not call
-Ray.
+Replicas beyond the minimum start on resources that jobs leave idle, and reserve them only while running. Quotas count
+all replicas that a deployment may start. Does not call Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
-from service.db.models import Deployment
-from service.jobs.execution.admission import Usage
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from service.db.models import Attempt, Deployment, Job
+from service.jobs.execution.backfill import Usage
 from service.jobs.execution.ray_jobs import Capacity
+from service.jobs.schemas import ACTIVE
+from service.projects.store import locked_policy
 from service.serving.deployments import DeploymentStore
 from service.serving.schemas import ServingSettings
-from service.web.errors import InfeasibleDeployment
+from service.web.errors import InfeasibleDeployment, QuotaExceeded
 
 
 def running_reservation(store: DeploymentStore) -> Callable[[], Usage]:
@@ -24,6 +30,58 @@ def running_reservation(store: DeploymentStore) -> Callable[[], Usage]:
         return _sum((one, max(_settings(one).replicas.min, one.replicas)) for one in store.all())
 
     return compute
+
+
+def deployed_gpus(store: DeploymentStore) -> Callable[[], Mapping[str, float]]:
+    """Return a function that computes the GPUs of all replicas that deployments may start, by project."""
+
+    def compute() -> Mapping[str, float]:
+        found = defaultdict[str, float](float)
+        for one in store.all():
+            found[one.project] += _max_gpus(one)
+        return found
+
+    return compute
+
+
+def check_quotas(session: Session, desired: Deployment) -> None:
+    """Raise QuotaExceeded if a deployment exceeds its project's quotas. Locks them until the end of the transaction.
+
+    An update that needs no more than before is permitted, even if the quota has been lowered since.
+    """
+    project, policy = desired.project, locked_policy(session, desired.project)
+    found = list(session.scalars(select(Deployment).where(Deployment.project == project)))
+    others = [one for one in found if one.name != desired.name]
+    before = [one for one in found if one.name == desired.name]
+    jobs = _gpus_of_jobs(session, project) if policy.max_gpus is not None else 0.0
+    quotas: tuple[tuple[str, str, Callable[[Deployment], float], float], ...] = (
+        ("name", "max_deployments", lambda _: 1.0, 0.0),
+        ("replicas.max", "max_replicas", _max_replicas, 0.0),
+        ("gpus", "max_gpus", _max_gpus, jobs),
+    )
+    for field, quota, count, used_by_jobs in quotas:
+        limit, needed, used = getattr(policy, quota), count(desired), used_by_jobs + sum(map(count, others))
+        if limit is not None and used + needed > limit and needed > sum(map(count, before)):
+            message = (
+                f"{field}: the deployment needs {needed:g} of project {project}'s {quota}={limit:g}, and "
+                f"{used:g} are in use; lower replicas.max or gpus, delete a deployment, or ask for a larger quota"
+            )
+            raise QuotaExceeded(message, field=field, quota=quota, needed=needed, used=used, limit=limit)
+
+
+def _gpus_of_jobs(session: Session, project: str) -> float:
+    newest = and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt)
+    active = (Job.project == project, Job.state.in_(ACTIVE))
+    return session.scalar(select(func.sum(Attempt.gpus)).join(Job, newest).where(*active)) or 0.0
+
+
+def _max_replicas(deployment: Deployment) -> int:
+    replicas = _settings(deployment).replicas
+    return max(replicas.min, replicas.max)
+
+
+def _max_gpus(deployment: Deployment) -> float:
+    return _max_replicas(deployment) * _settings(deployment).gpus
 
 
 def check_fits(desired: Deployment, others: Iterable[Deployment], capacity: Capacity) -> None:

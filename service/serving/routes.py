@@ -26,7 +26,7 @@ from service.serving.requests import (
     parse_inputs,
     read_request,
 )
-from service.serving.reservations import check_fits
+from service.serving.reservations import check_fits, check_quotas
 from service.serving.responses import NUMPY, check_array, negotiate_media_type, render_reply, to_base64
 from service.serving.schemas import (
     DeploymentList,
@@ -84,7 +84,8 @@ def put_deployment(
     """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced.
 
     The minimum number of replicas always reserves its `cpus` and `gpus`; if these do not fit in the cluster, the
-    response is 409 `infeasible_resources` with the required and available amounts.
+    response is 409 `infeasible_resources` with the amounts. If the project's quotas do not permit the replicas, it is
+    409 `quota_exceeded`.
 
     With `If-Match`, the deployment is updated only if its settings still have this ETag; otherwise the response is 412.
     """
@@ -105,7 +106,7 @@ def put_deployment(
         calls: BoundedCalls = request.app.state.ray_calls
         with suppress(ClusterUnavailable):  # then it is stored, and waits for the cluster
             check_fits(desired, store.all(), calls.run_from_thread(request.app.state.cluster.capacity))
-    stored, created = store.put(desired, if_match)
+    stored, created = store.put(desired, if_match, check_quotas)
     if created:
         response.headers["Location"] = f"/v1/deployments/{name}"
     response.headers["ETag"] = etag_of(stored)

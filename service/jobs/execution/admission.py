@@ -1,31 +1,27 @@
-"""Admission: decide which queued jobs may start now, given the cluster's resources and the configured limits.
+"""Admission: decide which queued jobs may start now, given the cluster's resources, quotas and configured limits.
 
-Jobs are offered in queue order (`queue.JobQueue`): highest priority first, then oldest. A job that fits the cluster but
-not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely. Resources held
-by programs outside the queue (`ray job submit`, notebooks) do not count as free. This module only makes the decision;
-it does not access the database or Ray.
+`scheduling` offers jobs in order. The first job that fits the cluster but not its free resources gets a reservation;
+jobs behind it start only if they do not delay it (`backfill`). What programs outside the queue hold (`ray job submit`,
+notebooks) is not free. This module only makes the decision; it does not access the database or Ray.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from service.db.models import Job
+from service.jobs.execution.backfill import ROUNDING, UNKNOWN, Holder, Reservation, Usage, expected_end, reserve
 from service.jobs.execution.queue import Exclusions
 from service.jobs.execution.ray_jobs import Capacity
+from service.projects.accounts import ProjectAccounts
+from service.projects.usage import ResourceHours
 from service.settings import Settings
 
 RELEASE_S = 15.0  # until Ray reports resources of an ended job as free
 START_S = 120.0  # until a started job holds its resources
-
-
-class Usage(NamedTuple):
-    """Resources held on the cluster."""
-
-    cpus: float = 0.0
-    gpus: float = 0.0
+HELD_HOURS = 1.0  # charged to a project for what it holds now, so that projects alternate before usage accrues
 
 
 class ExternalUsage:
@@ -54,81 +50,195 @@ class ExternalUsage:
         return found
 
 
+class Obstacle(NamedTuple):
+    """Why a job must wait, and which jobs wait with it."""
+
+    message: str
+    closes: Literal["nothing", "project", "queue"] = "nothing"
+    """Whether no job behind it may start: of any project, of its project, or only it waits."""
+
+
 class AdmissionController:
     """Counts the resources used by active jobs, and admits further jobs within the limits."""
 
-    def __init__(self, settings: Settings, capacity: Capacity, active: Iterable[Job]) -> None:
-        self._settings, self._capacity = settings, capacity
-        self._external = Usage()
-        self._cpus = self._gpus = 0.0
-        self._running = 0
-        self._jobs: Counter[str] = Counter()
-        self._workers: Counter[str] = Counter()
-        self.is_closed = False
-        """Whether no further job may start in this step."""
+    def __init__(
+        self,
+        settings: Settings,
+        capacity: Capacity,
+        active: Iterable[Job],
+        accounts: ProjectAccounts | None = None,
+        now: float = 0.0,
+    ) -> None:
+        """`capacity`: what deployments leave to jobs."""
+        self._settings, self._capacity, self._now = settings, capacity, now
+        self._accounts = accounts or ProjectAccounts()
+        self._total, self._external, self._held = Usage(capacity.cpus, capacity.gpus), Usage(), Usage()
+        self._active = list[Job]()
+        self._jobs, self._workers = Counter[str](), Counter[str]()
+        self._usage = dict[str, Usage]()  # of active jobs by project
+        self._gpu_quota_reached = set[str]()  # projects whose next GPU job waits for the quota
+        self.reserved_for: Job | None = None
+        """The first job that waits for resources to become free."""
+        self._reservation = Reservation(UNKNOWN, self._total)
         for job in active:
             self.admit(job)
 
     @property
     def usage(self) -> Usage:
         """Resources reserved for active jobs."""
-        return Usage(self._cpus, self._gpus)
+        return self._held
 
     def exclude(self, external: Usage) -> None:
         """Treat resources that are held outside the queue as unavailable."""
         self._external = external
 
+    def needs(self, job: Job) -> Usage:
+        """Return the resources that a job reserves on this cluster."""
+        needs_gpus = job.device == "cuda" or (job.device == "auto" and self._capacity.gpus >= job.workers)
+        return Usage(job.cpus, float(job.workers) if needs_gpus else 0.0)
+
     def admit(self, job: Job) -> None:
         """Count a job's resources as used."""
-        self._running += 1
+        needed = self.needs(job)
+        self._active.append(job)
         self._jobs[job.project] += 1
         self._workers[job.project] += job.workers
-        self._cpus += job.cpus
-        self._gpus += self._gpus_of(job)
-        self.is_closed = self.is_closed or self._running >= self._settings.max_running
+        self._usage[job.project] = self._usage.get(job.project, Usage()).plus(needed)
+        self._held = self._held.plus(needed)
+        if self.reserved_for is not None:
+            self._reservation = self._reservation.after(needed, expected_end(job, self._now))
 
-    @property
-    def exclusions(self) -> Exclusions:
-        """Jobs that cannot start in this step regardless of other admissions. Later pages of the queue omit them."""
-        max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
-        limits = dict[str, int]()
-        for project, jobs in self._jobs.items():
-            if max_jobs is not None and jobs >= max_jobs:
-                limits[project] = 0
-            elif max_workers is not None:
-                limits[project] = max_workers - self._workers[project]
+    def used_share(self, project: str) -> float:
+        """Return a project's recent usage of the cluster in relation to its share. Projects with less start first."""
+        recent = self._accounts.recent.get(project, ResourceHours())
+        held = self._usage.get(project, Usage())
+        used = (
+            (hours + HELD_HOURS * now) / max(total, 1.0)
+            for hours, now, total in zip(recent, held, self._total, strict=True)
+        )
+        return max(used) / self._accounts.policy(project).share
+
+    def exclusions(self, project: str) -> Exclusions:
+        """Return which jobs of a project cannot start in this step: the rest of its queue is read without them."""
+        policy = self._accounts.policy(project)
+        workers = _first(policy.max_workers, self._settings.project_max_workers)
+        without_gpus = project in self._gpu_quota_reached or self._over_budget(project, "gpus") is not None
         if self._settings.autoscaling:
-            return Exclusions(limits)
-        return Exclusions(limits, self._capacity.cpus, self._capacity.gpus)
+            return Exclusions(workers, max_gpus=0.0 if without_gpus else None)
+        return Exclusions(workers, self._total.cpus, 0.0 if without_gpus else self._total.gpus)
 
-    def obstacle(self, job: Job) -> str | None:
+    def obstacle(self, job: Job) -> Obstacle | None:
         """Return the reason why a job must wait, or None if it may start."""
-        max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
-        if self.is_closed:
-            return f"waiting for one of {self._settings.max_running} running jobs to end"
-        if max_jobs is not None and self._jobs[job.project] >= max_jobs:
-            return f"waiting for project {job.project} to drop below its limit of {max_jobs} running jobs"
-        if max_workers is not None and self._workers[job.project] + job.workers > max_workers:
-            return (
+        if len(self._active) >= self._settings.max_running:
+            message = f"waiting for one of {self._settings.max_running} running jobs to end"
+            return Obstacle(message, closes="queue")
+        needed = self.needs(job)
+        return self._quota_obstacle(job, needed) or self._resource_obstacle(job, needed)
+
+    def _quota_obstacle(self, job: Job, needed: Usage) -> Obstacle | None:
+        project, policy = job.project, self._accounts.policy(job.project)
+        max_jobs = _first(policy.max_running_jobs, self._settings.project_max_running)
+        max_workers = _first(policy.max_workers, self._settings.project_max_workers)
+        if max_jobs is not None and self._jobs[project] >= max_jobs:
+            message = f"waiting for project {project} to drop below its limit of {max_jobs} running jobs"
+            return Obstacle(message, closes="project")
+        if (over := self._over_budget(project, "cpus")) is not None:
+            return Obstacle(over, closes="project")
+        if max_workers is not None and self._workers[project] + job.workers > max_workers:
+            message = (
                 f"waiting for free workers: the job needs {job.workers}, "
-                f"and project {job.project} is limited to {max_workers}"
+                f"and project {project} is limited to {max_workers}"
             )
-        if self._settings.autoscaling:
+            # A job that exceeds the whole quota waits alone. Otherwise jobs behind it would overtake it indefinitely.
+            return Obstacle(message, closes="nothing" if job.workers > max_workers else "project")
+        return self._gpu_quota_obstacle(project, needed.gpus) if needed.gpus else None
+
+    def _gpu_quota_obstacle(self, project: str, gpus: float) -> Obstacle | None:
+        if (over := self._over_budget(project, "gpus")) is not None:
+            return Obstacle(over)
+        limit = self._accounts.policy(project).max_gpus
+        if limit is None:
             return None
-        total, gpus = self._capacity, self._gpus_of(job)
-        request = f"{job.cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-        if job.cpus > total.cpus or gpus > total.gpus:
-            return (
-                f"waiting for the cluster to grow: the job needs {request}, "
-                f"and the cluster has {total.cpus:g} CPUs and {total.gpus:g} GPUs in total"
+        deployed = self._accounts.deployed_gpus.get(project, 0.0)
+        held = self._usage.get(project, Usage()).gpus + deployed
+        if held + gpus > limit or project in self._gpu_quota_reached:
+            if deployed + gpus <= limit:  # otherwise it exceeds the whole quota and waits alone
+                self._gpu_quota_reached.add(project)
+            return Obstacle(
+                f"waiting for free GPUs: the job needs {gpus:g}, and project {project} is limited to {limit:g}, "
+                f"of which its jobs and deployments hold {held:g}"
             )
-        held = self._external
-        if self._cpus + job.cpus + held.cpus > total.cpus or self._gpus + gpus + held.gpus > total.gpus:
-            self.is_closed = True  # otherwise jobs behind this one would overtake it indefinitely
-            others = f"; programs outside the queue hold {held.cpus:g} CPUs and {held.gpus:g} GPUs" if any(held) else ""
-            return f"waiting for {request} to become free{others}"
         return None
 
-    def _gpus_of(self, job: Job) -> float:
-        needs_gpus = job.device == "cuda" or (job.device == "auto" and self._capacity.gpus >= job.workers)
-        return float(job.workers) if needs_gpus else 0.0
+    def _over_budget(self, project: str, resource: Literal["cpus", "gpus"]) -> str | None:
+        policy = self._accounts.policy(project)
+        budget = policy.cpu_hours_per_month if resource == "cpus" else policy.gpu_hours_per_month
+        used = getattr(self._accounts.month.get(project, ResourceHours()), resource)
+        if budget is None or used < budget:
+            return None
+        kind = "CPU-hours" if resource == "cpus" else "GPU-hours"
+        return f"waiting for the next month: project {project} has used {used:.1f} of its {budget:g} {kind}"
+
+    def _resource_obstacle(self, job: Job, needed: Usage) -> Obstacle | None:
+        if self._settings.autoscaling:
+            return None
+        if not needed.fits(self._total):
+            return Obstacle(
+                f"waiting for the cluster to grow: the job needs {_text(needed)}, "
+                f"and the cluster has {self._total.cpus:g} CPUs and {self._total.gpus:g} GPUs in total"
+            )
+        if not needed.fits(self._free):
+            if self.reserved_for is None:
+                self.reserved_for = job
+                self._reservation = reserve(needed, self._total, self._holders())
+            held = self._external
+            others = f"; programs outside the queue hold {held.cpus:g} CPUs and {held.gpus:g} GPUs" if any(held) else ""
+            is_full = self._free.cpus <= ROUNDING
+            return Obstacle(
+                f"waiting for {_text(needed)} to become free{others}", closes="queue" if is_full else "nothing"
+            )
+        if self.reserved_for is not None and not self._reservation.allows(needed, expected_end(job, self._now)):
+            return Obstacle(
+                f"waiting behind a job that needs {_text(self.needs(self.reserved_for))}; "
+                "a shorter time_limit_s may let this job start before it"
+            )
+        return None
+
+    @property
+    def _free(self) -> Usage:
+        return self._total.minus(self._external).minus(self._held)
+
+    def _holders(self) -> Iterable[Holder]:
+        yield Holder(self._external, UNKNOWN)
+        for job in self._active:
+            yield Holder(self.needs(job), expected_end(job, self._now))
+
+    def preemptible(self) -> list[Job]:
+        """Return the running jobs to stop for the job with the reservation: of lower priority, newest first.
+
+        Empty if their resources would not suffice, or if jobs that are stopping already release enough.
+        """
+        if self.reserved_for is None:
+            return []
+        needed, free = self.needs(self.reserved_for), self._free
+        for job in self._active:
+            if job.state in ("pausing", "cancelling"):
+                free = free.plus(self.needs(job))
+        chosen = list[Job]()
+        lower = (job for job in self._active if job.state == "running" and job.priority < self.reserved_for.priority)
+        for job in sorted(lower, key=lambda job: (job.priority, -(job.started_at or 0.0))):
+            if needed.fits(free):
+                break
+            missing = needed.minus(free)
+            if any(held > 0 and lack > 0 for held, lack in zip(self.needs(job), missing, strict=True)):
+                chosen.append(job)
+                free = free.plus(self.needs(job))
+        return chosen if needed.fits(free) else []
+
+
+def _text(needed: Usage) -> str:
+    return f"{needed.cpus:g} CPUs" + (f" and {needed.gpus:g} GPUs" if needed.gpus else "")
+
+
+def _first(*limits: int | None) -> int | None:
+    return next((limit for limit in limits if limit is not None), None)

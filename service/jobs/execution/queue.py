@@ -1,14 +1,14 @@
-"""Waiting jobs in queue order: highest priority first, then oldest. Read in pages, only as far as needed.
+"""Each project's waiting jobs in order: highest priority first, then oldest. Read in pages, and only as far as needed.
 
-Admission usually closes after a few jobs, while the queue may contain any number. Jobs that cannot start before other
-jobs end are left out of the following pages. Does not decide which job starts.
+Scheduling usually examines a few jobs, while the queue may contain any number. Jobs that cannot start before others
+end are left out of the pages that follow. Does not decide which job starts.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Engine, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
@@ -16,21 +16,19 @@ from sqlalchemy.orm import Session, defer
 from service.db.models import Job
 from service.jobs.schemas import WAITING
 
-FIRST_PAGE, PAGE = 20, 200
+FIRST_PAGE, PAGE = 20, 50
 
 
 class Exclusions(NamedTuple):
-    """Criteria for jobs that cannot start now, regardless of the jobs ahead of them."""
+    """Bounds on the jobs of a project that can start now; None: no bound."""
 
-    max_workers: Mapping[str, int] = {}
-    """Maximum number of workers that a job may have to start now, by project; 0 if none of its jobs may start."""
+    max_workers: int | None = None
     max_cpus: float | None = None
-    """Total number of CPUs in the cluster; None if the cluster grows on demand."""
     max_gpus: float | None = None
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
-        for project, workers in self.max_workers.items():
-            yield or_(Job.project != project, Job.workers <= workers)
+        if self.max_workers is not None:
+            yield Job.workers <= self.max_workers
         if self.max_cpus is not None:
             yield Job.cpus <= self.max_cpus
         if self.max_gpus is not None:
@@ -43,21 +41,26 @@ class JobQueue:
     def __init__(self, engine: Engine) -> None:
         self._reading = engine.execution_options(reads_only=True)
 
-    def waiting(self, now: float, excluded: Callable[[], Exclusions] = Exclusions) -> Iterator[Job]:
-        """Yield the jobs that may start at time `now`, in queue order, without their configs.
+    def projects(self) -> set[str]:
+        """Return the projects with waiting jobs."""
+        return {project for state in WAITING for project in self._in_turn(Job.project, Job.state == state)}
+
+    def waiting(self, project: str, now: float, excluded: Callable[[], Exclusions] = Exclusions) -> Iterator[Job]:
+        """Yield the jobs of a project that may start at time `now`, in queue order, without their configs.
 
         `excluded` is called before every page except the first, so that the first jobs always report why they are
         waiting.
         """
-        states = (self._in_state(state, now, excluded) for state in sorted(WAITING))
+        states = (self._in_state(state, project, now, excluded) for state in sorted(WAITING))
         return heapq.merge(*states, key=lambda job: (-job.priority, job.created_at, job.id))
 
-    def _in_state(self, state: str, now: float, excluded: Callable[[], Exclusions]) -> Iterator[Job]:
-        priority, limit, exclusions = None, FIRST_PAGE, Exclusions()
-        while (priority := self._next_priority(state, priority)) is not None:
+    def _in_state(self, state: str, project: str, now: float, excluded: Callable[[], Exclusions]) -> Iterator[Job]:
+        limit, exclusions = FIRST_PAGE, Exclusions()
+        for priority in self._in_turn(Job.priority, Job.state == state, Job.project == project, descending=True):
             last: Job | None = None
             while True:
-                where = [Job.state == state, Job.priority == priority, Job.not_before <= now, Job.origin == "api"]
+                where = [Job.state == state, Job.project == project, Job.priority == priority]
+                where += [Job.not_before <= now, Job.origin == "api"]
                 if last is not None:
                     where.append(tuple_(Job.created_at, Job.id) > tuple_(last.created_at, last.id))
                 page = self._page([*where, *exclusions.conditions()], limit)
@@ -67,12 +70,18 @@ class JobQueue:
                     break
                 last = page[-1]
 
-    def _next_priority(self, state: str, below: int | None) -> int | None:
-        query = select(func.max(Job.priority)).where(Job.state == state)
-        if below is not None:
-            query = query.where(Job.priority < below)
-        with Session(self._reading) as session:
-            return session.scalar(query)
+    def _in_turn(self, column: Any, *where: ColumnElement[bool], descending: bool = False) -> Iterator[Any]:
+        """Yield the distinct values of an indexed column. Reads one row for each, however many jobs wait."""
+        nearest, last = func.max(column) if descending else func.min(column), None
+        while True:
+            query = select(nearest).where(*where)
+            if last is not None:
+                query = query.where(column < last if descending else column > last)
+            with Session(self._reading) as session:
+                last = session.scalar(query)
+            if last is None:
+                return
+            yield last
 
     def _page(self, where: Sequence[ColumnElement[bool]], limit: int) -> list[Job]:
         query = select(Job).options(defer(Job.config, raiseload=True)).where(*where)

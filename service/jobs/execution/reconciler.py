@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from amd.storage import StorageError, write_json
@@ -24,16 +24,19 @@ from service.background import StepMonitor
 from service.db.leases import LeaseKeeper
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
-from service.jobs.execution.admission import AdmissionController, ExternalUsage, Usage
+from service.jobs.execution.admission import AdmissionController, ExternalUsage
+from service.jobs.execution.backfill import Usage
 from service.jobs.execution.committed import committed_work, has_grown
 from service.jobs.execution.deletion import JobDeletions
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartbeat, JobFolder, request_digest
 from service.jobs.execution.queue import JobQueue
-from service.jobs.execution.ray_jobs import Cluster, OnceSilentCluster, RayJobStatus
+from service.jobs.execution.ray_jobs import Capacity, Cluster, OnceSilentCluster, RayJobStatus
+from service.jobs.execution.scheduling import Schedule, schedule
 from service.jobs.execution.transitions import BACKOFF_S, backoff_s, next_transition, outcome_of_lost
 from service.jobs.schemas import ACTIVE, ENDED
 from service.jobs.store import JobStore, StaleJob
 from service.logs import log_context
+from service.projects.accounts import AccountReader
 from service.settings import Settings
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable, StorageUnavailable
@@ -66,15 +69,21 @@ class Reconciler:
         encoders: PublishedEncoders,
         clock: Callable[[], float] = time.time,
         reserved: Callable[[], Usage] = Usage,
+        deployed_gpus: Callable[[], Mapping[str, float]] = dict[str, float],
     ) -> None:
-        """`reserved` returns the resources that deployments reserve on the cluster, which jobs cannot use."""
+        """`reserved` returns the resources that deployments reserve on the cluster, which jobs cannot use.
+
+        `deployed_gpus` returns the GPUs of all replicas that deployments may start, by project.
+        """
         self._store, self._settings, self._encoders = store, settings, encoders
         self._cluster = OnceSilentCluster(cluster)
         self._storage = BoundedCalls("storage root", STORAGE_THREADS, STORAGE_TIMEOUT_S, StorageUnavailable)
-        self._clock, self._reserved = clock, reserved
+        self._clock, self._reserved, self._deployed_gpus = clock, reserved, deployed_gpus
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
         self._external_usage, self._queue = ExternalUsage(clock), JobQueue(store.engine)
+        self._accounts = AccountReader(store.engine)
+        self._reserved_for: str | None = None  # the job for which the last step kept resources free
         self._deletions = JobDeletions(store, self._root)
         self.lease, self.monitor = LeaseKeeper(store.engine, TASK), StepMonitor(TASK)
         self._is_storage_out = False  # during this step
@@ -245,7 +254,7 @@ class Reconciler:
         if state == "retrying":
             fields |= {"retries": failures, "not_before": now + backoff_s(failures - 1)}
         elif state == "queued":
-            fields |= {"not_before": now + BACKOFF_S}
+            fields |= {"wanted": "run", "not_before": now + BACKOFF_S}
         elif state in ENDED:
             fields["ended_at"] = now
         if outcome.result is not None:
@@ -282,34 +291,55 @@ class Reconciler:
     # Waiting jobs
 
     def _start_waiting(self) -> None:
-        now = self._clock()
-        if not (first := list(islice(self._queue.waiting(now), MAX_MARKED))):
+        now, projects = self._clock(), self._queue.projects()
+        if not projects:
             return
         try:
             capacity, reserved = self._cluster.capacity(), self._reserved()
         except ClusterUnavailable as error:
-            for job in first:
+            first = chain.from_iterable(self._queue.waiting(project, now) for project in sorted(projects))
+            for job in islice(first, MAX_MARKED):
                 self._note_outage(job, error.message)
             return
         self.outage = ""
+        admission = self._admission(capacity, reserved, now)
+        queues = {
+            project: self._queue.waiting(project, now, partial(admission.exclusions, project)) for project in projects
+        }
+        decided = schedule(queues, admission, self._reserved_for, self._settings.preemption)
+        self._reserved_for = decided.reserved_for
+        self._apply(decided, admission)
+
+    def _admission(self, capacity: Capacity, reserved: Usage, now: float) -> AdmissionController:
         active = self._store.in_states(ACTIVE)
         available = capacity._replace(
             cpus=max(0.0, capacity.cpus - reserved.cpus), gpus=max(0.0, capacity.gpus - reserved.gpus)
         )
-        admission = AdmissionController(self._settings, available, active)
-        ours = Usage(admission.usage.cpus + reserved.cpus, admission.usage.gpus + reserved.gpus)
+        accounts = self._accounts.read(now, self._deployed_gpus())
+        admission = AdmissionController(self._settings, available, active, accounts, now)
+        ours = admission.usage.plus(reserved)
         admission.exclude(self._external_usage.update(capacity, ours, active))
-        for job in self._queue.waiting(now, lambda: admission.exclusions):
-            obstacle = admission.obstacle(job)
-            if obstacle is None:
-                admission.admit(job)
-                self._guarded(self._start, job)
-            elif job.message != obstacle and job.state == "queued":
-                self._store.note_progress(job, job.progress, obstacle)
-            if admission.is_closed or self._is_storage_out or not self.lease.is_held:
-                return
+        return admission
 
-    def _start(self, job: Job) -> None:
+    def _apply(self, decided: Schedule, admission: AdmissionController) -> None:
+        for job, reason in decided.waits:
+            if job.message != reason and job.state == "queued":
+                self._store.note_progress(job, job.progress, reason)
+        for job in decided.preempted:
+            self._guarded(self._preempt, job)
+        for job in decided.starts:
+            if self._is_storage_out or not self.lease.is_held:
+                return
+            self._guarded(partial(self._start, reserved=admission.needs(job)), job)
+
+    def _preempt(self, job: Job) -> None:
+        """Stop a running job after a final checkpoint, so that it returns to the queue."""
+        message = "preempted by a job of higher priority; saving a final checkpoint"
+        stop_by = self._clock() + checkpoint_deadline_s(self._store.get(job.id)) + STOP_GRACE_S
+        fields: dict[str, Any] = {"state": "pausing", "wanted": "preempt", "message": message, "stop_by": stop_by}
+        self._request_stop(self._store.change(job, "preempt", **fields))
+
+    def _start(self, job: Job, reserved: Usage) -> None:
         number, now = job.attempt + 1, self._clock()
         attempt = {
             "submission_id": submission_id(job, number),
@@ -319,6 +349,8 @@ class Reconciler:
             "reason": None,
             "message": "",
             "outcome": None,
+            "cpus": reserved.cpus,
+            "gpus": reserved.gpus,
         }
         fields: dict[str, Any] = {"state": "starting", "message": "", "reason": None, "progress": None, "stop_by": None}
         fields |= {"started_at": now}

@@ -53,6 +53,9 @@ def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool
         return JobTransition("cancelled", reason, outcome.message)
     if job.wanted == "pause" and (outcome.state == "cancelled" or outcome.retryable):
         return JobTransition("paused", None, outcome.message)
+    if job.wanted == "preempt" and (outcome.state == "cancelled" or outcome.retryable):
+        message = "preempted by a job of higher priority; resuming from the newest checkpoint"
+        return JobTransition("queued", None, message)
     if job.wanted == "limit":
         message = f"time_limit_s={job.time_limit_s:g} has passed. {outcome.message}".strip()
         return JobTransition("failed", "time_limit", message)

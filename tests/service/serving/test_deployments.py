@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.db.leases import LeaseKeeper
 from service.db.models import Deletion
-from service.jobs.execution.admission import Usage
+from service.jobs.execution.backfill import Usage
 from service.jobs.execution.ray_jobs import Capacity
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore

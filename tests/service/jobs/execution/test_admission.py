@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.jobs.execution.admission import RELEASE_S, START_S, ExternalUsage, Usage
+from service.jobs.execution.admission import RELEASE_S, START_S, ExternalUsage
+from service.jobs.execution.backfill import Usage
 from service.jobs.execution.ray_jobs import Capacity
 from tests.support.service.fake_cluster import new_job
 
