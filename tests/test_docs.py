@@ -28,6 +28,7 @@ from amd.presets.pretraining import PRESETS
 from service.cli.main import app
 from service.jobs.kinds import KINDS, resolve
 from service.jobs.schemas import Reason
+from service.projects.schemas import ProjectPolicy
 from tune_spaces.config import SearchConfig
 
 ROOT = Path(__file__).parents[1]
@@ -183,7 +184,7 @@ def check_command(arguments: Sequence[str]) -> None:
 
 def check_overrides(command: str, preset: str | None, overrides: Sequence[str]) -> None:
     """Check that config keys exist. Unless the snippet is abridged, also check that preset and overrides are valid."""
-    models: dict[str, list[type[BaseModel]]] = {"search": [SearchConfig, TrainConfig]}
+    models: dict[str, list[type[BaseModel]]] = {"search": [SearchConfig, TrainConfig], "projects": [ProjectPolicy]}
     for argument in overrides:
         key = argument.partition("=")[0]
         kinds = models.get(command) or [KINDS[command].config if command in KINDS else TrainConfig]

@@ -1,5 +1,5 @@
 # Generated from service/client/_async/jobs.py by `python -m tests.support.blocking_client`; do not edit.
-"""Methods for jobs: `client.jobs`."""
+"""Job methods, available as `client.jobs`."""
 
 from __future__ import annotations
 
