@@ -63,7 +63,12 @@ def serve_app(app: Any, **options: Any) -> Iterator[str]:
 
 @contextmanager
 def serving(engine: Engine, folder: Path, cluster: FakeCluster | None = None, **settings: Any) -> Iterator[Server]:
-    chosen = Settings(**{"data_dir": folder, "storage": str(folder / "root"), "reconcile_s": 0.05, **settings})
+    nowhere = {
+        "ray_dashboard": "http://127.0.0.1:1",
+        "serve_url": "http://127.0.0.1:1",
+    }  # no real cluster
+    defaults = {"data_dir": folder, "storage": str(folder / "root"), "reconcile_s": 0.05, **nowhere}
+    chosen = Settings(**{**defaults, **settings})
     ensure_admin_key(engine, chosen.admin_key_path)
     app = create_app(chosen, engine=engine, cluster=cluster or InstantCluster())
     port, stop = free_ports(1)[0], threading.Event()
