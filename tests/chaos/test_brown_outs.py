@@ -27,10 +27,10 @@ from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.protocol import pack
 from service.serving.schemas import ServingSettings
 from tests.support.s3 import S3Server
+from tests.support.servers.outages import StallingProxy
+from tests.support.servers.postgresql import socket_of
 from tests.support.service.control_plane import ControlPlane
 from tests.support.service.fake_cluster import queued
-from tests.support.service.outages import StallingProxy
-from tests.support.service.postgresql import socket_of
 from tests.support.service.server import serve_app
 
 CLIENTS = 100

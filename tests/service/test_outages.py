@@ -20,9 +20,9 @@ from service.jobs.execution.ray_jobs import RayJobs
 from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.protocol import pack
 from service.serving.schemas import ServingSettings
+from tests.support.servers.outages import HangingStorage, StallingProxy, black_hole
+from tests.support.servers.postgresql import socket_of
 from tests.support.service.fake_cluster import queued
-from tests.support.service.outages import HangingStorage, StallingProxy, black_hole
-from tests.support.service.postgresql import socket_of
 from tests.support.service.server import Server, serving
 
 CLIENTS = 60  # more than the threads that run handlers

@@ -12,8 +12,8 @@ from sqlalchemy.exc import OperationalError
 
 from service.db import engine as engines
 from service.db.engine import is_migrated, migrate, open_engine
-from tests.support.service.outages import StallingProxy, black_hole
-from tests.support.service.postgresql import socket_of
+from tests.support.servers.outages import StallingProxy, black_hole
+from tests.support.servers.postgresql import socket_of
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 from service.jobs.execution.ray_jobs import Capacity, RayJobs, RayJobStatus
 from service.settings import Settings
 from service.web.errors import ClusterNotResponding
+from tests.support.servers.outages import HangingStorage, black_hole
 from tests.support.service.fake_cluster import queued, report_status
 from tests.support.service.fake_control_plane import FakeControlPlane
-from tests.support.service.outages import HangingStorage, black_hole
 
 JOBS = 5
 
