@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from amd.config import ImportConfig
 from service.app import create_app
 from service.settings import Settings
 from tests.support.service.fake_cluster import FakeCluster
+from tests.support.service.local_lab import LocalLab
 from tests.support.service.server import serving
 
 UNLIMITED = "1000000/minute"
@@ -23,7 +25,8 @@ UNLIMITED = "1000000/minute"
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("with_key", [True, False], ids=["with a key", "without"])
 def test_schemathesis_finds_no_violations_of_the_schema(engine: Engine, tmp_path: Path, with_key: bool) -> None:
-    with serving(engine, tmp_path, rate_limit=UNLIMITED, failure_limit=UNLIMITED) as server:
+    unlimited = {"rate_limit": UNLIMITED, "failure_limit": UNLIMITED}
+    with serving(engine, tmp_path, **unlimited) as server, closing(LocalLab(server.app).engine):
         command = [
             str(Path(sys.executable).parent / "schemathesis"),
             *("--config-file", str(Path(__file__).parent / "schemathesis.toml")),
