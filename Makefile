@@ -28,15 +28,14 @@ check: venv
 check-install: venv
 	$(BIN)/python .ci/check_install.py
 
-PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # For the edit loop: without Ray, server processes and slow files (tests/README.md).
 test-fast: venv
-	$(PYTEST) --numprocesses 2 -m "not ray and not server and not slow and not chaos and not gpu"
+	$(PYTEST) -m "not ray and not server and not slow and not chaos and not gpu"
 
-# Twice as many processes as a small machine has cores, since tests wait for processes and timers nearly half of their time.
 test: venv
-	$(PYTEST) --numprocesses 4 -m "not ray and not chaos"
+	$(PYTEST) -m "not ray and not chaos"
 
 # Whole programs on one shared Ray cluster. In one process, since each test keeps both cores of a small machine busy.
 test-ray: venv

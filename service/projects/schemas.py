@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from service.web.schemas import ApiModel, Priority
+from service.web.schemas import ApiModel, Priority, not_a_boolean
 
 MAX_QUOTA = 10**6
+Quota = Annotated[int, Field(ge=0, le=MAX_QUOTA), BeforeValidator(not_a_boolean)]
+Amount = Annotated[float, Field(ge=0, le=MAX_QUOTA), BeforeValidator(not_a_boolean)]
+Hours = Annotated[float, Field(ge=0, le=10**9), BeforeValidator(not_a_boolean)]
+Share = Annotated[float, Field(gt=0, le=1000), BeforeValidator(not_a_boolean)]
 UsageGroup = Literal["project", "user", "job", "sweep"]
 
 
@@ -24,23 +28,23 @@ class ProjectPolicy(ApiModel):
         }
     )
 
-    share: float = Field(1.0, gt=0, le=1000)
+    share: Share = 1.0
     """Weight in fair scheduling: projects with waiting jobs of equal priority receive resources in proportion to it."""
     max_priority: Priority | None = None
     """Maximum priority of new jobs."""
-    max_running_jobs: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    max_running_jobs: Quota | None = None
     """Maximum number of concurrent jobs. Default: AMD_PROJECT_MAX_RUNNING."""
-    max_workers: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    max_workers: Quota | None = None
     """Maximum number of workers of concurrent jobs. Default: AMD_PROJECT_MAX_WORKERS."""
-    max_gpus: float | None = Field(None, ge=0, le=MAX_QUOTA)
+    max_gpus: Amount | None = None
     """Maximum number of GPUs of concurrent jobs and of all replicas that deployments may start."""
-    max_deployments: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    max_deployments: Quota | None = None
     """Maximum number of deployments."""
-    max_replicas: int | None = Field(None, ge=0, le=MAX_QUOTA)
+    max_replicas: Quota | None = None
     """Maximum number of replicas that all deployments may start."""
-    gpu_hours_per_month: float | None = Field(None, ge=0, le=10**9)
+    gpu_hours_per_month: Hours | None = None
     """Budget of GPU-hours per calendar month (UTC). Once it is used up, jobs that need GPUs wait for the next month."""
-    cpu_hours_per_month: float | None = Field(None, ge=0, le=10**9)
+    cpu_hours_per_month: Hours | None = None
     """Budget of CPU-hours per calendar month (UTC). Once it is used up, jobs wait for the next month."""
 
 

@@ -11,14 +11,14 @@ LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 
 
-def _not_a_boolean(value: object) -> object:
+def not_a_boolean(value: object) -> object:
     """Reject true and false, which pydantic would read as 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("must be an integer")
+        raise ValueError("must be a number")
     return value
 
 
-Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(_not_a_boolean)]
+Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(not_a_boolean)]
 Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 DEFAULT_PROJECT = "default"

@@ -174,7 +174,7 @@ def test_jobs_are_accepted_and_validation_reports_the_outage_while_ray_hangs(
         assert (await api.http.post(f"{server.url}/v1/jobs", json=body)).status_code == 202
         for response in await asyncio.gather(*validating):
             assert response.status_code == 200
-            assert "does not respond" in response.json()["warnings"][0]
+            assert "did not respond" in response.json()["warnings"][0]
         await api.http.aclose()
 
     with black_hole() as port:

@@ -21,6 +21,7 @@ from amd.storage import StorageError, join, remove_empty_folders, remove_file
 from amd.training.lease import Lease
 from amd.training.run_folder import LEASE, run_folder
 from service.background import StepMonitor
+from service.db.audit import record_change
 from service.db.leases import LeaseKeeper
 from service.db.models import Job
 from service.jobs.schemas import DELETED, ENDED
@@ -81,6 +82,9 @@ def collect(
         len(planned),
         sum(each.size for each in removed),
     )
+    if store is not None and actor != SERVICE:
+        with Session(store.engine) as session, session.begin():
+            record_change(session, actor, "gc.collect", "gc", None, f"removed {len(removed)} of {len(planned)}")
     return CollectionResult(removed, len(planned) - len(removed))
 
 

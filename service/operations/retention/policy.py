@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from service.settings import Settings
-from service.web.schemas import ApiModel
+from service.web.schemas import ApiModel, not_a_boolean
 
-Days = Annotated[float, Field(gt=0)]
+Days = Annotated[float, Field(gt=0, le=36500), BeforeValidator(not_a_boolean)]
 
 RemovalKind = Literal["jobs", "trials", "logs", "checkpoints", "orphans", "history", "deliveries", "idempotency_keys"]
 """Kinds of data that garbage collection removes, in the order in which it considers them."""

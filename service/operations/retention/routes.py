@@ -26,7 +26,7 @@ LISTED = 100
 class GcRequest(ApiModel):
     """Request to collect garbage."""
 
-    dry_run: bool = False
+    dry_run: bool = Field(False, strict=True)
     """Whether to report what would be removed without removing it."""
     policy: RetentionPolicy | None = None
     """Policy to apply once; null: the policy of the settings `AMD_RETAIN_*`."""

@@ -125,12 +125,15 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/projects/{project}"): Rule("admin"),
     ("PUT", "/v1/projects/{project}"): Rule("admin", {"share": 2}, all_projects=True),
     ("GET", "/v1/usage"): Rule("read"),
+    ("GET", "/v1/doctor"): Rule("admin", all_projects=True),
+    ("POST", "/v1/gc"): Rule("admin", {"dry_run": False}, all_projects=True),
+    # No lab runs here, so the request is one that the lab cannot draw.
+    ("POST", "/v1/lab/masks"): Rule("read", {"job": "{job_id}", "preset": "demo-image-amd", "checkpoint": 0}),
     ("GET", "/v1/audit"): Rule("admin", lists=True),
 }
+QUESTIONS = {"/v1/validate", "/v1/jobs/{job_id}/neighbours", "/v1/lab/masks"}
 CHANGES_NOTHING = {  # routes that answer a question sent as a body
-    route
-    for route, rule in RULES.items()
-    if route[0] == "GET" or rule.needs == "infer" or route[1] in ("/v1/validate", "/v1/jobs/{job_id}/neighbours")
+    route for route, rule in RULES.items() if route[0] == "GET" or rule.needs == "infer" or route[1] in QUESTIONS
 }
 PUBLIC = {  # parameters of routes whose objects belong to no project
     "/v1/presets/{name}": {"name": "demo-image-amd"},
@@ -359,6 +362,7 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
 CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs not in ("infer", "read")]
 CREATING.remove(("PATCH", "/v1/jobs/{job_id}"))  # a job stays in its project
 CREATING.remove(("PUT", "/v1/projects/{project}"))
+CREATING.remove(("POST", "/v1/gc"))  # concerns all projects
 
 
 @pytest.mark.parametrize("route", CREATING, ids=" ".join)

@@ -47,7 +47,7 @@ def test_a_data_set_is_written_and_its_licence_is_printed(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["cats"], "dataset cats does not exist; choose one of fashion-mnist,  "),
+        (["cats"], "dataset cats does not exist; choose one of fashion-mnist, "),
         (["films"], "specify the folder to write to"),
         (["ego-motion", "x"], "the package vizdoom is not installed; run `pip install vizdoom`"),
     ],

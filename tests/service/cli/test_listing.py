@@ -125,6 +125,7 @@ LISTS = {
     "amd encoders deployments",
     "amd contexts list",
     "amd keys list",
+    "amd projects list",
     "amd webhooks list",
     "amd webhooks deliveries",
 }

@@ -176,7 +176,7 @@ def test_the_mask_depends_only_on_the_seed_and_ratio(engine: Engine, folder: Pat
         ("bare", {}, "bare was published without its decoder"),
         ("image", {"mask_ratio": 0.0}, "to reconstruct"),
         ("image", {"mask_ratio": 0.05}, "mask_ratio: a mask ratio of 0.05"),
-        ("image", {"mask_ratio": 1.0}, "below 1"),
+        ("image", {"mask_ratio": 1.0}, "less than 1"),
         ("image", {"mask_ratio": -1.0}, "at least 0"),
         ("video", {"views": "2x1"}, "omit `views`"),
     ],

@@ -128,8 +128,8 @@ def test_the_cache_evicts_the_least_recently_used_set_at_its_limit(tmp_path: Pat
 def test_invalid_queries_are_rejected_with_a_reason(tmp_path: Path) -> None:
     output, cache = str(tmp_path), EmbeddingCache()
     index = write_embeddings(output, np.eye(8))
-    for values in ([1.0], [0.0] * 8):
-        with pytest.raises(Refusal, match="the vector has") as refused:
+    for values, reason in (([1.0], "the vector has"), ([0.0] * 8, "the vector is zero")):
+        with pytest.raises(Refusal, match=reason) as refused:
             query_by_vector(index, values)
         assert refused.value.code == "not_possible"
     with pytest.raises(Refusal, match="record 3 could not be read"):

@@ -130,7 +130,7 @@ def test_missing_files_audio_files_and_folders_are_reported(reader: SampleReader
 
 def test_choosing_a_frame_out_of_range_raises_index_error(reader: SampleReader, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
-    with pytest.raises(IndexError, match="of a sample of 12"):
+    with pytest.raises(IndexError, match="for a sample of 12"):
         reader.read_clip(_record(path), lambda total: np.array([total]))
 
 

@@ -110,7 +110,11 @@ def test_non_finite_features_are_rejected() -> None:
     ("train", "test", "message"),
     [
         (Features(np.ones((3, 2), np.float32), np.zeros(4, np.int64)), np.ones((1, 2), np.float32), "3 features but 4"),
-        (Features(np.ones((3, 2), np.float32), np.zeros(3, np.int64)), np.ones((1, 5), np.float32), "2 wide.* 5"),
+        (
+            Features(np.ones((3, 2), np.float32), np.zeros(3, np.int64)),
+            np.ones((1, 5), np.float32),
+            "2.* width 5",
+        ),
         (Features(np.ones((0, 2), np.float32), np.zeros(0, np.int64)), np.ones((1, 2), np.float32), "at least one"),
     ],
 )

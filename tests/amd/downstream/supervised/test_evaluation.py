@@ -69,16 +69,16 @@ def test_readable_batches_are_predicted_in_eval_mode_and_the_mode_is_restored(
     network: Classifier, training: bool
 ) -> None:
     loader, modes = BatchList([batch(0, 1), batch(bad=[BAD]), batch(2)]), list[bool]()
-    (records, numbers, outputs), bad = predict(network.train(training), loader, OtherRank(), modes)
+    (records, numbers, outputs), faults = predict(network.train(training), loader, OtherRank(), modes)
     assert (records.tolist(), numbers.tolist(), outputs.shape) == ([0, 1, 2], [0, 0, 0], (3, 5))
-    assert (bad, modes) == ([BAD], [False, False])
+    assert (faults.bad, modes) == ([BAD], [False, False])
     assert network.training is network.encoder.training is training
     assert loader.closed
 
 
 def test_a_rank_without_readable_samples_returns_empty_arrays_with_one_column_per_class(network: Classifier) -> None:
-    (records, numbers, outputs), bad = predict(network, BatchList([batch(bad=[BAD])]), OtherRank(), [])
-    assert (len(records), len(numbers), outputs.shape, len(bad)) == (0, 0, (0, 5), 1)
+    (records, numbers, outputs), faults = predict(network, BatchList([batch(bad=[BAD])]), OtherRank(), [])
+    assert (len(records), len(numbers), outputs.shape, len(faults.bad)) == (0, 0, (0, 5), 1)
     assert (records.dtype, outputs.dtype) == (np.int64, np.float32)
 
 

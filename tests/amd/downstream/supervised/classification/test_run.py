@@ -326,6 +326,7 @@ def test_a_multi_label_classifier_is_trained_scored_and_published(tmp_path: Path
     assert list(card.scores[0].values) == ["eval/map", "eval/unreadable"]
     assert listdir(join(result.run_folder, "test")) == [
         "bad_samples.jsonl",
+        "damaged_samples.jsonl",
         "result.json",
         "samples.parquet",
         "views-0000.parquet",
