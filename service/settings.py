@@ -114,23 +114,23 @@ class Settings(BaseSettings):
     storage_timeout_s: float = Field(5.0, gt=0)
     """Time in seconds without progress after which a request that needs the storage root fails with 503."""
 
-    retain_jobs_days: float | None = Field(None, gt=0)
+    retain_jobs_days: float | None = Field(None, gt=0, le=36500)
     """Days after its end for which a job is kept with its run, trials, log and output; null: forever. Whatever an
     encoder's card, an alias, a deployment or an unfinished job refers to is kept in any case, here and below."""
-    retain_trials_days: float | None = Field(None, gt=0)
+    retain_trials_days: float | None = Field(None, gt=0, le=36500)
     """Days after the end of a sweep for which its trials' runs are kept; null: forever."""
-    retain_logs_days: float | None = Field(None, gt=0)
+    retain_logs_days: float | None = Field(None, gt=0, le=36500)
     """Days after the end of a job or run for which its log is kept; null: forever."""
-    retain_checkpoints_days: float | None = Field(None, gt=0)
+    retain_checkpoints_days: float | None = Field(None, gt=0, le=36500)
     """Days after the end of a run for which its checkpoints are kept; null: forever. Without them it cannot be
     continued."""
-    retain_orphans_days: float | None = Field(None, gt=0)
+    retain_orphans_days: float | None = Field(None, gt=0, le=36500)
     """Days for which incomplete files that nothing will complete are kept, such as uncommitted checkpoints; null:
     forever."""
-    retain_history_days: float | None = Field(None, gt=0)
+    retain_history_days: float | None = Field(None, gt=0, le=36500)
     """Days for which the records of deleted jobs, encoders and deployments are kept, with the jobs' events; null:
     forever."""
-    retain_deliveries_days: float | None = Field(7.0, gt=0)
+    retain_deliveries_days: float | None = Field(7.0, gt=0, le=36500)
     """Days for which finished webhook deliveries are kept; null: forever."""
 
     log_format: LogFormat = "text"
