@@ -127,11 +127,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/usage"): Rule("read"),
     ("GET", "/v1/doctor"): Rule("admin", all_projects=True),
     ("POST", "/v1/gc"): Rule("admin", {"dry_run": False}, all_projects=True),
-    # No lab runs here, so the request is one that the lab cannot draw.
-    ("POST", "/v1/lab/masks"): Rule("read", {"job": "{job_id}", "preset": "demo-image-amd", "checkpoint": 0}),
+    ("POST", "/v1/lab/masks"): Rule("infer", {"encoder": "{encoder}"}),  # which has no decoder, and is refused
     ("GET", "/v1/audit"): Rule("admin", lists=True),
 }
-QUESTIONS = {"/v1/validate", "/v1/jobs/{job_id}/neighbours", "/v1/lab/masks"}
+QUESTIONS = {"/v1/validate", "/v1/jobs/{job_id}/neighbours"}
 CHANGES_NOTHING = {  # routes that answer a question sent as a body
     route for route, rule in RULES.items() if route[0] == "GET" or rule.needs == "infer" or route[1] in QUESTIONS
 }
