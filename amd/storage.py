@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import chain, repeat
@@ -198,6 +198,11 @@ def read_json(url: str) -> Any:
 
 def write_json(url: str, value: Any) -> None:
     write_bytes(url, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+
+
+def write_json_lines(url: str, values: Iterable[Any]) -> None:
+    """Write one line of JSON per value."""
+    write_bytes(url, "".join(json.dumps(value) + "\n" for value in values).encode())
 
 
 def listdir(url: str) -> list[str]:

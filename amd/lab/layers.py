@@ -6,8 +6,6 @@ Shapes: B batch, N tokens, P pixel values per token, K tokens of a set, T frames
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,6 @@ from amd.config import ClipConfig
 from amd.reconstruction import HIDDEN, as_clips, cover_hidden
 from amd.tokens import TokenSets, put_tokens, take_tokens
 
-Layer = Literal["input", "student", "teacher", "roles", "masked", "rebuilt", "error"]
 Colour = tuple[int, int, int]
 
 DIRECT, GENERATION = (18, 150, 96), (66, 135, 245)  # RGB colours of direct and of generation alignment

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from amd.config import ConfigError, PixelTarget, TrainConfig
-from amd.lab import layers
-from amd.lab.layers import Layer
+from amd.lab import Layer, layers
 from amd.models.encoder import Encoder
 from amd.models.predictor import Decoder
 from amd.reconstruction import MaskedTokens, reconstruct

@@ -61,6 +61,11 @@ class Principal(NamedTuple):
             own = ", ".join(sorted(self.scopes)) or "none"
             raise Forbidden(f"this requires the scope {scope!r}; your key has: {own}", needed_scope=scope)
 
+    def require_all_projects(self) -> None:
+        """Raise Forbidden if the caller is limited to one project."""
+        if self.project is not None:
+            raise Forbidden(f"this requires a key for all projects; yours is for the project {self.project!r}")
+
     def own_project(self, requested: str | None) -> str | None:
         """Return the project for a request, or None for all projects. Raises Forbidden if the key does not cover it."""
         if self.project is not None and requested not in (None, self.project):

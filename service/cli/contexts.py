@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from service.cli.context_store import ServiceContext, contexts_path, read_contex
 from service.cli.listing import Listing, Output, Watch, chosen_format, print_list
 from service.cli.options import AsJson
 from service.cli.tables import Column
+from service.web.hosts import is_loopback
 
 LOCAL = "local"  # name of the context of a service on this machine
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -157,21 +157,14 @@ def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError([f"{url}: must be the URL of a service, such as https://amd.example.com"])
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         print_progress(f"{url}: the API key is sent unencrypted; use https outside a trusted network")
     return url.rstrip("/")
 
 
 def _default_name(url: str) -> str:
     host = urlsplit(url).hostname or ""
-    return LOCAL if _is_loopback(host) else host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return LOCAL if is_loopback(host) else host
 
 
 def _entered_key(url: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from service.auth.isolation import LocationPolicy
 from service.lab.schemas import LabOptions, LabRequest
-from service.serving.requests import FORM, JSON, RAW, field_error, parse_inputs, validation_error
+from service.serving.requests import FORM, JSON, RAW, field_error, parse_inputs, parse_model
 from service.web.errors import UnsupportedMediaType
 from service.web.request_bodies import has_body, run_by_size
 
@@ -31,16 +30,16 @@ async def read_lab_request(request: Request, policy: LocationPolicy, project: st
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query: dict[str, Any] = dict(request.query_params)
     if not has_body(request.headers):
-        return LabInput(_parse_options(query), None)
+        return LabInput(parse_model(LabOptions, query), None)
     if media == JSON:
         body = await request.body()
-        parsed = await run_by_size(len(body), _parse_json, body)
+        parsed = await run_by_size(len(body), parse_model, LabRequest, body)
         items = await parse_inputs(parsed.input, policy, project) if parsed.input is not None else [None]
         return LabInput(parsed, items[0])
     if media == FORM:
         return await _parse_form(request, query)
     if media.startswith(RAW):
-        return LabInput(_parse_options(query), {"content": await request.body()})
+        return LabInput(parse_model(LabOptions, query), {"content": await request.body()})
     raise UnsupportedMediaType(
         f"Content-Type: {media or 'none'}; send image/…, video/…, application/octet-stream, {FORM} or {JSON}"
     )
@@ -56,18 +55,4 @@ async def _parse_form(request: Request, query: dict[str, Any]) -> LabInput:
                 item = {"content": await value.read()}
     if item is None:
         raise field_error("body", "has no file; send one part with a filename, or no body at all")
-    return LabInput(_parse_options(query), item)
-
-
-def _parse_options(values: dict[str, Any]) -> LabOptions:
-    try:
-        return LabOptions.model_validate(values)
-    except ValidationError as error:
-        raise validation_error(error) from None
-
-
-def _parse_json(body: bytes) -> LabRequest:
-    try:
-        return LabRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise validation_error(error) from None
+    return LabInput(parse_model(LabOptions, query), item)

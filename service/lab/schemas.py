@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from amd.config import DecoderTokens, MaskStrategy
+from amd.lab import Layer
 from service.serving.requests import DEADLINE_S, Input
 from service.web.schemas import ApiModel
 
 MAX_NUMBER = 2**53  # exact in JSON
-LayerName = Literal["input", "student", "teacher", "roles", "masked", "rebuilt", "error"]
 
 
 class LabOptions(ApiModel):
@@ -32,9 +33,9 @@ class LabOptions(ApiModel):
     """Fraction of tokens hidden from the student."""
     teacher_ratio: float | None = Field(None, ge=0, lt=1)
     """Fraction of tokens hidden from the teacher, at most the student's."""
-    strategy: Literal["random", "tube"] | None = None
+    strategy: MaskStrategy | None = None
     """Masking strategy."""
-    decoder: Literal["all", "running_cell"] | None = None
+    decoder: DecoderTokens | None = None
     """Student-masked tokens that the decoder reconstructs."""
     decoder_ratio: float | None = Field(None, gt=0, lt=1)
     """Fraction of student-masked tokens that running_cell excludes: 0.25, 0.5 or 0.75."""
@@ -136,7 +137,7 @@ class LabView(ApiModel):
     cost: LabCost
     columns: int
     """Frames per row of a sprite sheet."""
-    layers: dict[LayerName, str]
+    layers: dict[Layer, str]
     """Sprite sheets with all frames as PNGs, `data:` URLs. `roles` colours tokens of direct alignment green, of
     generation alignment blue and merely reconstructed ones grey; `error` shows the error of each reconstructed
     token."""

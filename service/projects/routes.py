@@ -22,13 +22,12 @@ from service.projects.schemas import (
 )
 from service.projects.store import ProjectStore, policy_of
 from service.projects.usage import ResourceHours, UsageStore, start_of_month
-from service.web.errors import Forbidden
 from service.web.parameters import CURSOR, PageSize, ProjectFilter, Timestamp
-from service.web.schemas import utc_datetime
+from service.web.schemas import Project, utc_datetime
 
 router = APIRouter(tags=["projects"])
 
-ProjectName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the project.")]
+ProjectName = Annotated[Project, Path(description="Name of the project.")]
 
 
 @router.get("/projects", summary="List projects")
@@ -54,8 +53,7 @@ def put_project(request: Request, caller: Admin, project: ProjectName, body: Pro
 
     Jobs beyond a quota wait; a deployment beyond one is rejected. What already runs is not stopped.
     """
-    if caller.project is not None:
-        raise Forbidden(f"your key is for the project {caller.project!r}; use one that covers all projects")
+    caller.require_all_projects()
     stored = _projects(request).put(project, body, caller.id)
     return _view(stored, _usage_this_month(request, project))
 
@@ -125,8 +123,7 @@ def _projects(request: Request) -> ProjectStore:
 
 def _usage_this_month(request: Request, project: str | None) -> dict[str, ResourceHours]:
     now = time.time()
-    rows = UsageStore(request.app.state.engine).rows("project", start_of_month(now), now, project)
-    return {row.key: row.hours for row in rows}
+    return UsageStore(request.app.state.engine).by_project(start_of_month(now), now, project)
 
 
 def _view(project: ProjectSettings, month: dict[str, ResourceHours]) -> ProjectView:

@@ -42,9 +42,9 @@ class UsageStore:
     def __init__(self, engine: Engine) -> None:
         self._reading = engine.execution_options(reads_only=True)
 
-    def by_project(self, since: float, until: float) -> dict[str, ResourceHours]:
-        """Return the usage of each project between two times."""
-        return {row.key: row.hours for row in self.rows("project", since, until)}
+    def by_project(self, since: float, until: float, project: str | None = None) -> dict[str, ResourceHours]:
+        """Return the usage of each project, or of only one, between two times."""
+        return {row.key: row.hours for row in self.rows("project", since, until, project)}
 
     def rows(self, by: UsageGroup, since: float, until: float, project: str | None = None) -> Sequence[UsageRow]:
         """Return the usage between two times, most GPU-hours first. `project` limits it to one project.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
@@ -31,6 +31,7 @@ DEADLINE_S = 60.0
 ENGINE_OPTIONS = {"normalize", "tokens", "layers", "top_k", "views", "mask_ratio", "seed"}
 
 Layer = Annotated[int, Field(ge=1, le=1000)]
+M = TypeVar("M", bound=ApiModel)
 
 
 class Base64Input(ApiModel):
@@ -105,7 +106,7 @@ async def read_request(request: Request, policy: LocationPolicy, project: str | 
         query["layers"] = request.query_params.getlist("layers")
     if media == JSON:
         body = await request.body()
-        parsed = await run_by_size(len(body), _validate_json, body)
+        parsed = await run_by_size(len(body), parse_model, EncodeRequest, body)
         items = await parse_inputs(parsed.input, policy, project)
         return InferenceRequest(items, parsed, single=not isinstance(parsed.input, list))
     if media == FORM:
@@ -114,17 +115,10 @@ async def read_request(request: Request, policy: LocationPolicy, project: str | 
         content = await request.body()
         if not content:
             raise field_error("body", "is empty; send the file's bytes")
-        return InferenceRequest([{"content": content}], _parse_options(query), single=True)
+        return InferenceRequest([{"content": content}], parse_model(RequestOptions, query), single=True)
     raise UnsupportedMediaType(
         f"Content-Type: {media or 'none'}; send image/…, video/…, application/octet-stream, {FORM} or {JSON}"
     )
-
-
-def _validate_json(body: bytes) -> EncodeRequest:
-    try:
-        return EncodeRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise validation_error(error) from None
 
 
 async def parse_inputs(
@@ -195,20 +189,16 @@ async def _parse_form(request: Request, query: dict[str, Any]) -> InferenceReque
         raise field_error("body", "has no file; send at least one part with a filename")
     if not all(item["content"] for item in items):
         raise field_error("body", "has an empty file; send the file's bytes")
-    return InferenceRequest(items, _parse_options(query), single=len(items) == 1)
+    return InferenceRequest(items, parse_model(RequestOptions, query), single=len(items) == 1)
 
 
-def _parse_options(values: dict[str, Any]) -> RequestOptions:
+def parse_model(model: type[M], content: bytes | dict[str, Any]) -> M:
+    """Validate JSON or parsed values against the schema of a body. Raises RequestValidationError."""
     try:
-        return RequestOptions.model_validate(values)
+        return model.model_validate_json(content) if isinstance(content, bytes) else model.model_validate(content)
     except ValidationError as error:
-        raise validation_error(error) from None
-
-
-def validation_error(error: ValidationError) -> RequestValidationError:
-    """Return the error of a body that does not match its schema."""
-    parsed = json.loads(error.json(include_url=False, include_context=False, include_input=False))
-    return RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in parsed])
+        parsed = json.loads(error.json(include_url=False, include_context=False, include_input=False))
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in parsed]) from None
 
 
 def field_error(field: str, message: str) -> RequestValidationError:

@@ -146,7 +146,7 @@ class StackFolder:
                         file.seek(0)
                         raise StackError(
                             f"process {file.read().strip() or '?'} has been starting or stopping this stack for "
-                            f"{LOCK_S:.0f} s; terminate it and retry"
+                            f"{wait_s:.0f} s; terminate it and retry"
                         ) from None
                     time.sleep(0.2)
             file.truncate(0)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable
 from typing import Any
 
 from amd.data.faults import DamagedSample, UnreadableSample
 from amd.downstream.supervised.evaluation import EvaluationData, EvaluationScores
-from amd.storage import exists, join, read_json, write_bytes, write_json
+from amd.storage import exists, join, read_json, write_bytes, write_json, write_json_lines
 from amd.training.run_folder import BAD_SAMPLES, DAMAGED_SAMPLES
 
 TEST, RESULT = "test", "result.json"
@@ -25,7 +24,7 @@ LISTED_SAMPLES = 5  # unreadable samples listed in a warning
 def write_result(folder: str, data: EvaluationData, scored: EvaluationScores, step: int, **settings: Any) -> None:
     """Write the list of unreadable samples, and the metrics together with the `settings` of the test."""
     for name, samples in ((BAD_SAMPLES, scored.faults.bad), (DAMAGED_SAMPLES, scored.faults.damaged)):
-        write_bytes(join(folder, name), "".join(json.dumps(sample) + "\n" for sample in samples).encode())
+        write_json_lines(join(folder, name), samples)
     write_json(
         join(folder, RESULT),
         {

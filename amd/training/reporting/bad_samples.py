@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from amd.data.faults import BadSampleLedger, DamagedSample, DataFault, SampleLedger, UnreadableSample
-from amd.storage import exists, join, read_bytes, write_bytes
+from amd.storage import exists, join, read_bytes, write_json_lines
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import BAD_SAMPLES, DAMAGED_SAMPLES
 
@@ -58,7 +58,7 @@ class BadSamples:
             return
         for url, new, ledger in zip(self._urls, (new_bad, new_damaged), (self._ledger, self._damaged), strict=True):
             if new:
-                write_bytes(url, "".join(json.dumps(sample) + "\n" for sample in ledger).encode())
+                write_json_lines(url, ledger)
 
 
 def _read(url: str) -> list[Any]:

@@ -6,7 +6,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from amd.storage import is_remote, local_path
 from service.operations.doctor.findings import Finding, ok, problem, warning
 from service.settings import Settings
+from service.web.hosts import is_loopback
 
 FULL, NEARLY_FULL = 0.02, 0.10  # free fraction; Ray rejects tasks at 0.05
 RAY_TEMP, SHARED_MEMORY = Path("/tmp/ray"), Path("/dev/shm")
@@ -88,10 +88,10 @@ def check_settings(settings: Settings) -> Finding:
 
 def _unsafe(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield a description of each unsafe setting, and its remedy."""
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         message = f"AMD_HOST={settings.host}: keys are readable on the network, because the API has no TLS of its own"
         yield message, "keep the port private and publish it through a proxy with TLS"
-    if not _is_loopback(urlsplit(settings.ray_dashboard).hostname or "") and settings.ray_token_file is None:
+    if not is_loopback(urlsplit(settings.ray_dashboard).hostname or "") and settings.ray_token_file is None:
         message = f"AMD_RAY_DASHBOARD={settings.ray_dashboard}: whoever reaches it runs code, since Ray has no token"
         yield message, "enable Ray's token authentication and set AMD_RAY_TOKEN_FILE"
     if settings.webhooks_http:
@@ -101,10 +101,3 @@ def _unsafe(settings: Settings) -> Iterator[tuple[str, str]]:
     for file in (settings.admin_key_path, settings.ray_token_file):
         if file is not None and file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             yield f"{file}: other users of this machine can read it", f"chmod 600 {file}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from service.auth.authentication import Admin
 from service.operations.doctor import dependencies, machine, work
 from service.operations.doctor.findings import Check, Diagnosis, run_checks
-from service.web.errors import Forbidden
 
 router = APIRouter(tags=["operations"])
 
@@ -23,8 +22,7 @@ def diagnose(request: Request, caller: Admin) -> Diagnosis:
     Takes a few seconds at most: a dependency that does not respond is a finding. The storage check writes and removes
     one small file.
     """
-    if caller.project is not None:
-        raise Forbidden(f"the checks concern all projects; your key is for the project {caller.project!r}")
+    caller.require_all_projects()
     state = request.app.state
     findings = run_checks(checks_of(state), state.doctor_calls)
     return Diagnosis(version=version("amd-service"), findings=findings)

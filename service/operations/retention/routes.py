@@ -15,7 +15,7 @@ from service.auth.authentication import Admin
 from service.operations.retention.collection import CollectionResult, collect
 from service.operations.retention.plan import Removal
 from service.operations.retention.policy import RemovalKind, RetentionPolicy, policy_of
-from service.web.errors import Forbidden, StorageUnavailable
+from service.web.errors import StorageUnavailable
 from service.web.schemas import ApiModel
 
 router = APIRouter(tags=["operations"])
@@ -111,8 +111,7 @@ async def collect_garbage(request: Request, caller: Admin, body: GcRequest) -> G
     Whatever an encoder's card, an alias, a deployment or an unfinished job refers to is kept. Requires a key for all
     projects. With `dry_run`, nothing is removed.
     """
-    if caller.project is not None:
-        raise Forbidden(f"garbage collection concerns all projects; your key is for the project {caller.project!r}")
+    caller.require_all_projects()
     state = request.app.state
     policy = body.policy or policy_of(state.settings)
     work = partial(collect, state.settings.root, policy, state.jobs, dry_run=body.dry_run, actor=caller.id)
