@@ -167,7 +167,7 @@ def serve(settings: Settings) -> int:
 
 
 def _exit_if_hanging() -> None:
-    """Exit immediately if an unresponsive dependency blocks a thread, because Python would wait for the thread."""
+    """Exit immediately if an unresponsive dependency blocks a thread; otherwise Python would wait for it."""
     until = time.monotonic() + DRAIN_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -164,7 +164,7 @@ def _positions(source: Source, state: dict[str, Tensor], clip: ClipConfig) -> Po
 
 
 def _head(source: Source, width: int, notes: list[str]) -> nn.Linear | None:
-    """Return the classifier if it takes the same input as our classifier: the normalised mean of the tokens."""
+    """Return the classifier if, like ours, it takes the normalised mean of the tokens."""
     weights = source.head()
     if "weight" not in weights:
         return None

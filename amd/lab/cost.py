@@ -21,5 +21,5 @@ class StepCost(NamedTuple):
 
 
 def compare_cost(config: TrainConfig, baseline: TrainConfig) -> StepCost:
-    """Return the FLOPs of two configs, such as a preset with other mask ratios and the preset itself."""
+    """Return the FLOPs of a config and a baseline, such as a preset with and without changed mask ratios."""
     return StepCost(step_flops(config), step_flops(baseline))

@@ -59,7 +59,7 @@ def masked_view(pixels: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
 
 
 def rebuilt_view(rebuilt: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
-    """Paint over the masked tokens that the decoder does not reconstruct, given rebuilt pixels (B, N, P) uint8."""
+    """Cover the masked tokens that the decoder does not reconstruct. `rebuilt`: pixels, (B, N, P) uint8."""
     return cover_hidden(rebuilt, torch.cat([sets.student_visible, sets.reconstructed], dim=1), clip)
 
 

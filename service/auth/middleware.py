@@ -37,7 +37,7 @@ class AuthenticationMiddleware:
         inference: re.Pattern[str],
         sessions: BrowserSessions | None = None,
     ) -> None:
-        """`inference`: pattern for the paths to which the separate rate limit for encoder requests applies.
+        """`inference`: matches the paths of encoder requests, which have a separate rate limit.
 
         `sessions`: identifies console callers by their cookie; console paths accept no other credentials.
         """

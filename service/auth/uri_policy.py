@@ -78,9 +78,10 @@ class UriPolicy:
         self.resolve(field, uri)
 
     def resolve(self, field: str, uri: str) -> list[Location]:
-        """Check the URI of a config field. Returns its location and the targets of symlinks that it matches.
+        """Check the URI of a config field. Returns the URI's location and the targets of
+        any symlinks it matches, or an empty list for a bare name.
 
-        Returns an empty list for a name that is not a location. Raises UriNotAllowed.
+        Raises UriNotAllowed.
         """
         if _NAME.fullmatch(uri):
             return []

@@ -98,7 +98,7 @@ def default_project(project: str | None) -> str | None:
 
 
 def context_key(context: ServiceContext) -> str | None:
-    """Return a context's key, which is read from its key file if it has one."""
+    """Return a context's key, reading it from the key file if one is set."""
     return read_key_file(context.key_file, "key file ") if context.key_file else context.key
 
 

@@ -74,7 +74,7 @@ class LabEngine:
         self._waiting = 0
 
     async def view(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Draw the masks that `call` requests (see `service.lab.gateway`). Raises Refusal."""
+        """Draw the masks requested by `call` (see `service.lab.gateway`). Raises Refusal."""
         if self._waiting > MAX_WAITING:
             raise Refusal("overloaded", f"{self._waiting} requests wait for the lab; try again in a second")
         self._waiting += 1

@@ -71,7 +71,7 @@ def _gpu_hours(config: TrainConfig, preset: str | None, flops: float) -> float |
 
 
 def _memory(config: TrainConfig, trained: int, frozen: int) -> float:
-    """Estimate bytes of memory per worker. Counts only the student's activations: the teacher has no backward pass."""
+    """Estimate memory per worker, in bytes. Counts only the student's activations: the teacher has no backward pass."""
     share = -(-config.optim.batch_size // config.scaling.workers[0])
     clips = min(config.micro_batch, share) * config.data.repeats
     per_cell = config.clip.grid.tokens // config.cells

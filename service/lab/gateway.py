@@ -101,9 +101,9 @@ class LabGateway:
             raise Refusal("lab_unavailable", message) from None
 
     def _declare(self) -> None:
-        """Declare the application next to those that Serve runs, again if it failed to start.
+        """Add the lab to the applications that Serve runs, or deploy it again if it failed to start.
 
-        Raises ClusterUnavailable, or Refusal with Serve's message if it failed to start.
+        Raises ClusterUnavailable, or Refusal with Serve's message after a failed start.
         """
         running = self._serve.applications()
         lab = running.get(NAME)

@@ -20,8 +20,8 @@ class LabOptions(ApiModel):
     preset: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Training preset whose config applies. Default: `demo-image-amd`, unless `encoder` or `job` is set."""
     encoder: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """ID or alias of an encoder that was published with its decoder: its run's config applies, and pixels are
-    rebuilt."""
+    """ID or alias of an encoder that was published with its decoder. The config of its training applies, and the
+    response includes reconstructed pixels."""
     job: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Training job: its config applies unless `encoder` or `preset` is set, and `record` selects a sample of its
     data."""

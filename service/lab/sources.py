@@ -1,4 +1,4 @@
-"""Resolve a request to the config whose training it shows, and to the run's own config to compare it with."""
+"""Resolve a request to the training config to visualise and the unmodified config to compare it with."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class DeploymentStore:
             return desired, True
         if found.project != desired.project:
             raise NotFound(
-                f"there is no deployment {desired.name!r} in your project, and another project uses the name; "
+                f"deployment {desired.name!r} is not in your project, and another project uses the name; "
                 "choose a different name"
             )
         check_match(if_match, etag_of(found))

@@ -3,7 +3,7 @@
 Does not import torch.
 
 call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form", "json"}
-reply     {"encoder", "items": [{"embedding", …}]}, or, if encoded by the replica, {"encoder", "content": bytes}
+reply     {"encoder", "items": [{"embedding", …}]}, or, serialised by the replica, {"encoder", "content": bytes}
 refusal   {"error": code, "message"}, with "index" or "retry_after"
 """
 

@@ -68,7 +68,7 @@ def end(
     processes: Sequence[psutil.Process],
     signals: Sequence[Callable[[psutil.Process], None]] = TERMINATE_THEN_KILL,
 ) -> None:
-    """Terminate processes, sending each signal to those that survived the previous signal."""
+    """Terminate processes: send the signals in turn, each only to processes that survived the previous one."""
     for send in signals:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):

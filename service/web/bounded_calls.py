@@ -2,7 +2,7 @@
 
 A dependency that hangs blocks only its own threads; other requests are unaffected. A call that makes no progress within
 the timeout is abandoned, and its thread stays occupied until the call returns. While all threads are occupied, further
-calls are rejected immediately. Independent of the dependency being called.
+calls are rejected immediately.
 """
 
 from __future__ import annotations

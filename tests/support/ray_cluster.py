@@ -34,7 +34,7 @@ class RayCluster(NamedTuple):
 @pytest.fixture(scope="session")
 def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
     """Start a cluster and set RAY_ADDRESS. Depends on the S3 server, so that workers inherit its address."""
-    environment = {**os.environ, **_SETTINGS}
+    environment = {**os.environ, **RAY_SETTINGS}
     cluster, head, folder = start_head(environment)
     saved = dict(os.environ)
     try:
@@ -46,7 +46,7 @@ def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
         end_head(head, folder)
 
 
-_SETTINGS = {
+RAY_SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(STARTUP_S),
@@ -65,7 +65,7 @@ def start_head(
     Retries, because the raylet waits only 30 s for its agent, which is too short on a cold or busy machine. To replace
     another head, pass its five `ports`; by default, free ports are used.
     """
-    environment = {**environment, **_SETTINGS}
+    environment = {**environment, **RAY_SETTINGS}
     for attempts_left in reversed(range(ATTEMPTS)):
         port, dashboard, agent, metrics, client = ports or free_ports(5)
         folder = Path(

@@ -98,7 +98,7 @@ class DecodingChild:
         return self._process
 
     def _new_process(self) -> _ChildProcess:
-        """Start a process. If it is killed during startup, start another one, because no sample can be the cause."""
+        """Start a process, again if it is killed during startup: no sample has been read yet, so none is the cause."""
         for tries_left in reversed(range(START_TRIES)):
             try:
                 return _ChildProcess(self.module, self._options)
@@ -200,7 +200,7 @@ class _ChildProcess:
         self.memory = -1
 
     def detach(self) -> None:
-        """Drop the reference to the process in a forked copy of its owner."""
+        """Release the process without ending it; for a forked copy of its owner."""
         self.process.returncode = 0  # the owner waits for it
         with contextlib.suppress(OSError):
             self.connection.close()

@@ -73,7 +73,7 @@ class PacketMap:
         return len(self._starts)
 
     def without(self, broken: Iterable[int]) -> PacketMap:
-        """Return a map of the frames that do not depend on the packets at these positions, with new frame numbers."""
+        """Return a copy without the frames that depend on these packets; the remaining frames are renumbered."""
         before = np.zeros(len(self._starts) + 1, np.int64)  # broken packets before each position
         before[np.array(list(broken), np.int64) + 1] = 1
         before = before.cumsum()

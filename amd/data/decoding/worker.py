@@ -126,7 +126,11 @@ class Worker:
         return self._video.frames
 
     def _read_frames(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Read frames and close the video. If some do not decode, return the decodable frames to choose from."""
+        """Read the requested frames and close the video.
+
+        If some fail to decode, keep it open and return the numbers of the intact frames, so that the caller can choose
+        again.
+        """
         video, choose_again = self._video, False
         try:
             response: dict[str, Any] = {"shape": self._frames(request["indices"]).shape}

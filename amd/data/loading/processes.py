@@ -82,7 +82,7 @@ def _exit_with_training() -> None:
 
 
 def empty_uint8(*shape: int) -> Tensor:
-    """Allocate a uint8 tensor; a loader process allocates it in shared memory, so that it is sent without a copy."""
+    """Allocate a uint8 tensor, in shared memory if called in a loader process, so that it is sent without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # as in torch's default collate

@@ -22,7 +22,7 @@ from amd.training.trainer.optimizer import cosine_lr, set_lr
 BATCH, MIN_BATCH, MIN_STEPS = 16_384, 32, 16
 CHUNK = 8192
 
-# Augmentations as fields of a DataConfig. Departure from MAE: its crop draws one box, ours up to ten before it uses
+# Augmentations as fields of a DataConfig. Deviation from MAE: its crop draws one box, ours up to ten before it uses
 # the largest that fits.
 AUGMENTS: dict[LinearAugment, dict[str, Any]] = {
     "none": {},

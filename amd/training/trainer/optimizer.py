@@ -18,7 +18,7 @@ UNDECAYED_LEAVES = ("mask_token", "class_token", "cls_token", "pos_embed", "posi
 def is_decayed(name: str, parameter: Tensor) -> bool:
     """Return whether weight decay applies to a parameter; it skips vectors, biases, tokens and position embeddings.
 
-    Source: the official `get_parameter_groups`. Departure: its skip list matches only the full name `mask_token`; here
+    Source: the official `get_parameter_groups`. Deviation: its skip list matches only the full name `mask_token`; here
     the last part of the name decides, which covers MAE's class token and the generators' mask tokens (which the
     official code never trains).
     """
@@ -74,7 +74,7 @@ def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, 
     """Return the learning rate at a step: linear warm-up from `start` to `peak`, then a half cosine to `final`.
 
     Exactly as in the official `cosine_scheduler`: the first step uses `start`; the last warm-up step and the step after
-    it use `peak`. Departures: a warm-up specified only in steps works (the official function fails its own assertion),
+    it use `peak`. Deviations: a warm-up specified only in steps works (the official function fails its own assertion),
     and steps beyond the end keep the final rate (the official index would be out of range).
     """
     if step < warmup:

@@ -119,7 +119,7 @@ class AdmissionController:
         return max(used) / self._accounts.policy(project).share
 
     def exclusions(self, project: str) -> Exclusions:
-        """Return which jobs of a project cannot start in this step: the rest of its queue is read without them."""
+        """Return criteria for a project's jobs that cannot start in this step, which the rest of its queue excludes."""
         policy = self._accounts.policy(project)
         workers = _first(policy.max_workers, self._settings.project_max_workers)
         without_gpus = project in self._gpu_quota_reached or self._over_budget(project, "gpus") is not None

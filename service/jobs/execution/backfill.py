@@ -46,7 +46,7 @@ class Reservation(NamedTuple):
     """Start of a blocked job, and resources that jobs behind it may hold beyond that time."""
 
     start: float
-    """Time at which the job can start at the latest; UNKNOWN if jobs without a time limit hold what it needs."""
+    """Latest time at which the job can start; UNKNOWN if jobs without a time limit hold the resources it needs."""
     spare: Usage
 
     def allows(self, needed: Usage, end: float) -> bool:

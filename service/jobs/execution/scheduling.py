@@ -1,7 +1,8 @@
-"""Scheduling: decide which waiting jobs start in a step, in which order, and which running jobs they preempt.
+"""Scheduling: decide which waiting jobs start in a step, in what order, and which running jobs they preempt.
 
-Highest priority first; among jobs of equal priority, the project that has used least of its share; within a project,
-the oldest. A pure function of the queue and of what `admission` knows: running jobs, capacity, quotas, usage and time.
+Highest priority first; among jobs of equal priority, the project that has used the least of its share; within a
+project, the oldest. A pure function of the queue and the state in `admission`: running jobs, capacity, quotas, usage
+and time.
 """
 
 from __future__ import annotations

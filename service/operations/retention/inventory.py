@@ -108,7 +108,7 @@ class _InUse:
                 yield run
 
     def _unfinished(self) -> set[str]:
-        """Return the unfinished jobs and what they refer to; without a database, every job that has a folder."""
+        """Return unfinished jobs and the IDs they refer to; without a database, every job with a folder."""
         if self._engine is not None:
             return live_references(self._engine, self._ids)
         return set(self._sections["jobs"])

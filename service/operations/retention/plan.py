@@ -203,7 +203,7 @@ class _Planner:
         return result.modified if result is not None else None
 
     def _files(self, *ids: str, sections: Sequence[str] = ("runs", "jobs", "encoders")) -> Files:
-        """Return the files of these IDs that no removal contains yet, by their paths relative to the storage root."""
+        """Return files under these IDs that no removal includes yet, keyed by path relative to the storage root."""
         return {
             path: file
             for section in sections

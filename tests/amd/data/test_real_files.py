@@ -1,5 +1,5 @@
-"""A run finishes on files like those in real collections: written by various muxers, truncated, corrupted or
-mislabelled."""
+"""Training completes on the kinds of files found in real collections: written by various muxers, truncated,
+corrupted or mislabelled."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from service.web.preconditions import check_match
 
 
 @pytest.mark.parametrize("if_match", [None, "*", '"1"', '"0", "1"', ' "1" '])
-def test_a_change_is_allowed_without_the_header_or_if_it_is_a_star_or_the_current_tag(if_match: str | None) -> None:
+def test_a_change_is_allowed_if_if_match_is_absent_a_star_or_the_current_tag(if_match: str | None) -> None:
     check_match(if_match, '"1"')
 
 

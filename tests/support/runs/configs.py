@@ -34,7 +34,7 @@ def tiny_video_config(**overrides: Any) -> TrainConfig:
 
 
 def tiny_image_config(**overrides: Any) -> TrainConfig:
-    """Return a MAE image config: 16x16, patch 4 (16 tokens), class token, 2-D position embeddings, joint targets.
+    """Return an MAE image config: 16x16, patch 4 (16 tokens), class token, 2-D position embeddings, joint targets.
 
     Override keys use __ in place of dots.
     """

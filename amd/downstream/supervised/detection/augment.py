@@ -30,7 +30,7 @@ class ClipBoxes(NamedTuple):
 class TrainingTransform:
     """Resize the short side, crop and flip at random; then clip and jitter the boxes.
 
-    Departures from the official code: a box entirely outside the crop is dropped rather than kept as a sliver at the
+    Deviations from the official code: a box entirely outside the crop is dropped rather than kept as a sliver at the
     border, and colours are not jittered.
     """
 

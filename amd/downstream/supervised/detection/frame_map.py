@@ -69,7 +69,7 @@ def match(
 
     A detection matches the annotated box with the highest IoU if that IoU reaches the threshold; only the first match
     of a box is correct.
-    Departure: equal scores keep their input order, which the official code leaves undefined.
+    Deviation: equal scores keep their input order, which the official code leaves undefined.
     """
     order = np.argsort(-scores, kind="stable")
     hits = np.zeros(len(order), bool)

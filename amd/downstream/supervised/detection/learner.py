@@ -51,7 +51,7 @@ class DetectionLearner(SupervisedLearner[Detector]):
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
         """Average the loss over each clip's boxes, then over clips; a clip without boxes contributes zero.
 
-        Departure: the official code averages over all boxes on a GPU, so its loss depends on how the batch is split.
+        Deviation: the official code averages over all boxes on a GPU, so its loss depends on how the batch is split.
         """
         clip_boxes: Sequence[ClipBoxes] = batch.extras or [_whole(self.config)] * len(clips)  # no boxes during warm-up
         targets = torch.from_numpy(self._targets(batch.records.tolist(), clip_boxes)).to(self.device)

@@ -42,7 +42,7 @@ class Detector(EncoderWithHead):
     def pooled(self, features: Tensor, rois: Tensor) -> Tensor:
         """Max-pool each box over resolution x resolution cells: (n, D).
 
-        Departure: cells are aligned to pixel centres; the official RoIAlign is off by half a token.
+        Deviation: cells are aligned to pixel centres; the official RoIAlign is off by half a token.
         """
         side = self.config.resolution
         cells: Tensor = roi_align(features.float(), rois, (side, side), spatial_scale=1 / self.clip.patch, aligned=True)

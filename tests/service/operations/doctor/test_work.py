@@ -42,7 +42,7 @@ def test_tasks_that_no_control_plane_performs_are_reported(sqlite_engine: Engine
     assert found.message == "no control plane performs: deployer"
 
 
-def test_the_oldest_waiting_job_is_reported_with_its_obstacle(sqlite_engine: Engine) -> None:
+def test_the_oldest_waiting_job_is_reported_with_the_reason_it_waits(sqlite_engine: Engine) -> None:
     assert work.check_queue(sqlite_engine, now).message == "no job waits"
     store = JobStore(sqlite_engine)
     queued(store, created_at=NOW)
