@@ -1,7 +1,7 @@
 """Resolve `amd-service` and its extras for every supported Python and platform; fail if one does not resolve.
 
-Reads metadata alone and accepts wheels alone: nothing is downloaded, built or installed. The Pythons are those of the
-classifiers in pyproject.toml. Package indexes are those of uv's own configuration and environment.
+Reads only metadata and accepts only wheels: nothing is downloaded, built or installed. Takes the Python versions from
+the classifiers in pyproject.toml, and the package indexes from uv's own configuration and environment.
 """
 
 from __future__ import annotations

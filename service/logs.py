@@ -90,7 +90,7 @@ def configure_logging(log_format: LogFormat) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(FORMATTERS[log_format]())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for chatty in ("alembic", "httpx"):  # httpx logs every URL, and those of webhooks may contain secrets
+    for chatty in ("alembic", "httpx"):  # httpx logs every URL, and a webhook's may contain a secret
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(True)
     sys.excepthook = _log_exception

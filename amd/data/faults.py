@@ -20,7 +20,7 @@ class UnreadableSample(TypedDict):
 
 
 class DamagedSample(TypedDict):
-    """A damaged video, of which only the decodable frames are used, with a description of the damage."""
+    """A damaged video whose decodable frames are used, with a description of the damage."""
 
     record: int  # index in the manifest
     location: str

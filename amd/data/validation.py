@@ -47,7 +47,7 @@ class DataReport(BaseModel):
     read: int
     """Number of decoded samples."""
     damaged: list[str] = Field(default_factory=list)
-    """Damaged videos, of which only some frames are used, with a description of the damage."""
+    """Partially decoded videos, with a description of the damage."""
     warnings: list[str] = Field(default_factory=list)
 
     def __str__(self) -> str:

@@ -282,7 +282,7 @@ def _print_results(console: Console, report: DemoReport) -> None:
     )
     pictures = [path for section in report.sections for row in section.rows for path in row.pictures]
     if pictures:
-        console.print("\nPictures (what student and teacher see, and the reconstruction):")
+        console.print("\nPictures (student's view, teacher's view and reconstruction):")
         for path in pictures:
             console.print(f"  {path}", soft_wrap=True)
     if report.embedded:

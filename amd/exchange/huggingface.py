@@ -1,6 +1,6 @@
-"""VideoMAE, ViTMAE and ViT from transformers: key tables for published files and version 5, and folder metadata.
+"""VideoMAE, ViTMAE and ViT from transformers: keys of published files and of transformers 5, and folder metadata.
 
-Attention keys differ: published files use `attention.attention.q_bias`, version 5 uses
+Attention keys differ: published files use `attention.attention.q_bias`, transformers 5 uses
 `attention.attention.query.bias`. A table with only one of them would silently leave biases at zero.
 """
 

@@ -9,7 +9,7 @@ from amd.flops import StepFlops, step_flops
 
 
 class StepCost(NamedTuple):
-    """FLOPs of a training step per clip, and those of the baseline that it is compared with."""
+    """FLOPs of a training step per clip, for a config and for its baseline."""
 
     flops: StepFlops
     baseline: StepFlops

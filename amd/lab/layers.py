@@ -79,7 +79,7 @@ def sprite_columns(frames: int) -> int:
 
 
 def sprite_sheet(frames: Tensor) -> Tensor:
-    """Tile the frames of a clip (3, T, H, W) row by row, COLUMNS per row, on one image (H', W', 3)."""
+    """Tile the frames of a clip (3, T, H, W) into one image (H', W', 3), row by row, COLUMNS frames per row."""
     _, count, height, width = frames.shape
     columns = sprite_columns(count)
     rows = -(-count // columns)

@@ -1,6 +1,7 @@
 """Look at one clip of one training step: its token sets, their layers, and the reconstruction with an encoder.
 
-Masks are those of training on a CPU for the same config, step and position in the batch. Accesses no files.
+Masks equal the ones that training on a CPU samples for the same config, step and position in the batch. Accesses no
+files.
 Shapes: N tokens, R reconstructed tokens, T frames, H height, W width; sets have a batch of 1.
 """
 

@@ -96,7 +96,7 @@ def _limit_waits(engine: Engine) -> None:
 
     @event.listens_for(engine, "do_connect")
     def _connect(dialect: Dialect, entry: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]) -> Any:
-        chosen = {"connect_timeout": CONNECT_TIMEOUT_S, **NETWORK_OPTIONS, **options}  # those of the URL win
+        chosen = {"connect_timeout": CONNECT_TIMEOUT_S, **NETWORK_OPTIONS, **options}  # options in the URL win
         chosen["options"] = f"{settings} {options.get('options', '')}".strip()
         return connect(lambda: TimedConnection.connect(*args, **chosen))
 

@@ -83,7 +83,7 @@ class JobWatcher:
                 self._reads.pop(job_id, None)
 
     async def read(self, job_id: str, after: int) -> JobUpdate:
-        """Return a subscribed job and its events after a version, at least as recent as the last known change.
+        """Return a subscribed job and its events after version `after`, including at least the last known change.
 
         Subscribers with the same arguments share one read. Propagates database errors.
         """

@@ -65,7 +65,7 @@ class LabGateway:
         self._gateway, self._serve = gateway, serve
 
     async def view(self, request: Request, call: Mapping[str, Any], size: int) -> dict[str, Any]:
-        """Draw masks; `size` is that of the input in bytes. Starts the lab if it does not run.
+        """Draw masks. `size`: bytes of the input. Starts the lab if it does not run.
 
         Raises Refusal, ClusterUnavailable, or ClientDisconnect if the caller disconnects.
         """

@@ -15,7 +15,7 @@ MAX_NUMBER = 2**53  # exact in JSON
 
 
 class LabOptions(ApiModel):
-    """Mask settings, and the run whose training they belong to. Omitted settings are those of the run."""
+    """Mask settings, and the run to take omitted settings from."""
 
     preset: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Training preset whose config applies. Default: `demo-image-amd`, unless `encoder` or `job` is set."""

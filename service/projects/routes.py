@@ -64,7 +64,7 @@ def get_usage(
     caller: Reader,
     by: Annotated[UsageGroup, Query(description="What to sum up by. sweep: searches only.")] = "project",
     since: Annotated[
-        Timestamp | None, Query(description="Start of the period. Default: that of the month (UTC).")
+        Timestamp | None, Query(description="Start of the period. Default: start of the month (UTC).")
     ] = None,
     until: Annotated[Timestamp | None, Query(description="End of the period. Default: now.")] = None,
     project: ProjectFilter = None,

@@ -69,7 +69,7 @@ class UsageStore:
 
 
 def hours_of(attempts: Iterable[Attempt], now: float) -> ResourceHours:
-    """Return the usage of attempts, of which a running one counts up to now."""
+    """Return the usage of attempts; a running attempt counts up to now."""
     cpus = gpus = 0.0
     for attempt in attempts:
         hours = max(0.0, (attempt.ended_at if attempt.ended_at is not None else now) - attempt.started_at) / HOUR_S

@@ -35,7 +35,7 @@ def start(folder: StackFolder, state: StackState, part: Part, on_progress: Progr
         # A short path, because the length of socket paths is limited.
         state.ray_temp = tempfile.mkdtemp(prefix="amd-stack-", dir="/tmp")
         command, environment = _ray_command(state), _ray_environment(folder, state)
-    elif part == "supervisor":  # with the environment of `amd up`, from which it derives those of the parts
+    elif part == "supervisor":  # it derives the parts' environments from that of `amd up`
         command, environment = [sys.executable, "-m", "service.stack.supervisor", str(folder.path)], dict(os.environ)
     else:
         command, environment = [sys.executable, "-m", "service"], _service_environment(folder, state)

@@ -143,7 +143,7 @@ class WebhookStore:
     # Sending
 
     def claim(self, now: float, webhooks: int, each: int, busy: Collection[str] = ()) -> list[DeliveryAttempt]:
-        """Claim due attempts for the caller to send, except those of busy webhooks.
+        """Claim due attempts of webhooks that are not busy, for the caller to send.
 
         Claims attempts for at most `webhooks` webhooks, longest waiting first, and at most `each` attempts per webhook,
         so that an unresponsive receiver does not block the others.

@@ -65,7 +65,7 @@ def test_a_long_outage_raises(store: S3Server, s3_root: str, monkeypatch: pytest
 
 def test_a_missing_file_raises_immediately(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail_on_sleep(seconds: float) -> None:
-        raise AssertionError("a missing file is not retried")
+        raise AssertionError("a missing file must not be retried")
 
     monkeypatch.setattr(storage.time, "sleep", fail_on_sleep)
     with pytest.raises(FileNotFoundError):

@@ -48,7 +48,7 @@ class Measurement(NamedTuple):
 
 
 async def send_body(port: int, size: int) -> int:
-    """Send one body until the response arrives; return the response status."""
+    """Send one body, stopping early if a response arrives, and return its status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = "POST /openai/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode())

@@ -17,14 +17,14 @@ from amd.config import TrainConfig, overridden, validate
 
 
 class DraftConfig(TrainConfig):
-    """A training config that is not checked against rules that span sections."""
+    """A training config without the checks across sections."""
 
     def _problems(self) -> list[str]:
         return []
 
 
 def draft_config(config: TrainConfig, overrides: Mapping[str, Any]) -> DraftConfig:
-    """Apply overrides without checking rules that span sections.
+    """Apply overrides without the checks across sections.
 
     Raises ConfigError for an unknown key or an invalid section.
     """

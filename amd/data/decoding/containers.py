@@ -36,7 +36,7 @@ class StreamPackets(NamedTuple):
     """A stream's packets in decoding order, with any fault found while reading."""
 
     packets: list[Any]
-    incomplete: list[int]  # positions of packets of which the file contains only a part
+    incomplete: list[int]  # positions of packets that are cut off by the end of the file
     size: int  # bytes of all packets
     fault: str | None  # why reading stopped before the end of the file
 

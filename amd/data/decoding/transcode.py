@@ -29,7 +29,7 @@ class Transcoded(NamedTuple):
     content: bytes
     suffix: str
     facts: dict[str, Any]  # frames, width, height; segments of the source, if it is cut
-    damage: Damage | None = None  # of a video of which only some frames were used
+    damage: Damage | None = None  # of a partially decoded video
 
 
 def transcode(

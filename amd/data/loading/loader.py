@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     records: Tensor  # (B x R,) int64, record numbers
     bad: list[UnreadableSample]  # samples that could not be read; in training, others replace them
     extras: tuple[Any, ...] = ()  # B x R values that a ClipTransform returned with the clips
-    damaged: Sequence[DamagedSample] = ()  # videos of which only some frames are used
+    damaged: Sequence[DamagedSample] = ()  # partially decoded videos
     decoders: Sequence[str] = ()  # decoder of each video
 
 

@@ -39,7 +39,7 @@ def write_ego_motion(source: Path, output: Path, options: WriteOptions) -> dict[
 
 
 def record(source: Path, levels: range, labels: list[int], seed: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield one clip (16, 120, 160, 3) per label, each recorded at a different place."""
+    """Yield one clip (16, 120, 160, 3) per label, each recorded in a different place."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):  # ViZDoom writes files to the working directory
         game = _game(source, int(rng.integers(2**31)))

@@ -79,7 +79,7 @@ class EmbeddingIndex(BaseModel):
     bad: tuple[dict[str, Any], ...]
     """Record index, location and reason for each sample that could not be read."""
     damaged: tuple[dict[str, Any], ...] = ()
-    """Record index, location and damage for each video of which only the decodable frames were used."""
+    """Record index, location and damage for each partially decoded video."""
     files: tuple[SpanFile, ...]
     made_of: dict[str, Any]
     """Everything that determines the vectors."""

@@ -1,6 +1,6 @@
 """The mask lab: masks and reconstructions of a file, or of a sample of a job's data, at settings that one moves.
 
-The script of the page requests the layers; the responses are those of the REST route.
+The script of the page requests the layers; it uses the REST route's responses.
 """
 
 from __future__ import annotations

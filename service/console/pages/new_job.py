@@ -37,7 +37,7 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 FIELD = "o."  # prefix of the names of config fields in the form
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
-PRESET_KINDS = {"search": "train"}  # kinds whose presets are those of another kind
+PRESET_KINDS = {"search": "train"}  # kinds that use the presets of another kind
 
 
 class CheckResult(NamedTuple):

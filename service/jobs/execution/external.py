@@ -143,7 +143,7 @@ class ExternalRunDiscovery:
         return self._store.newest_attempts([job]).get(job.id)
 
     def stop_cancelled(self) -> None:
-        """Ask Ray to stop runs whose cancellation was requested, again after STOP_AGAIN_S.
+        """Ask Ray to stop runs whose cancellation was requested, repeating the request every STOP_AGAIN_S seconds.
 
         Raises ClusterUnavailable.
         """

@@ -36,7 +36,7 @@ def check_loops(monitors: Sequence[StepMonitor]) -> Finding:
 
 
 def check_leases(engine: Engine, tasks: Sequence[str]) -> Finding:
-    """Check that some control plane performs each task of which only one may perform it."""
+    """Check that each task reserved for a single control plane is performed by one."""
     held = holders(engine)
     if missing := [task for task in tasks if task not in held]:
         message = f"no control plane performs: {', '.join(missing)}"

@@ -231,5 +231,5 @@ class _Planner:
 
 
 def _part(path: str) -> str:
-    """Return the name of a file's folder within that of its run or job."""
+    """Return the name of a file's folder, relative to its run or job folder."""
     return path.split("/")[2]

@@ -17,7 +17,7 @@ _BRACES = re.compile(r"\{[^}]*\}?")
 
 
 def references(document: Any, ids: Collection[str]) -> set[str]:
-    """Return those of the known IDs that a JSON value refers to."""
+    """Return the known IDs that a JSON value refers to."""
     found = set[str]()
     for text in _strings(document):
         if text in ids:

@@ -69,7 +69,7 @@ class GcReport(ApiModel):
     skipped: int
     """Number of items that were kept after all, since a job or process uses them by now, or they cannot be removed."""
     kinds: list[RemovedKind]
-    """Totals by kind, without kinds of which there is nothing to remove."""
+    """Totals by kind; kinds with nothing to remove are omitted."""
     items: list[RemovedItem] = Field(max_length=LISTED)
     """The largest removals, at most 100."""
 
@@ -116,7 +116,7 @@ async def collect_garbage(request: Request, caller: Admin, body: GcRequest) -> G
     policy = body.policy or policy_of(state.settings)
     work = partial(collect, state.settings.root, policy, state.jobs, dry_run=body.dry_run, actor=caller.id)
     try:
-        # Threads of its own: a collection takes long and must not occupy those of other requests.
+        # A separate pool: a collection takes long and must not occupy the threads of other requests.
         result = await asyncio.get_running_loop().run_in_executor(state.collections, work)
     except StorageError as error:
         raise StorageUnavailable(str(error)) from None

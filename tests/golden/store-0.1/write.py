@@ -173,7 +173,7 @@ def write_sweep(root: str) -> dict[str, Any]:
 
 
 def write_job_files(root: str, job_id: str) -> dict[str, Any]:
-    """An export, run by the program that runs jobs."""
+    """Run an export as the driver of a job does."""
     folder = JobFolder(root, job_id)
     values = {"encoder": "tiny-teacher", "format": "timm", "storage": root, "output": folder.output}
     Path(folder.url).mkdir(parents=True)

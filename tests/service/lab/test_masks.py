@@ -140,7 +140,7 @@ def test_masks_are_drawn_without_a_file_and_compared_with_the_preset(service: La
     assert pixels(found["layers"]["student"]).shape == (32, 32, 3)
 
 
-def test_masks_equal_those_of_training_for_any_seed_step_batch_and_position(service: LabService) -> None:
+def test_masks_match_training_for_any_seed_step_batch_and_position(service: LabService) -> None:
     config = mae(with_overrides(PRESETS_BY_KIND["train"]["demo-video-mae"].config, {"scaling.workers": 1}))
     learner = Distiller(config, ProcessGroup(), None)
 

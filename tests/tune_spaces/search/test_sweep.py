@@ -103,7 +103,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "runs" / "a-sweep" / "trials").iterdir())}
 
 
-def test_the_ledger_contains_a_trial_from_its_start_to_its_end(tmp_path: Path) -> None:
+def test_the_ledger_records_a_trial_from_start_to_end(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     record = begin_trial(sweep)
     assert (record.number, record.state, record.baseline, record.attempts) == (0, "running", True, 1)
