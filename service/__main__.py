@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 BAD_INPUT, FAILED = 2, 1
 MIGRATION_POLL_S = 2.0
 DRAIN_S = 5  # how long background loops may take to end
+# Longer than clients and load balancers keep idle connections (httpx 5 s, AWS 60 s): a request on a connection that the
+# server is closing fails.
+KEEP_ALIVE_S = 75
 
 
 class BackgroundLoop(Protocol):
@@ -157,6 +160,7 @@ def serve(settings: Settings) -> int:
             access_log=False,  # AccessLogMiddleware logs requests
             log_config=None,
             ws="none",
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(settings.drain_s),
         )
         DrainingServer(config, app.state.stream_limits, loops).run()

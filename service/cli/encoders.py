@@ -149,9 +149,7 @@ def import_command(
     ] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. CC-BY-NC-4.0.")] = None,
     storage: Storage = None,
-    project: Annotated[
-        str | None, typer.Option(help="Project of the encoder. Used only with a service.")
-    ] = None,
+    project: Annotated[str | None, typer.Option(help="Project of the encoder. Used only with a service.")] = None,
     follow: Follow = None,
     as_json: AsJson = False,
 ) -> None:

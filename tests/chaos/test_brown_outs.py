@@ -1,7 +1,8 @@
 """Tests for brown-outs under load: requests that need the dependency return 503, others stay fast, and all recover.
 
 The clients, the control plane and the replicas share this machine, so only ratios are compared: the p99 latency of a
-path during an outage, divided by its p99 latency under the same load before the outage.
+path during an outage, divided by its p99 latency under the same load before or after the outage, whichever is higher,
+because other programs may slow the machine for a while.
 """
 
 from __future__ import annotations
@@ -198,7 +199,8 @@ def test_a_brown_out_affects_only_requests_that_need_the_dependency(dependency: 
         found = load.statuses["outage", name]
         if dependency in request.survives:
             assert found.keys() == {"200"}, load.report()
-            limit = max(MIN_LIMIT_S, FACTOR * load.p99("healthy", name))
+            reference = max(load.p99(phase, name) for phase in ("healthy", "recovered"))
+            limit = max(MIN_LIMIT_S, FACTOR * reference)
             assert load.p99("outage", name) <= limit, load.report()
         else:
             assert found.keys() == {f"503 {dependency}_unavailable"}, load.report()
