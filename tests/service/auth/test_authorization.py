@@ -7,6 +7,7 @@ is not visible to the caller, a route returns 404 and leaves the object unchange
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from service.app import create_app
 from service.auth import authentication
 from service.auth.authentication import SCOPES, Scope
 from service.auth.sessions import is_browser_path
-from service.db.models import Alias, ApiKey, Delivery, Deployment, Job, RegisteredEncoder, Webhook
+from service.db.engine import open_engine
+from service.db.models import Alias, ApiKey, Base, Delivery, Deployment, Job, RegisteredEncoder, Webhook
 from service.jobs.kinds import resolve
 from service.jobs.store import JobStore
 from service.projects.audit import AuditFilter, AuditLog
@@ -208,14 +210,33 @@ class ApiFixture:
             ]
 
 
-@pytest.fixture
-def api(sqlite_engine: Engine, tmp_path: Path) -> Iterator[ApiFixture]:
-    many = "100000/minute"
+class ServedApp(NamedTuple):
+    """The application with its database and storage root, which all tests of this module use."""
+
+    engine: Engine
+    client: TestClient
+    root: str
+
+
+@pytest.fixture(scope="module")
+def served(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApp]:
+    folder, many = tmp_path_factory.mktemp("authorization"), "100000/minute"
+    shutil.copy(sqlite_template, folder / "control-plane.db")
+    engine = open_engine(f"sqlite:///{folder / 'control-plane.db'}")
     limits = {"rate_limit": many, "failure_limit": many}
-    settings = Settings(storage=str(tmp_path / "storage"), data_dir=tmp_path, serve_url="http://127.0.0.1:1", **limits)
-    app = create_app(settings, engine=sqlite_engine, cluster=FakeCluster())
-    with TestClient(app) as client:
-        yield ApiFixture(sqlite_engine, client, settings.root)
+    settings = Settings(storage=str(folder / "storage"), data_dir=folder, serve_url="http://127.0.0.1:1", **limits)
+    with TestClient(create_app(settings, engine=engine, cluster=FakeCluster())) as client:
+        yield ServedApp(engine, client, settings.root)
+    engine.dispose()
+
+
+@pytest.fixture
+def api(served: ServedApp) -> Iterator[ApiFixture]:
+    """Create the objects of both projects, and empty the database after the test."""
+    yield ApiFixture(*served)
+    with served.engine.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
 
 
 def test_the_rules_cover_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
