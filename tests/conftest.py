@@ -100,6 +100,10 @@ def pytest_runtestloop() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # otherwise Triton reports its objects as leaked when Python exits
+
+
 def _markers(item: pytest.Item) -> set[str]:
     """Return the markers implied by a test's file, its fixtures and its kind of database."""
     used = {*getattr(item, "fixturenames", ())}
