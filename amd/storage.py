@@ -22,8 +22,6 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
-
 OUTAGE_LIMIT_S = 60.0  # longest outage of a remote store that operations wait for
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 STALE_AFTER_S = 60.0  # a temporary file that has not changed for this long was abandoned by its writer
@@ -75,6 +73,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     The S3 endpoint is read from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as in boto3.
     """
+    import fsspec  # here, because decoding processes and commands that use no files would otherwise start later
+
     if not is_remote(url):
         return fsspec.filesystem("file"), str(local_path(url))
     options: dict[str, Any] = {}

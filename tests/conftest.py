@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Generator, Iterator
@@ -18,6 +19,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["AMD_CONFIG"] = os.devnull  # without the services that the user is logged in to
 
+gc.disable()  # until all tests are collected, because imports create objects but hardly any garbage
+
 # Disable deadlines: the first example of a test may import modules, which is slow on a busy machine.
 hypothesis.settings.register_profile("amd", deadline=None)
 hypothesis.settings.load_profile("amd")
@@ -29,29 +32,31 @@ MARKERS = {"ray_cluster": "ray", "s3_endpoint": "server", "postgresql": "server"
 TESTS = Path(__file__).parent
 collect_ignore = [] if "AMD_AXE" in os.environ else ["browser"]  # needs what only `make test-browser` installs
 # Test files that `make test-fast` leaves out: they start processes that import torch, or train for many seconds.
-SLOW_FILES = frozenset(
+# `make test` starts them in this order. The first ones fork ranks, so that each pytest process starts its fork server
+# with what ranks import (tests/support/processes.py) rather than with what loader processes import.
+SLOW_FILES = tuple(
     TESTS / name
     for name in (
+        "amd/training/runs/test_torch_ranks.py",
+        "amd/downstream/supervised/test_worker.py",
+        "amd/training/trainer/test_pretraining.py",
+        "amd/downstream/supervised/classification/test_evaluation.py",
+        "service/web/test_openapi.py",
+        "service/test_control_planes.py",
         "amd/demo/test_run.py",
         "amd/downstream/embedding/test_bulk.py",
-        "amd/downstream/supervised/classification/test_evaluation.py",
-        "amd/downstream/supervised/classification/test_run.py",
-        "amd/downstream/supervised/detection/test_run.py",
-        "amd/downstream/supervised/test_worker.py",
-        "amd/exchange/test_export.py",
-        "amd/training/reporting/test_prober.py",
         "amd/training/runs/test_launch.py",
-        "amd/training/runs/test_torch_ranks.py",
-        "amd/training/test_main.py",
-        "amd/training/test_stall_watchdog.py",
-        "amd/training/trainer/test_pretraining.py",
-        "service/cli/test_demo.py",
+        "amd/exchange/test_export.py",
         "service/jobs/execution/test_driver.py",
-        "service/test_control_planes.py",
-        "service/web/test_openapi.py",
-        "test_minimal_install.py",
-        "test_public_surface.py",
+        "amd/downstream/supervised/classification/test_run.py",
+        "amd/training/reporting/test_prober.py",
         "test_store_0_1.py",
+        "amd/training/test_main.py",
+        "test_public_surface.py",
+        "amd/downstream/supervised/detection/test_run.py",
+        "test_minimal_install.py",
+        "service/cli/test_demo.py",
+        "amd/training/test_stall_watchdog.py",
     )
 )
 
@@ -75,15 +80,28 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by the fixtures that they use, and group them by file for the processes of `make test`.
 
-    Slow files start first, so both processes finish at about the same time. All tests that need Ray form one group.
+    Slow files start first, in the order of SLOW_FILES, so both processes finish at about the same time. All tests that
+    need Ray form one group.
     """
     for item in items:
         for name in _markers(item):
             item.add_marker(name)
         ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
     if hasattr(config, "workerinput"):  # a worker of pytest-xdist
-        items.sort(key=lambda item: item.path not in SLOW_FILES)
+        order = {path: number for number, path in enumerate(SLOW_FILES)}
+        items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Free garbage from now on, without examining what the imports and the collection created."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # otherwise Triton reports its objects as leaked when Python exits
 
 
 def _markers(item: pytest.Item) -> set[str]:

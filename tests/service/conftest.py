@@ -93,6 +93,16 @@ def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.fixture(scope="module")
+def module_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Return a SQLite engine that all tests of a module share, for modules that also share an application."""
+    path = tmp_path_factory.mktemp("database") / "control-plane.db"
+    shutil.copy(sqlite_template, path)
+    engine = open_engine(f"sqlite:///{path}")
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with serving(Receiver()) as receiver:

@@ -17,7 +17,12 @@ from amd.data.loading.processes import fork_server, hide_main_module
 T = TypeVar("T")
 FAILURE_GRACE_S = 30.0
 # Imported by the server if its first user is a function of this module.
-PRELOADED = ("tests.support.runs.tiny_runs", "amd.training.runs.launch", "amd.downstream.supervised.worker")
+PRELOADED = (
+    "tests.support.runs.tiny_runs",
+    "amd.training.runs.launch",
+    "amd.downstream.supervised.worker",
+    "torch._dynamo",  # which optimizers import
+)
 
 
 def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:

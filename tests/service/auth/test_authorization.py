@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,7 +21,7 @@ from service.app import create_app
 from service.auth import authentication
 from service.auth.authentication import SCOPES, Scope
 from service.auth.sessions import is_browser_path
-from service.db.models import Alias, ApiKey, Delivery, Deployment, Job, RegisteredEncoder, Webhook
+from service.db.models import Alias, ApiKey, Base, Delivery, Deployment, Job, RegisteredEncoder, Webhook
 from service.jobs.kinds import resolve
 from service.jobs.store import JobStore
 from service.projects.audit import AuditFilter, AuditLog
@@ -160,6 +159,9 @@ class ApiFixture:
 
     def __init__(self, engine: Engine, client: TestClient, root: str) -> None:
         self.engine, self.client, self.root = engine, client, root
+        self.objects = dict[str, dict[str, str]]()
+
+    def create_objects(self) -> None:
         self.objects = {project: self._create_objects(project) for project in ("ours", "theirs")}
 
     def _create_objects(self, project: str) -> dict[str, str]:
@@ -208,14 +210,24 @@ class ApiFixture:
             ]
 
 
-@pytest.fixture
-def api(sqlite_engine: Engine, tmp_path: Path) -> Iterator[ApiFixture]:
-    many = "100000/minute"
+@pytest.fixture(scope="module")
+def served(module_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiFixture]:
+    """Serve one application for all tests: SQLAlchemy compiles every statement again for a new engine."""
+    folder, many = tmp_path_factory.mktemp("authorization"), "100000/minute"
     limits = {"rate_limit": many, "failure_limit": many}
-    settings = Settings(storage=str(tmp_path / "storage"), data_dir=tmp_path, serve_url="http://127.0.0.1:1", **limits)
-    app = create_app(settings, engine=sqlite_engine, cluster=FakeCluster())
-    with TestClient(app) as client:
-        yield ApiFixture(sqlite_engine, client, settings.root)
+    settings = Settings(storage=str(folder / "storage"), data_dir=folder, serve_url="http://127.0.0.1:1", **limits)
+    with TestClient(create_app(settings, engine=module_engine, cluster=FakeCluster())) as client:
+        yield ApiFixture(module_engine, client, settings.root)
+
+
+@pytest.fixture
+def api(served: ApiFixture) -> Iterator[ApiFixture]:
+    """Create the objects of both projects, and empty the database after the test."""
+    served.create_objects()
+    yield served
+    with served.engine.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
 
 
 def test_the_rules_cover_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
@@ -252,8 +264,7 @@ def test_a_route_accepts_its_required_scope_and_rejects_lesser_scopes(api: ApiFi
     for scopes in ((), *((scope,) for scope in SCOPES)):
         sufficient = bool(scopes) and SCOPES.index(scopes[0]) >= SCOPES.index(needed)
         for project in ("ours", None):
-            # The previous request may have deleted the objects.
-            api.objects = {name: api._create_objects(name) for name in ("ours", "theirs")}
+            api.create_objects()  # the previous request may have deleted the objects
             header, before = key_to(api.engine, *scopes, project=project), api.state()
             response = api.request(route, header, named=project is None)
             if sufficient and RULES[route].all_projects and project is not None:

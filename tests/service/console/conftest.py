@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import pytest
 from sqlalchemy import Engine
 
 from service.app import create_app
-from service.db.engine import open_engine
 from service.settings import Settings
 from tests.support.browser.console_client import ConsoleClient
 from tests.support.service.apps import key_to
@@ -24,12 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def database(sqlite_template: Path, folder: Path) -> Iterator[Engine]:
-    """Return an engine for one database per module, because creating an application takes half a second."""
-    shutil.copy(sqlite_template, folder / "control-plane.db")
-    engine = open_engine(f"sqlite:///{folder / 'control-plane.db'}")
-    yield engine
-    engine.dispose()
+def database(module_engine: Engine) -> Engine:
+    return module_engine
 
 
 @pytest.fixture(scope="module")
