@@ -49,6 +49,7 @@ from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
 from service.registry.ownership import StorageOwners
 from service.registry.store import EncoderStore
+from service.reports import routes as reports
 from service.serving import routes as serving
 from service.serving.deployments import DeploymentStore
 from service.serving.gateway import Gateway
@@ -134,7 +135,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.locations = LocationPolicy(uris, owners)
     app.include_router(health.router)
     for router in (
-        *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router),
+        *(jobs.router, job_details.router, reports.router, neighbours.router, catalog.router, cluster_state.router),
         *(retention.router, doctor.router, encoders.router, serving.inference, serving.deployments, lab.router),
         *(api_keys.router, session_routes.router, webhooks.router, projects.router),
     ):
