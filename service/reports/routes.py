@@ -26,7 +26,12 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 HEADERS = {"Content-Security-Policy": f"{POLICY}; sandbox", "X-Content-Type-Options": "nosniff"}
 
 
-@router.get("/{job_id}/report", summary="Download a report on a job", response_class=HTMLResponse)
+@router.get(
+    "/{job_id}/report",
+    summary="Download a report on a job",
+    response_class=Response,
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+)
 def job_report(
     job: Visible, caller: Reader, jobs: Jobs, encoders: EncodersDep, settings: Config, storage: StorageCalls
 ) -> Response:

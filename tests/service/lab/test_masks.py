@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Iterator
@@ -26,10 +27,12 @@ from amd.training.process_group import ProcessGroup
 from amd.training.runs.checks import check_data
 from amd.training.runs.teachers import teacher_id
 from amd.training.trainer.distiller import Distiller
+from service.client import ApiError, AsyncClient, Client
 from service.db.engine import open_engine
 from service.inference.engine import Engine as InferenceEngine
 from service.inference.engine import EngineSettings, InferenceOptions, Item
 from service.lab.gateway import APPLICATION, FAILED, NAME
+from service.lab.schemas import LabView
 from service.registry.discovery import EncoderDiscovery
 from service.serving.serve_api import ServeApplication
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
@@ -203,6 +206,22 @@ def test_every_content_type_gives_the_same_view(service: LabService) -> None:
     body = service.view(json={"input": {"base64": text}, "encoder": "image", "seed": 2})
     assert raw == form == body
     assert "input" not in service.view(json={"encoder": "image"})["layers"]
+
+
+def test_both_clients_draw_the_same_masks(service: LabService) -> None:
+    async def draw() -> LabView:
+        async with AsyncClient(service.server.url, service.server.key) as amd:
+            return await amd.masks(picture(), encoder="image", seed=2)
+
+    with Client(service.server.url, service.server.key) as amd:
+        found = amd.masks(picture(), encoder="image", seed=2)
+        plain = amd.masks(student_ratio=0.5, teacher_ratio=0.25)
+        with pytest.raises(ApiError, match="less than 1"):
+            amd.masks(student_ratio=1)
+    assert found == asyncio.run(draw())
+    assert found.model_dump(mode="json") == service.view("?encoder=image&seed=2", content=picture(), headers=PNG)
+    assert (plain.mask.student_ratio, plain.preset) == (0.5, PRESET)
+    assert "input" not in plain.layers
 
 
 def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
