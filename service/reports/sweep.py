@@ -107,7 +107,7 @@ def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
     if base is not None and base is not best and best.reach in base.rungs:
         gain = score - base.rungs[best.reach].score
         parts.append(
-            f"The base config scored {gain:.2f} points lower; `amd search report` tests whether that is significant."
+            f"The base config scored {gain:.2f} points lower; amd search report tests whether that is significant."
         )
     return " ".join(parts)
 
