@@ -120,18 +120,33 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor, ObjectiveConfig], Tensor]] =
 def alignment(predictions: list[Tensor], targets: list[Tensor], objective: ObjectiveConfig) -> Tensor:
     """Return the distance between student and teacher features, given as one (B, K, D) tensor per layer pair."""
     distance = DISTANCES[objective.distance]
-    losses = []
-    for prediction, target in zip(predictions, targets, strict=True):
-        prediction, target = _at_least_float32(prediction), _at_least_float32(target)
-        if objective.target_norm == "layer_norm":
-            target = functional.layer_norm(target, target.shape[-1:], eps=1e-6)
-        elif objective.target_norm == "l2":
-            prediction, target = functional.normalize(prediction, dim=-1), functional.normalize(target, dim=-1)
-        losses.append(distance(prediction, target, objective))
+    pairs = (_comparable(*pair, objective) for pair in zip(predictions, targets, strict=True))
+    losses = [distance(prediction, target, objective) for prediction, target in pairs]
     return REDUCTIONS[objective.reduction](torch.stack(losses))
 
 
-REDUCTIONS: dict[Reduction, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "sum": torch.sum}
+def token_alignment(predictions: list[Tensor], targets: list[Tensor], objective: ObjectiveConfig) -> Tensor:
+    """Return the `alignment` of each token, (B, K), whose mean is the alignment of all tokens."""
+    distance = DISTANCES[objective.distance]
+    of_token = torch.func.vmap(lambda prediction, target: distance(prediction, target, objective))
+    losses = []
+    for pair in zip(predictions, targets, strict=True):
+        prediction, target = _comparable(*pair, objective)
+        losses.append(of_token(prediction.flatten(0, 1), target.flatten(0, 1)).unflatten(0, prediction.shape[:2]))
+    return REDUCTIONS[objective.reduction](torch.stack(losses), dim=0)
+
+
+def _comparable(prediction: Tensor, target: Tensor, objective: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """Return features in at least float32, normalised as `target_norm` specifies."""
+    prediction, target = _at_least_float32(prediction), _at_least_float32(target)
+    if objective.target_norm == "layer_norm":
+        target = functional.layer_norm(target, target.shape[-1:], eps=1e-6)
+    elif objective.target_norm == "l2":
+        prediction, target = functional.normalize(prediction, dim=-1), functional.normalize(target, dim=-1)
+    return prediction, target
+
+
+REDUCTIONS: dict[Reduction, Callable[..., Tensor]] = {"mean": torch.mean, "sum": torch.sum}
 
 
 def reconstruction(reconstructed: Tensor, targets: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
 from service.registry.ownership import StorageOwners
 from service.registry.store import EncoderStore
+from service.reports import routes as reports
 from service.serving import routes as serving
 from service.serving.deployments import DeploymentStore
 from service.serving.gateway import Gateway
@@ -148,7 +149,7 @@ def _routes() -> list[BaseRoute]:
     api = APIRouter(responses={"4XX": _problem("Client error."), "5XX": _problem("Server error.")})
     api.include_router(health.router)
     for router in (
-        *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router),
+        *(jobs.router, job_details.router, reports.router, neighbours.router, catalog.router, cluster_state.router),
         *(retention.router, doctor.router, encoders.router, serving.inference, serving.deployments, lab.router),
         *(api_keys.router, session_routes.router, webhooks.router, projects.router),
     ):

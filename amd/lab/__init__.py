@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Layer = Literal["input", "student", "teacher", "roles", "masked", "rebuilt", "error"]
+Layer = Literal["input", "student", "teacher", "roles", "masked", "rebuilt", "error", "alignment"]
 """What a layer shows. Defined here because the control plane, which has no torch, describes layers too."""

@@ -63,14 +63,14 @@ def rebuilt_view(rebuilt: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
     return cover_hidden(rebuilt, torch.cat([sets.student_visible, sets.reconstructed], dim=1), clip)
 
 
-def error_view(errors: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
-    """Colour the reconstructed tokens by their errors (B, K), relative to the largest: -> (B, N, P) uint8."""
+def error_view(errors: Tensor, index: Tensor, clip: ClipConfig) -> Tensor:
+    """Colour the tokens at an index (B, K) by their errors (B, K), relative to the largest: -> (B, N, P) uint8."""
     share = (errors / errors.amax(dim=1, keepdim=True).clamp(min=1e-12))[..., None]  # (B, K, 1)
-    low, high = _plain(sets.reconstructed, LOW_ERROR, clip), _plain(sets.reconstructed, HIGH_ERROR, clip)
+    low, high = _plain(index, LOW_ERROR, clip), _plain(index, HIGH_ERROR, clip)
     colours = (low + share * (high.float() - low.float())).round().to(torch.uint8)
     shape = (len(errors), clip.grid.tokens, clip.token_values)
     blank = torch.tensor(HIDDEN, dtype=torch.uint8).repeat(clip.token_values // 3).expand(shape)
-    return put_tokens(blank, sets.reconstructed, colours)
+    return put_tokens(blank, index, colours)
 
 
 def sprite_columns(frames: int) -> int:

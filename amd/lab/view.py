@@ -1,8 +1,8 @@
-"""Look at one clip of one training step: its token sets, their layers, and the reconstruction with an encoder.
+"""Look at one clip of one training step: its token sets, their layers, its reconstruction, and its alignment.
 
-Masks equal the ones that training on a CPU samples for the same config, step and position in the batch. Accesses no
-files.
-Shapes: N tokens, R reconstructed tokens, T frames, H height, W width; sets have a batch of 1.
+Masks equal the ones that training on a CPU samples for the same config, step and position. Accesses no files.
+Shapes: N tokens, V student-visible, O teacher-only, R reconstructed tokens, P pixel values per token, T frames, H
+height, W width; sets have a batch of 1.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from amd.config import ConfigError, PixelTarget, TrainConfig
+from amd.distillation import teacher_features
 from amd.lab import Layer, layers
+from amd.losses import normalized_pixels, token_alignment
 from amd.models.encoder import Encoder
 from amd.models.predictor import Decoder
+from amd.models.student import Student
+from amd.models.teachers.frozen import FeatureTeacher
 from amd.reconstruction import MaskedTokens, reconstruct
-from amd.tokens import TokenSets, patchify
+from amd.tokens import TokenSets, patchify, take_tokens
 from amd.training.trainer.distiller import sample_step_token_sets
 from amd.visualization import as_bytes
 
@@ -39,12 +43,27 @@ class RebuiltClip(NamedTuple):
     loss: float  # mean of the errors
 
 
+class Distillation(NamedTuple):
+    """A student during its training, with its teacher."""
+
+    student: Student
+    teacher: FeatureTeacher
+
+
+class ClipAlignment(NamedTuple):
+    """Alignment losses of a clip's tokens; the mean over a set's tokens is the loss term of training for the clip."""
+
+    direct: Tensor  # (V,) of student-visible tokens
+    generation: Tensor  # (O,) of teacher-only tokens; empty without generation alignment
+
+
 class MaskView(NamedTuple):
     """What the mask lab shows of a clip."""
 
     sets: TokenSets  # (1, …)
     layers: Mapping[Layer, Tensor]  # (3, T, H, W) uint8 each
     rebuilt: RebuiltClip | None
+    alignment: ClipAlignment | None
 
 
 def sample_clip_sets(config: TrainConfig, step: int, position: int) -> TokenSets:
@@ -63,11 +82,17 @@ def sample_clip_sets(config: TrainConfig, step: int, position: int) -> TokenSets
 
 
 @torch.inference_mode()
-def view_masks(config: TrainConfig, sets: TokenSets, frames: Tensor | None, model: Autoencoder | None) -> MaskView:
+def view_masks(
+    config: TrainConfig,
+    sets: TokenSets,
+    frames: Tensor | None,
+    model: Autoencoder | None,
+    distillation: Distillation | None = None,
+) -> MaskView:
     """Draw the layers of a clip (3, T, H, W) uint8, or of a single-coloured one without input.
 
     Layers that need what is not given are omitted: the input without a clip, the teacher's without a teacher, the
-    rebuilt pixels and errors without a clip and a model.
+    rebuilt pixels and errors without a clip and a model, the alignment without a clip and a distillation.
     """
     clip = config.clip
     clips = (layers.plain_clip(clip) if frames is None else frames)[None]
@@ -80,10 +105,30 @@ def view_masks(config: TrainConfig, sets: TokenSets, frames: Tensor | None, mode
     rebuilt = None
     if frames is not None and model is not None:
         rebuilt = _rebuild(model, clips, sets, config)
-        shown = patchify(as_bytes(rebuilt.pixels)[None], clip.tubelet, clip.patch)
-        drawn["rebuilt"] = layers.rebuilt_view(shown, sets, clip)
-        drawn["error"] = layers.error_view(rebuilt.errors[None], sets, clip)
-    return MaskView(sets, {name: layers.single_clip(tokens, clip) for name, tokens in drawn.items()}, rebuilt)
+        tokens = patchify(as_bytes(rebuilt.pixels)[None], clip.tubelet, clip.patch)
+        drawn["rebuilt"] = layers.rebuilt_view(tokens, sets, clip)
+        drawn["error"] = layers.error_view(rebuilt.errors[None], sets.reconstructed, clip)
+    alignment = None
+    if frames is not None and distillation is not None:
+        alignment = _align(distillation, pixels, sets, config)
+        aligned = [sets.student_visible, sets.teacher_only] if len(alignment.generation) else [sets.student_visible]
+        losses = torch.cat([alignment.direct, alignment.generation])[None]
+        drawn["alignment"] = layers.error_view(losses, torch.cat(aligned, dim=1), clip)
+    shown = {name: layers.single_clip(tokens, clip) for name, tokens in drawn.items()}
+    return MaskView(sets, shown, rebuilt, alignment)
+
+
+def _align(distillation: Distillation, pixels: Tensor, sets: TokenSets, config: TrainConfig) -> ClipAlignment:
+    student, teacher = distillation
+    targets = teacher_features(teacher, pixels, sets, config)
+    visible = normalized_pixels(take_tokens(pixels, sets.student_visible), config.clip)
+    output, shared = student(visible, sets), sets.student_visible.shape[1]
+    direct = token_alignment(output.projected, [features[:, :shared] for features in targets], config.objective)
+    generation = direct[:, :0]
+    if output.generated:
+        hidden = [features[:, shared:] for features in targets]
+        generation = token_alignment(output.generated, hidden, config.objective)
+    return ClipAlignment(direct[0], generation[0])
 
 
 def _rebuild(model: Autoencoder, clips: Tensor, sets: TokenSets, config: TrainConfig) -> RebuiltClip:

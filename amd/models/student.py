@@ -59,9 +59,10 @@ class Student(nn.Module):
             project(features) for project, features in zip(self.projections, encoded.intermediates, strict=True)
         ]
         # In sequence: a generator works on projected features, so its gradient reaches the encoder through them.
+        generators = self.generators if sets.teacher_only.shape[1] else ()  # other ratios than in training leave none
         generated = [
             generate(features, visible, sets.teacher_only)
-            for generate, features in zip(self.generators, projected, strict=False)
+            for generate, features in zip(generators, projected, strict=False)
         ]
         reconstructed = self.decoder(encoded.final, visible, sets.reconstructed) if self.decoder is not None else None
         return StudentOutput(reconstructed, projected, generated)

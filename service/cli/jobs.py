@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -184,6 +185,25 @@ def wait(
             fail(str(error))
     print_job(found, as_json)
     raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def report(
+    job: JobId,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: JOB.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a report on a run or a sweep as one HTML file: curves, config, scores, trials and how to reproduce."""
+    with connected(as_json) as client:
+        id = find_job(client, job).id
+        page = client.jobs.report(id).encode()
+    target = output or Path(f"{id}.html")
+    try:
+        target.write_bytes(page)
+    except OSError as error:
+        raise ConfigError([f"--output {target}: cannot be written ({error.strerror}); choose another file"]) from None
+    facts = {"job": id, "file": str(target), "bytes": len(page)}
+    print(json.dumps(facts) if as_json else f"{target}: {len(page) / 1024:.0f} KiB")
 
 
 @app.command()

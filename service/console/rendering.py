@@ -13,7 +13,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from service.auth.authentication import SCOPES, Principal
 from service.auth.sessions import PREFIX, csrf_token, session_cookie
-from service.console import formats, wording
+from service.console import wording
+from service.web import formats
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from amd.config import flatten
-from service.console.formats import compact
 from service.jobs.details.changes import CHOSEN_BY_SERVICE
 from service.jobs.kinds import KINDS, JobKind
+from service.web.formats import compact
 
 COMMON: dict[str, tuple[str, ...]] = {
     "train": (

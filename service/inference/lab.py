@@ -1,7 +1,7 @@
-"""The mask lab's engine: decode one file or sample, draw its masks, and rebuild it with a published encoder.
+"""The mask lab's engine: decode one file or sample, draw its masks, rebuild it, and align a student with its teacher.
 
-One request runs at a time, in a thread; a few more may wait. Decoded clips and the last model are cached, so that a
-request with other mask settings decodes nothing. Does not import FastAPI or Ray.
+One request runs at a time, in a thread; a few more may wait. Decoded clips, the last model and the last teacher are
+cached, so that a request with other mask settings decodes nothing. Does not import FastAPI or Ray.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from amd.data.decoding.limits import FileLimits
 from amd.data.decoding.reader import BadSample, DecodedFrames, SampleReader
 from amd.device import use_threads
 from amd.downstream.embedding.features import cut_clips, file_chooser
+from amd.exchange.load import load_teacher
 from amd.lab.layers import sprite_columns, sprite_sheet
-from amd.lab.view import Autoencoder, MaskView, sample_clip_sets, view_masks
+from amd.lab.view import Autoencoder, Distillation, MaskView, sample_clip_sets, view_masks
 from amd.models.student import Student
-from amd.storage import join
+from amd.models.teachers.frozen import Teacher
+from amd.storage import join, resolve_root
 from amd.training.checkpoints.store import CheckpointStore, DamagedCheckpoint
+from amd.training.runs.teachers import with_trained_teacher
 from service.inference.decoders import MIB
 from service.inference.images import png_bytes
 from service.inference.model import LoadedEncoder
@@ -44,12 +47,22 @@ CPU = torch.device("cpu")
 
 
 class LabModel(NamedTuple):
-    """A model that rebuilds pixels, and the card that says how its input is cut."""
+    """A published encoder or a run's student, and the card that says how its input is cut."""
 
     source: str
     """Folder of the encoder or of the checkpoint."""
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder | None
+    """Part that rebuilds pixels; None if the student has no decoder."""
     card: Card
+    student: Student | None = None
+    """Student of a checkpoint; a published encoder lacks the projections and generators."""
+
+
+class LabTeacher(NamedTuple):
+    """The teacher of a run."""
+
+    run: str
+    teacher: Teacher
 
 
 class LabEngine:
@@ -70,6 +83,7 @@ class LabEngine:
         self._reader = SampleReader(uploads, self._file_limits)
         self._clips: OrderedDict[str, Tensor] = OrderedDict()
         self._model: LabModel | None = None
+        self._teacher: LabTeacher | None = None
         self._executor = ThreadPoolExecutor(1, "lab", initializer=use_threads, initargs=(1,))
         self._waiting = 0
 
@@ -97,7 +111,8 @@ class LabEngine:
     def _view(self, call: Mapping[str, Any], until: float) -> dict[str, Any]:
         try:
             config = validate(TrainConfig, call["config"])
-            model = self._load(call["model"], config) if call["model"] is not None else None
+            model = self._load(call["model"]) if call["model"] is not None else None
+            distillation = self._distillation(call["model"], model) if model is not None else None
             frames = self._frames(call, model.card if model is not None else _unpublished_card(config))
             sets = sample_clip_sets(config, call["step"], call["position"])
         except BadSample as error:
@@ -106,17 +121,32 @@ class LabEngine:
             raise Refusal("not_possible", "; ".join(error.problems)) from None
         if time.monotonic() > until:
             raise Refusal("deadline_exceeded", "the file was decoded too late to draw its masks")
-        view = view_masks(config, sets, frames, model.autoencoder if model is not None else None)
+        autoencoder = model.autoencoder if model is not None else None
+        view = view_masks(config, sets, frames, autoencoder, distillation)
         return {**_reply(view), "columns": sprite_columns(config.clip.frames)}
 
-    def _load(self, wanted: Mapping[str, Any], config: TrainConfig) -> LabModel:
+    def _load(self, wanted: Mapping[str, Any]) -> LabModel:
         """Return a published encoder or a student in a run's checkpoint. Raises ConfigError or Refusal."""
         source = wanted["encoder"] if "encoder" in wanted else f"{wanted['run']}/checkpoints/{wanted['checkpoint']}"
         if self._model is None or self._model.source != source:
             self._model = None  # frees its memory first
-            loaded = _load_encoder(source) if "encoder" in wanted else _load_checkpoint(source, wanted, config)
+            loaded = _load_encoder(source) if "encoder" in wanted else _load_checkpoint(source, wanted)
             self._model = loaded
+        if self._model.autoencoder is None and not wanted["alignment"]:
+            message = "objective.weights.reconstruction=0: the job's student has no decoder; omit `checkpoint`"
+            raise Refusal("not_possible", f"{message}, or set `alignment`")
         return self._model
+
+    def _distillation(self, wanted: Mapping[str, Any], model: LabModel) -> Distillation | None:
+        """Return a checkpoint's student with its run's teacher if a request needs them. Raises ConfigError."""
+        if model.student is None or not wanted["alignment"]:
+            return None
+        if self._teacher is None or self._teacher.run != wanted["run"]:
+            self._teacher = None  # frees its memory first
+            config = validate(TrainConfig, wanted["config"])
+            resolved = with_trained_teacher(config, resolve_root(config.storage))
+            self._teacher = LabTeacher(wanted["run"], load_teacher(resolved))
+        return Distillation(model.student, self._teacher.teacher)
 
     def _frames(self, call: Mapping[str, Any], card: Card) -> Tensor | None:
         """Return the clip (3, T, H, W) of an upload, a URI or a sample; None if the call has no input."""
@@ -157,7 +187,9 @@ def _load_encoder(url: str) -> LabModel:
     return LabModel(url, Autoencoder(loaded.encoder, loaded.decoder, loaded.card.decoder.pixels), loaded.card)
 
 
-def _load_checkpoint(source: str, wanted: Mapping[str, Any], config: TrainConfig) -> LabModel:
+def _load_checkpoint(source: str, wanted: Mapping[str, Any]) -> LabModel:
+    # The run's own config, because the masks that a request chooses can change which parts a student has.
+    config = validate(TrainConfig, wanted["config"])
     store = CheckpointStore(join(wanted["run"], "checkpoints"), config.checkpoint)
     try:
         snapshot = store.load(wanted["checkpoint"])
@@ -165,11 +197,10 @@ def _load_checkpoint(source: str, wanted: Mapping[str, Any], config: TrainConfig
         raise Refusal("not_possible", f"checkpoint={wanted['checkpoint']}: {error}") from None
     student = Student(config).eval().requires_grad_(False)
     student.load_state_dict(snapshot.tensors["model"])
-    if student.decoder is None:
-        message = "objective.weights.reconstruction=0: the job's student has no decoder; omit `checkpoint`"
-        raise Refusal("not_possible", message)
-    model = Autoencoder(student.encoder, student.decoder, config.objective.pixels)
-    return LabModel(source, model, _unpublished_card(config))
+    autoencoder = None
+    if student.decoder is not None:
+        autoencoder = Autoencoder(student.encoder, student.decoder, config.objective.pixels)
+    return LabModel(source, autoencoder, _unpublished_card(config), student)
 
 
 def _unpublished_card(config: TrainConfig) -> Card:
@@ -186,7 +217,7 @@ def _key(item: Mapping[str, Any], card: Card) -> str:
 
 
 def _reply(view: MaskView) -> dict[str, Any]:
-    rebuilt = view.rebuilt
+    rebuilt, alignment = view.rebuilt, view.alignment
     return {
         "token_sets": {name: index[0].tolist() for name, index in view.sets._asdict().items()},
         "layers": {
@@ -194,4 +225,5 @@ def _reply(view: MaskView) -> dict[str, Any]:
         },
         "loss": None if rebuilt is None else rebuilt.loss,
         "errors": None if rebuilt is None else rebuilt.errors.tolist(),
+        "alignment": None if alignment is None else {name: part.tolist() for name, part in alignment._asdict().items()},
     }

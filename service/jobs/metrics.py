@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from amd.training.reporting.metrics_reader import Line
+from amd.training.reporting.metrics_reader import Line, read_metrics
+from amd.training.run_folder import run_folder
 from service.jobs.schemas import MetricsView, SeriesView
+from service.web.bounded_calls import report_progress
 
 Points = Sequence[tuple[int, float]]  # (step, value)
+
+
+def read_series(
+    root: str, job_id: str, names: Collection[str] = (), max_points: int = 500, since_step: int = 0
+) -> MetricsView:
+    """Read a job's metrics from the storage root; the arguments are those of `series`."""
+    lines = read_metrics(run_folder(root, job_id), before_chunk=report_progress)
+    return series(lines, names, max_points, since_step)
 
 
 def series(lines: Sequence[Line], names: Collection[str], max_points: int, since_step: int = 0) -> MetricsView:

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from amd.config import ConfigError, ImportConfig, LocationError
-from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.isolation import LocationPolicy
@@ -41,7 +40,7 @@ from service.jobs.schemas import (
 from service.jobs.store import JobFilter, JobStore, new_job_id
 from service.projects.store import ProjectStore
 from service.settings import Settings
-from service.web.bounded_calls import BoundedCalls, report_progress, with_progress
+from service.web.bounded_calls import BoundedCalls, with_progress
 from service.web.errors import UriNotAllowed
 from service.web.middleware import tagged
 from service.web.parameters import (
@@ -359,12 +358,7 @@ async def job_metrics(
     ] = 0,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []
-
-    def read() -> MetricsView:
-        lines = read_metrics(run_folder(settings.root, job.id), before_chunk=report_progress)
-        return metrics.series(lines, selected, max_points, since_step)
-
-    return await storage.run(read)
+    return await storage.run(metrics.read_series, settings.root, job.id, selected, max_points, since_step)
 
 
 @router.get(

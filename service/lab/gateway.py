@@ -1,8 +1,10 @@
 """Send requests to the mask lab's replica, and declare its Serve application when it is first used.
 
-call     {"config", "step", "position", "deadline_s", "model": {"encoder": URL} | {"run": URL, "checkpoint"} | None,
+call     {"config", "step", "position", "deadline_s",
+          "model": {"encoder": URL} | {"run": URL, "checkpoint", "config": of the run, "alignment"} | None,
           "item": {"content"} | {"uri"} | {"record", "data"} | None}
-reply    {"token_sets", "layers": {name: PNG}, "columns", "loss", "errors"}
+reply    {"token_sets", "layers": {name: PNG}, "columns", "loss", "errors",
+          "alignment": {"direct", "generation"} | None}
 refusal  as in `service.serving.protocol`
 
 The application scales to zero, so it costs nothing while nobody uses it. Its name lacks the prefix of deployments: the

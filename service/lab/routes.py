@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -17,8 +18,18 @@ from service.auth.authentication import Inferrer
 from service.jobs.routes import Jobs, Locations
 from service.lab.gateway import LabGateway
 from service.lab.requests import read_lab_request
-from service.lab.schemas import LabClip, LabCost, LabFlops, LabMask, LabOptions, LabRequest, LabTokenSets, LabView
-from service.lab.sources import LabSource, resolve_source
+from service.lab.schemas import (
+    LabAlignment,
+    LabClip,
+    LabCost,
+    LabFlops,
+    LabMask,
+    LabOptions,
+    LabRequest,
+    LabTokenSets,
+    LabView,
+)
+from service.lab.sources import LabSource, check_teacher, resolve_source
 from service.registry.routes import BINARY, EncodersDep
 from service.serving.protocol import PNG
 from service.serving.requests import FORM
@@ -77,6 +88,8 @@ async def draw_masks(
     if options.job is not None or (item is not None and "uri" in item):
         caller.require("read")  # the response shows what they contain
     source = await run_in_threadpool(resolve_source, options, jobs, encoders, caller.project)
+    if options.alignment and source.job is not None:
+        await run_in_threadpool(check_teacher, source.baseline, policy, source.job.project)
     if item is None and options.record is not None and source.job is not None:
         item = {"record": options.record, "data": source.job.config["data"]}
     root = request.app.state.settings.root
@@ -96,11 +109,16 @@ async def draw_masks(
 
 
 def _model(source: LabSource, options: LabOptions, root: str) -> dict[str, Any] | None:
-    """Return where the replica finds the model that rebuilds pixels; None without one."""
+    """Return where the replica finds the model that rebuilds pixels or is aligned; None without one."""
     if source.encoder is not None:
         return {"encoder": encoder_folder(root, source.encoder)}
     if options.checkpoint is not None and source.job is not None:
-        return {"run": run_folder(root, source.job.id), "checkpoint": options.checkpoint}
+        return {
+            "run": run_folder(root, source.job.id),
+            "checkpoint": options.checkpoint,
+            "config": source.baseline.model_dump(mode="json"),
+            "alignment": options.alignment,
+        }
     return None
 
 
@@ -140,6 +158,19 @@ def _view(source: LabSource, options: LabOptions, reply: Mapping[str, Any]) -> L
         layers={name: f"data:{PNG};base64,{base64.b64encode(png).decode()}" for name, png in reply["layers"].items()},
         loss=reply["loss"],
         errors=reply["errors"],
+        alignment=_alignment(reply["alignment"]),
+    )
+
+
+def _alignment(tokens: Mapping[str, list[float]] | None) -> LabAlignment | None:
+    if tokens is None:
+        return None
+    direct, generation = tokens["direct"], tokens["generation"]
+    return LabAlignment(
+        direct=fmean(direct),
+        generation=fmean(generation) if generation else None,
+        direct_tokens=direct,
+        generation_tokens=generation,
     )
 
 

@@ -29,6 +29,8 @@ class LabOptions(ApiModel):
     """Number of a record in the job's data, used as the input."""
     checkpoint: int | None = Field(None, ge=0, le=MAX_NUMBER)
     """Step of one of the job's checkpoints, whose student rebuilds pixels; also while the job runs."""
+    alignment: bool = False
+    """Whether to load the job's teacher and show how well the checkpoint's student is aligned with it."""
     student_ratio: float | None = Field(None, ge=0, lt=1)
     """Fraction of tokens hidden from the student."""
     teacher_ratio: float | None = Field(None, ge=0, lt=1)
@@ -122,6 +124,20 @@ class LabCost(ApiModel):
     """Total FLOPs as a multiple of the baseline's."""
 
 
+class LabAlignment(ApiModel):
+    """Alignment losses of the checkpoint's student with its teacher, unweighted, averaged over layer pairs or summed as
+    in training."""
+
+    direct: float
+    """Mean over student-visible tokens: the clip's direct loss of training."""
+    generation: float | None
+    """Mean over teacher-only tokens: the clip's generation loss of training; null without generation alignment."""
+    direct_tokens: list[float]
+    """Loss of each token, in the order of `token_sets.student_visible`."""
+    generation_tokens: list[float]
+    """Loss of each token, in the order of `token_sets.teacher_only`; empty without generation alignment."""
+
+
 class LabView(ApiModel):
     """Masks of one clip, drawn as layers."""
 
@@ -140,8 +156,10 @@ class LabView(ApiModel):
     layers: dict[Layer, str]
     """Sprite sheets with all frames as PNGs, `data:` URLs. `roles` colours tokens of direct alignment green, of
     generation alignment blue and merely reconstructed ones grey; `error` shows the error of each reconstructed
-    token."""
+    token, and `alignment` the alignment loss of each token that the teacher sees, relative to the largest one."""
     loss: float | None
     """Mean squared error over reconstructed tokens, as in training; null without an input and a model."""
     errors: list[float] | None
     """Mean squared error of each reconstructed token, in the order of `token_sets.reconstructed`."""
+    alignment: LabAlignment | None = None
+    """Alignment with the teacher; null unless requested with an input."""

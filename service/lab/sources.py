@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 from amd.artifacts.card import Card
 from amd.config import ConfigError, TrainConfig, validate, with_overrides
 from amd.presets.load import find_preset
+from service.auth.isolation import LocationPolicy
 from service.db.models import Job
 from service.jobs.store import JobStore
 from service.lab.schemas import LabOptions
 from service.registry.store import EncoderStore
 from service.web.errors import Refusal
 
+TIMM = "timm:"  # prefix of weights on the hub
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
 MAX_BATCH_CELLS = 2**23  # cells of a batch that are sampled for one clip
 MAX_TOKENS, MAX_PIXELS = 2**14, 2**24  # of a clip
@@ -53,6 +55,10 @@ def resolve_source(options: LabOptions, jobs: JobStore, encoders: EncoderStore, 
         raise Refusal(
             "not_possible", "checkpoint belongs to a job and its config; set job, and neither encoder nor preset"
         )
+    if options.alignment and options.checkpoint is None:
+        raise Refusal(
+            "not_possible", "alignment needs the projections of a student, which only checkpoints have; set checkpoint"
+        )
     preset: str | None = None
     encoder: str | None = None
     if options.encoder is not None:
@@ -69,6 +75,22 @@ def resolve_source(options: LabOptions, jobs: JobStore, encoders: EncoderStore, 
     config = with_overrides(baseline, {key: value for key, value in values.items() if value is not None})
     _check_size(config)
     return LabSource(config, baseline, preset, job, encoder)
+
+
+def check_teacher(config: TrainConfig, policy: LocationPolicy, project: str) -> None:
+    """Check that the lab may load the teacher of a project's job.
+
+    A job that has ended does not protect its teacher, so another project may have published one with the same ID since.
+    Raises Refusal, UriNotAllowed or NotFound.
+    """
+    if config.teacher is None:
+        raise Refusal("not_possible", "alignment: the job has no teacher; use a job with objective.kind=amd")
+    weights = config.teacher.weights
+    if weights is not None and weights.startswith(TIMM):
+        message = f"teacher.weights={weights}: the lab downloads no weights from the hub; omit `alignment`"
+        raise Refusal("not_possible", message)
+    if weights is not None:
+        policy.check("teacher.weights", weights, project)
 
 
 def _config_of(card: Card) -> TrainConfig:

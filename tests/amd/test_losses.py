@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from amd.config import ClipConfig, Distance, ObjectiveConfig, PixelTarget
-from amd.losses import DISTANCES, alignment, normalized_pixels, pixel_targets, unit_pixels
+from amd.config import ClipConfig, Distance, ObjectiveConfig, PixelTarget, Reduction, TargetNorm
+from amd.losses import DISTANCES, alignment, normalized_pixels, pixel_targets, token_alignment, unit_pixels
 
 CLIP = ClipConfig(frames=4, size=16, patch=4, tubelet=2)
 
@@ -60,6 +60,21 @@ def test_the_sum_over_layers_equals_the_mean_times_the_number_of_layers() -> Non
     pairs = [torch.randn(2, 5, 8) for _ in range(3)], [torch.randn(2, 5, 8) for _ in range(3)]
     mean = alignment(*pairs, ObjectiveConfig(reduction="mean"))
     torch.testing.assert_close(alignment(*pairs, ObjectiveConfig(reduction="sum")), 3 * mean)
+
+
+@pytest.mark.parametrize("distance", get_args(Distance))
+@pytest.mark.parametrize("norm", get_args(TargetNorm))
+@pytest.mark.parametrize("reduction", get_args(Reduction))
+def test_the_mean_over_tokens_is_the_alignment_of_all_tokens(
+    distance: Distance, norm: TargetNorm, reduction: Reduction
+) -> None:
+    objective = ObjectiveConfig(distance=distance, target_norm=norm, reduction=reduction)
+    ours, theirs = ([torch.randn(2, 5, 8) for _ in range(3)] for _ in range(2))
+    tokens = token_alignment(ours, theirs, objective)
+    assert tokens.shape == (2, 5)
+    torch.testing.assert_close(tokens.mean(), alignment(ours, theirs, objective))
+    alone = [[features[1:, 3:4] for features in side] for side in (ours, theirs)]
+    torch.testing.assert_close(tokens[1, 3], alignment(*alone, objective))
 
 
 def test_l2_normalised_alignment_ignores_feature_norms() -> None:

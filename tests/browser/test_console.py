@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
@@ -144,6 +144,27 @@ def test_a_sweep_page_shows_its_map_and_the_trials_in_a_cell(open_page: OpenPage
     expect(rows).to_have_count(1)
     page.get_by_role("button", name="Show all trials").click()
     expect(rows).to_have_count(before)
+
+
+@pytest.mark.parametrize("job_id", [scenes.RUNNING, scenes.SWEEP])
+def test_a_report_is_downloaded_and_opens_as_a_file(
+    browser: Browser, open_page: OpenPage, service: ConsoleService, tmp_path: Path, job_id: str
+) -> None:
+    page = open_page()
+    page.goto(f"{service.server.url}/console/jobs/{job_id}")
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Download report").click()
+    assert downloading.value.suggested_filename == f"{job_id}.html"
+    downloading.value.save_as(tmp_path / "report.html")
+    report = browser.new_page(viewport={"width": 390, "height": 800})
+    requests: list[str] = []
+    report.on("request", lambda request: requests.append(request.url))
+    report.goto((tmp_path / "report.html").as_uri())
+    expect(report.get_by_role("heading", name="How to reproduce")).to_be_visible()
+    expect(report.locator("svg").first).to_be_visible()
+    assert len(requests) == 1  # the file itself
+    assert report.evaluate("document.documentElement.scrollWidth") <= 390
+    report.close()
 
 
 def test_an_encoder_can_be_tried_out_and_deployed(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from amd.config import TrainConfig, validate, with_overrides
+from amd.presets.teachers import teacher_recipe
+from amd.training.runs.checks import check_data
+from amd.training.runs.teachers import teacher_id
 from tests.browser.conftest import PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
-from tests.support.runs.published_students import save_checkpoint
+from tests.support.runs.published_students import publish_student, save_checkpoint
 from tests.support.service.published_encoders import film, picture
 
 expect.set_options(timeout=PATIENCE_MS)
@@ -131,3 +134,23 @@ def test_a_job_opens_the_lab_with_a_sample_of_its_data_and_its_checkpoints(
     expect(page.get_by_role("link", name="Train with these ratios")).to_have_attribute(
         "href", re.compile(f"/jobs/{scenes.SUCCEEDED}/clone")
     )
+
+
+def test_a_checkpoint_is_aligned_with_its_teacher(open_page: OpenPage, service: ConsoleService) -> None:
+    config = validate(TrainConfig, service.server.app.state.jobs.get(scenes.FAILED).config)
+    recipe = teacher_recipe(config)
+    save_checkpoint(config, Path(service.root), scenes.FAILED)
+    name = teacher_id("demo-image-teacher", recipe)
+    publish_student(recipe, Path(service.root), name, check_data(recipe).digest)
+    page = open_page()
+    page.goto(f"{service.server.url}/console/lab?job={scenes.FAILED}&record=0")
+    expect(layers(page)).to_have_count(7)
+    page.get_by_label("Align with the teacher").check()
+    expect(layers(page)).to_have_count(8)
+    expect(layers(page).last).to_contain_text("Alignment loss per token")
+    expect(counts(page)).to_contain_text("Generation loss")
+    expect(page).to_have_url(re.compile("alignment=true"))
+    page.reload()
+    expect(layers(page)).to_have_count(8)
+    page.get_by_label("Align with the teacher").uncheck()
+    expect(layers(page)).to_have_count(7)

@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from amd.config import TrainConfig, with_overrides
+from amd.artifacts.discovery import CARD, encoder_folder, encoders_url, load_card
+from amd.config import ConfigError, TrainConfig, with_overrides
 from amd.exchange.source import license_of
 from amd.presets.teachers import teacher_recipe
+from amd.storage import exists, join, listdir
 from amd.training.failures import TeacherError
 from amd.training.run_folder import RunResult
 from amd.training.runs.checks import check_data
@@ -52,7 +54,29 @@ def resolve_teacher(config: TrainConfig, root: str, train: TrainTeacher) -> Reso
 _NO_PRESET: dict[str, Any] = {"teacher.preset": None, "teacher.overrides": {}}
 
 
+def with_trained_teacher(config: TrainConfig, root: str) -> TrainConfig:
+    """Return a run's config with the weights of its teacher, without training it or reading its data.
+
+    If the data of a teacher preset has changed, this is the newest teacher. Raises ConfigError if there is none yet.
+    """
+    teacher = config.teacher
+    if teacher is None or teacher.preset is None:
+        return config
+    recipe = teacher_recipe(config)
+    folders = [encoder_folder(root, name) for name in listdir(encoders_url(root)) if name.startswith(teacher.preset)]
+    cards = [load_card(folder) for folder in folders if exists(join(folder, CARD))]
+    trained = [card for card in cards if card.run == _teacher_id(teacher.preset, recipe, card.data.get("digest", ""))]
+    if not trained:
+        problem = f"teacher.preset={teacher.preset}: the teacher is not trained yet or was deleted"
+        raise ConfigError([f"{problem}; retry once it is trained"])
+    newest = max(trained, key=lambda card: card.created)
+    return with_overrides(config, {"teacher.weights": encoder_folder(root, newest.id), **_NO_PRESET})
+
+
 def teacher_id(preset: str, recipe: TrainConfig) -> str:
     """Return a run ID derived from the recipe and its data, so that the same teacher is trained only once."""
-    digest = hashlib.sha256(f"{recipe.digest()}/{check_data(recipe).digest}".encode()).hexdigest()
-    return f"{preset}-{digest[:12]}"
+    return _teacher_id(preset, recipe, check_data(recipe).digest)
+
+
+def _teacher_id(preset: str, recipe: TrainConfig, data_digest: str) -> str:
+    return f"{preset}-{hashlib.sha256(f'{recipe.digest()}/{data_digest}'.encode()).hexdigest()[:12]}"

@@ -22,6 +22,7 @@ from service.client.messages import api_path, fields_of, input_item
 from service.client.retries import Patience
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
+from service.lab.schemas import LabView
 from service.operations.doctor.findings import Diagnosis
 from service.operations.retention.routes import GcReport, GcRequest
 from service.serving.requests import DEADLINE_S
@@ -132,6 +133,17 @@ class AsyncClient(AsyncApiMethods):
     ) -> list[ReconstructionView]:
         """Mask and reconstruct files with a deployed encoder. `options`: mask_ratio, seed and deadline_s."""
         return parse_items(ReconstructionView, await self._infer(encoder, "reconstructions", files, options))
+
+    async def masks(self, file: str | Path | bytes | None = None, **options: Any) -> LabView:
+        """Draw the masks of an image or a video, of a sample of a job's data, or of no input, in the mask lab.
+
+        `file`: a local path, bytes or a URI. `options`: fields of the request, such as preset="demo-image-amd",
+        student_ratio=0.75, job=… with record=0 and checkpoint=…, or deadline_s=300.
+        """
+        body: dict[str, Any] = {"deadline_s": DEADLINE_S, **options}
+        body |= {"input": input_item(file)} if file is not None else {}
+        path, deadline_s = api_path("lab", "masks"), float(body["deadline_s"])
+        return await self._request("POST", path, LabView, body=body, repeatable=True, deadline_s=deadline_s)
 
     async def _infer(
         self,

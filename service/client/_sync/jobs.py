@@ -122,6 +122,10 @@ class Jobs(ApiMethods):
         query = {"names": ",".join(names) or None, "max_points": max_points}
         return self._request("GET", api_path("jobs", job_id, "metrics"), MetricsView, query=query)
 
+    def report(self, job_id: str) -> str:
+        """Get a report on a run or a sweep: one HTML file without scripts, which loads nothing."""
+        return (self._send("GET", api_path("jobs", job_id, "report"))).text
+
     def trials(self, job_id: str) -> list[TrialView]:
         return self._request("GET", api_path("jobs", job_id, "trials"), list[TrialView])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import StringConstraints
@@ -13,12 +13,13 @@ from service.auth.sessions import PREFIX
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
-from service.db.models import Deployment, RegisteredEncoder
+from service.db.models import RegisteredEncoder
 from service.jobs.routes import Config
 from service.registry import routes as registry_api
 from service.registry import views
+from service.registry.lineage import lineage
 from service.registry.routes import AliasName, EncodersDep, VisibleEncoder
-from service.registry.schemas import ALIAS_PATTERN, AliasRequest, EncoderDetail, Objective
+from service.registry.schemas import ALIAS_PATTERN, AliasRequest, Objective
 from service.serving import routes as serving_api
 from service.serving.routes import DeploymentsDep
 from service.serving.schemas import DeploymentRequest
@@ -40,16 +41,6 @@ class DeploymentForm(ApiModel):
     """Form field for a deployment name."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-
-
-class LineageNode(NamedTuple):
-    """One step of an encoder's lineage."""
-
-    what: str
-    name: str
-    path: str | None
-    """Path of the console page that shows this step."""
-    own: bool = False
 
 
 @router.get("/encoders")
@@ -154,27 +145,6 @@ def delete_encoder(
 ) -> Response:
     registry_api.delete_encoder(encoder.id, caller, encoders, settings)
     return redirect(request, f"{PREFIX}/encoders")
-
-
-def lineage(encoder: EncoderDetail, serving: list[Deployment]) -> list[LineageNode]:
-    """Return the lineage of an encoder: teacher, run, encoder, aliases, deployments."""
-    nodes = []
-    origin = encoder.lineage
-    if origin.teacher:
-        source = str(origin.teacher.get("preset") or origin.teacher.get("weights") or "teacher")
-        nodes.append(LineageNode("teacher", source, None))
-    if origin.start:
-        nodes.append(LineageNode("started from", str(next(iter(origin.start.values()), "weights")), None))
-    if origin.data.get("train"):
-        samples = f" ({origin.data['samples']} samples)" if "samples" in origin.data else ""
-        nodes.append(LineageNode("data", f"{origin.data['train']}{samples}", None))
-    if origin.job or origin.run:
-        job = origin.job or origin.run
-        nodes.append(LineageNode("run", str(job), f"{PREFIX}/jobs/{origin.job}" if origin.job else None))
-    nodes.append(LineageNode("encoder", encoder.id, None, own=True))
-    nodes += [LineageNode("alias", alias.name, None) for alias in encoder.aliases]
-    nodes += [LineageNode("deployment", one.name, f"{PREFIX}/deployments/{one.name}") for one in serving]
-    return nodes
 
 
 def _project(caller: Principal, encoder: RegisteredEncoder) -> str:

@@ -1,4 +1,4 @@
-"""Data for the scripts on a job's pages: metrics, events and logs, with the same responses as the REST routes."""
+"""Data and downloads of a job's pages: metrics, events, logs and its report, with the responses of the REST routes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from service.jobs.details import routes as details_api
 from service.jobs.details.schemas import LogMatches, LogRange
 from service.jobs.routes import Config, Jobs, Recorded, StorageCalls, StreamLimitsDep, Visible
 from service.jobs.schemas import MetricsView
+from service.registry.routes import EncodersDep
+from service.reports import routes as reports_api
 from service.web.parameters import MAX_NUMBER, LastEventId
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
@@ -94,3 +96,10 @@ async def download_log(
     response = await jobs_api.job_logs(job, caller, request, limits, jobs, settings, False, None, attempt, rank)
     response.headers["Content-Disposition"] = f'attachment; filename="{job.id}.log"'
     return response
+
+
+@router.get("/jobs/{job_id}/report")
+def download_report(
+    job: Visible, caller: Reader, jobs: Jobs, encoders: EncodersDep, settings: Config, storage: StorageCalls
+) -> Response:
+    return reports_api.job_report(job, caller, jobs, encoders, settings, storage)

@@ -13,7 +13,6 @@ from starlette.responses import RedirectResponse, Response
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Reader, Submitter
 from service.auth.sessions import PREFIX
-from service.console.config_diff import config_rows, preset_values
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -22,6 +21,7 @@ from service.jobs import routes as jobs_api
 from service.jobs import views
 from service.jobs.actions import act
 from service.jobs.details import routes as details_api
+from service.jobs.details.config_diff import base_config, config_rows
 from service.jobs.details.queue_place import queue_place
 from service.jobs.details.schemas import JobChange
 from service.jobs.execution.log_sources import ranks_with_log
@@ -110,10 +110,8 @@ async def job_log(
 @router.get("/jobs/{job_id}/config")
 def job_config(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
     context = _job_context(job, jobs, settings.root, caller.project, "config")
-    values, base = job.config, preset_values(job.kind, job.preset)
-    if job.kind == "search" and base is not None:
-        base = {**{name: value for name, value in values.items() if name != "train"}, "train": base}
-    return render(request, "job_config.html", **context, rows=config_rows(values, base), has_base=base is not None)
+    base = base_config(job.kind, job.preset, job.config)
+    return render(request, "job_config.html", **context, rows=config_rows(job.config, base), has_base=base is not None)
 
 
 @router.get("/jobs/{job_id}/history")

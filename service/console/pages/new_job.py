@@ -18,7 +18,6 @@ from amd.config import ConfigError
 from amd.presets.load import PRESETS_BY_KIND
 from service.auth.authentication import Principal, Submitter
 from service.auth.sessions import PREFIX
-from service.console.config_diff import preset_values
 from service.console.forms import FormDep, FormValues, parse
 from service.console.rendering import redirect, render
 from service.console.schema_fields import config_fields, with_values
@@ -26,6 +25,8 @@ from service.console.security import ConsoleRoute
 from service.jobs import catalog
 from service.jobs import routes as jobs_api
 from service.jobs.details.changes import clone_request
+from service.jobs.details.commands import preset_arguments
+from service.jobs.details.config_diff import preset_values
 from service.jobs.details.schemas import CloneRequest
 from service.jobs.kinds import KINDS, JobKind
 from service.jobs.routes import Config, Jobs, Locations, Visible
@@ -182,13 +183,8 @@ def _commands(request: JobRequest, form: FormValues, url: str) -> dict[str, str]
         f"     -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
     }
     if request.preset and request.config is None and not original:
-        values = " ".join(shlex.quote(f"{key}={_plain(value)}") for key, value in overrides.items())
-        rest = f"--preset {shlex.quote(request.preset)} {values}".rstrip()
+        rest = preset_arguments(request.preset, overrides)
         found["amd"] = f"amd {request.kind} {rest} --submit"
         if request.kind == "train":
             found["ray job submit"] = f"ray job submit -- python -m amd.training {rest}"
     return found
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

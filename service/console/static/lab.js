@@ -7,11 +7,12 @@
   const SETTINGS = ["student_ratio", "teacher_ratio", "strategy", "decoder", "decoder_ratio", "seed", "step", "batch_size", "position"];
   const NAMES = {
     input: "Input", student: "Student's view", teacher: "Teacher's view", roles: "Roles of tokens", masked: "Tokens to rebuild",
-    rebuilt: "Rebuilt", error: "Error per token",
+    rebuilt: "Rebuilt", error: "Error per token", alignment: "Alignment loss per token",
   };
   const WIDTH = 224, COMPARED_WIDTH = 320, WAIT_MS = 250, SLOW_MS = 4000;
   const form = byId("form"), source = byId("source"), file = byId("file");
   const controls = Object.fromEntries(SETTINGS.map((name) => [name, form.elements[name]]));
+  const alignment = byId("alignment");
   const checkpoint = byId("checkpoint"), steps = checkpoint ? checkpoint.dataset.steps.split(",") : [];
   let changed = {};  // settings that differ from those of the source
   let view = null, sheets = {}, request = null, timer = 0;
@@ -26,6 +27,7 @@
     }
     if (byId("record") && query.has("record")) byId("record").value = query.get("record");
     if (steps.includes(query.get("checkpoint"))) checkpoint.value = steps.indexOf(query.get("checkpoint"));
+    if (alignment) alignment.checked = query.get("alignment") === "true";
     byId("wipe").value = query.get("wipe") ?? 50;
     byId("frame").max = byId("frame").value = query.get("frame") ?? 0;
     return { before: query.get("before"), after: query.get("after") };
@@ -37,6 +39,7 @@
     const [kind, name] = split(source.value);
     query.set(kind, name);
     if (kind === "job" && steps.length) query.set("checkpoint", steps[checkpoint.value]);
+    if (kind === "job" && alignment?.checked) query.set("alignment", "true");
     if (page.dataset.job && !file.files.length) {
       query.set("job", page.dataset.job);
       query.set("record", byId("record").value || 0);
@@ -127,6 +130,7 @@
   function showSliders() {
     if (checkpoint) {
       byId("checkpoint-field").hidden = !source.value.startsWith("job:");
+      if (alignment) byId("alignment-field").hidden = !source.value.startsWith("job:");
       byId("checkpoint-value").textContent = steps[checkpoint.value];
     }
     byId("student-value").textContent = Number(controls.student_ratio.value).toFixed(2);
@@ -184,6 +188,10 @@
     }
     rows.push(["Hidden", share(sets.student_masked.length)], ["Rebuilt", share(sets.reconstructed.length)]);
     if (view.loss !== null) rows.push(["Error", view.loss.toPrecision(3)], ["Worst token", Math.max(...view.errors).toPrecision(3)]);
+    if (view.alignment) {
+      rows.push(["Direct loss", view.alignment.direct.toPrecision(3)]);
+      if (view.alignment.generation !== null) rows.push(["Generation loss", view.alignment.generation.toPrecision(3)]);
+    }
     facts(byId("counts"), rows);
     const { flops, relative } = view.cost;
     const teacher = "teacher" in view.layers ? `, teacher ${view.cost.baseline_teacher_ratio}` : "";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from service.db.models import Job
@@ -44,14 +45,19 @@ def change(store: JobStore, job_id: str, project: str | None, changes: JobChange
             continue
 
 
+def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job's config without what the service sets for each job, so that another job can use it."""
+    found = {name: value for name, value in config.items() if name not in CHOSEN_BY_SERVICE}
+    if isinstance(train := found.get("train"), dict):
+        found["train"] = {name: value for name, value in train.items() if name not in CHOSEN_BY_SERVICE}
+    return found
+
+
 def clone_request(job: Job, changes: CloneRequest) -> JobRequest:
     """Return the request for a copy of a job with changes, in the job's project."""
-    config: dict[str, Any] = {name: value for name, value in job.config.items() if name not in CHOSEN_BY_SERVICE}
-    if isinstance(config.get("train"), dict):
-        config["train"] = {name: value for name, value in config["train"].items() if name not in CHOSEN_BY_SERVICE}
     return JobRequest(
         kind=job.kind,
-        config=config,
+        config=portable_config(job.config),
         overrides=changes.overrides,
         project=job.project,
         name=changes.name if changes.name is not None else job.name,

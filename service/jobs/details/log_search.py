@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from service.jobs.details.schemas import LogMatch, LogMatches, LogRange
 from service.jobs.execution.log_sources import LogSource
 from service.web.bounded_calls import report_progress
+from service.web.formats import ANSI
 
 MAX_LINE = 2000  # characters of a line that a match shows
-ANSI = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 
 
 def search(log: LogSource, text: str, limit: int) -> LogMatches:

@@ -21,7 +21,7 @@ def test_the_largest_error_has_the_strongest_colour() -> None:
     config = tiny_image_config()
     sets = sample_clip_sets(config, 0, 0)
     errors = torch.arange(float(sets.reconstructed.shape[1]))[None]
-    tokens = error_view(errors, sets, config.clip)[0]
+    tokens = error_view(errors, sets.reconstructed, config.clip)[0]
     worst = int(sets.reconstructed[0, -1])
     strongest = (tokens.unflatten(-1, (-1, 3))[:, 0] == torch.tensor(HIGH_ERROR)).all(dim=-1)
     assert strongest.nonzero().flatten().tolist() == [worst]

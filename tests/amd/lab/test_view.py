@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from amd.config import ConfigError, TrainConfig, with_overrides
 from amd.lab import view
 from amd.lab.cost import compare_cost
+from amd.losses import LossTerms
+from amd.models.encoder import Encoder
 from amd.models.student import Student
+from amd.models.teachers.frozen import Teacher
 from amd.reconstruction import HIDDEN, MaskedTokens, reconstruct
 from amd.tokens import patchify, take_tokens
 from amd.training.process_group import ProcessGroup
@@ -108,6 +111,68 @@ def test_rebuilt_pixels_and_errors_equal_those_of_a_reconstruction(name: str) ->
     assert found.errors.mean().item() == pytest.approx(expected.losses.item(), rel=1e-5) == pytest.approx(found.loss)
 
 
+def distillation_of(config: TrainConfig) -> view.Distillation:
+    torch.manual_seed(0)
+    assert config.teacher is not None
+    encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
+    teacher = Teacher(encoder, tuple(pair.teacher for pair in config.objective.layers))
+    return view.Distillation(Student(config).eval(), teacher)
+
+
+ALIGNED = {
+    "image": tiny_image_config(),
+    "video": tiny_video_config(),
+    "normalised": tiny_video_config(objective__target_norm="layer_norm", objective__distance="smooth_l1"),
+    "summed": tiny_video_config(objective__reduction="sum", mask__decoder="running_cell"),
+    "equal ratios": tiny_video_config(mask__teacher_ratio=0.75),
+}
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_the_mean_alignment_of_tokens_equals_the_loss_terms_of_training(name: str) -> None:
+    config, step, position = ALIGNED[name], 3, 5
+    student, teacher = distillation_of(config)
+    learner = Distiller(config, ProcessGroup(), teacher)
+    learner.student.load_state_dict(student.state_dict())
+    learner.begin(step)
+    frames = noise(config)
+    terms = LossTerms(*learner.loss(frames[None], None, position))  # type: ignore[arg-type]  # reads no labels
+    sets = view.sample_clip_sets(config, step, position)
+    found = view.view_masks(config, sets, frames, None, view.Distillation(student, teacher)).alignment
+    assert found is not None
+    assert found.direct.shape == sets.student_visible[0].shape
+    assert found.direct.mean().item() == pytest.approx(terms.direct.item(), rel=1e-5)
+    if not config.has_generation:
+        assert len(found.generation) == 0
+        return
+    assert found.generation.shape == sets.teacher_only[0].shape
+    assert found.generation.mean().item() == pytest.approx(terms.generation.item(), rel=1e-5)
+
+
+def test_the_alignment_layer_colours_the_tokens_that_the_teacher_sees_by_their_loss() -> None:
+    config = CONFIGS["video"]
+    sets, clip = view.sample_clip_sets(config, 0, 0), config.clip
+    found = view.view_masks(config, sets, noise(config), None, distillation_of(config))
+    assert found.alignment is not None
+    tokens = patchify(found.layers["alignment"][None], clip.tubelet, clip.patch)[0]
+    seen = torch.cat([sets.student_visible, sets.teacher_only], dim=1)[0]
+    blank = torch.tensor(HIDDEN, dtype=torch.uint8).repeat(clip.token_values // 3)
+    assert sorted(torch.nonzero((tokens != blank).any(dim=-1))[:, 0].tolist()) == sorted(seen.tolist())
+    losses = torch.cat([found.alignment.direct, found.alignment.generation])
+    green = tokens[seen, 1].int()  # falls as the loss rises
+    assert (green[losses.argsort()].diff() <= 0).all()
+    assert green[losses.argmax()] < green[losses.argmin()]
+
+
+def test_a_trained_student_without_generation_is_aligned_at_any_ratios() -> None:
+    trained = ALIGNED["equal ratios"]
+    shown = with_overrides(trained, {"mask.teacher_ratio": 0.5})
+    sets = view.sample_clip_sets(shown, 0, 0)
+    found = view.view_masks(shown, sets, noise(shown), None, distillation_of(trained)).alignment
+    assert found is not None
+    assert (len(found.direct), len(found.generation)) == (sets.student_visible.shape[1], 0)
+
+
 def test_tokens_that_the_decoder_omits_are_painted_over() -> None:
     config = tiny_video_config(mask__decoder="running_cell")
     sets = view.sample_clip_sets(config, 0, 0)
@@ -129,6 +194,7 @@ def test_masks_are_drawn_without_a_clip_or_a_model() -> None:
         "masked",
     }
     assert "rebuilt" not in view.view_masks(config, sets, noise(config), None).layers
+    assert "alignment" not in view.view_masks(config, sets, None, None, distillation_of(config)).layers
 
 
 def test_the_cost_falls_as_the_teacher_sees_fewer_tokens() -> None:

@@ -82,6 +82,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs/{job_id}/trials"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/checkpoints"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/history"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/report"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/logs/search"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/logs/range"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/bad-samples"): Rule("read"),

@@ -154,6 +154,23 @@ def test_a_rejected_request_prints_the_services_error_and_exits_with_code_2(
     assert MISTAKES[args] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
 
 
+def test_a_report_is_written_to_a_file(
+    service: Service, amd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queued(service.store, name="a <name>")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = amd("jobs", "report", short(job))
+    assert (code, out.split(":")[0]) == (0, f"{job.id}.html")
+    assert "a &lt;name&gt;" in (tmp_path / f"{job.id}.html").read_text()
+    code, out, _ = amd("jobs", "report", job.id, "--output", "mine.html", "--json")
+    facts = json.loads(out)
+    assert (code, facts["job"], facts["file"]) == (0, job.id, "mine.html")
+    assert facts["bytes"] == (tmp_path / "mine.html").stat().st_size
+    code, _, err = amd("jobs", "report", job.id, "--output", "missing/mine.html")
+    assert code == 2
+    assert "--output missing/mine.html: cannot be written (No such file or directory)" in err
+
+
 @pytest.mark.parametrize("kind", ["probe", "embed"])
 def test_a_submission_accepts_a_shortened_encoder_id(kind: str, service: Service, amd: Command) -> None:
     for name in ("train-20260101-120000-1a2b3c4d", "train-20260102-120000-5e6f7a8b"):

@@ -47,6 +47,8 @@ def test_a_training_job_links_to_the_lab_with_a_sample_of_its_data(console: Cons
     page = console.get(link.replace("&amp;", "&")).text
     assert options(page)[0] == f"job:{scenes.RUNNING}"
     assert 'id="lab-record"' in page
+    assert 'name="alignment" type="checkbox"' in page  # it has checkpoints and a teacher
+    assert 'name="alignment"' not in console.get(f"/console/lab?job={scenes.SUCCEEDED}").text
     assert console.get("/console/lab?job=train-nothing").status_code == 404
 
 

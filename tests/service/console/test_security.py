@@ -182,7 +182,7 @@ CONSOLE_PAGES = {
         "/console/lab",
     ),
     *("/console/failures", "/console/keys", "/console/webhooks", "/console/new", "/console/jobs/{job_id}"),
-    *(f"/console/jobs/{{job_id}}/{tab}" for tab in ("head", "log", "config", "history", "files", "clone")),
+    *(f"/console/jobs/{{job_id}}/{tab}" for tab in ("head", "log", "config", "history", "files", "clone", "report")),
     *("/console/encoders/{encoder}", "/console/encoders/{encoder}/compare", "/console/deployments/{name}"),
 }
 OTHER_ROUTES = {  # no pages: files, data for scripts, streams, redirects and the sign-in, which shows no stored text

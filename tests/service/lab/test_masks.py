@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Iterator
@@ -20,19 +21,25 @@ from sqlalchemy import Engine
 
 from amd.config import TrainConfig, validate, with_overrides
 from amd.presets.load import PRESETS_BY_KIND
+from amd.presets.teachers import teacher_recipe
 from amd.training.checkpoints.state import stream_seed
 from amd.training.process_group import ProcessGroup
+from amd.training.runs.checks import check_data
+from amd.training.runs.teachers import teacher_id
 from amd.training.trainer.distiller import Distiller
+from service.client import ApiError, AsyncClient, Client
 from service.db.engine import open_engine
 from service.inference.engine import Engine as InferenceEngine
 from service.inference.engine import EngineSettings, InferenceOptions, Item
 from service.lab.gateway import APPLICATION, FAILED, NAME
+from service.lab.schemas import LabView
 from service.registry.discovery import EncoderDiscovery
 from service.serving.serve_api import ServeApplication
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
-from tests.support.runs.published_students import publish_student
+from tests.support.runs.published_students import publish_student, save_checkpoint
 from tests.support.service.apps import key_to
 from tests.support.service.engines import NO_TIME_LIMIT
+from tests.support.service.fake_cluster import queued
 from tests.support.service.local_lab import LocalLab
 from tests.support.service.published_encoders import film, picture, publish, run
 from tests.support.service.server import Server, serving
@@ -201,6 +208,22 @@ def test_every_content_type_gives_the_same_view(service: LabService) -> None:
     assert "input" not in service.view(json={"encoder": "image"})["layers"]
 
 
+def test_both_clients_draw_the_same_masks(service: LabService) -> None:
+    async def draw() -> LabView:
+        async with AsyncClient(service.server.url, service.server.key) as amd:
+            return await amd.masks(picture(), encoder="image", seed=2)
+
+    with Client(service.server.url, service.server.key) as amd:
+        found = amd.masks(picture(), encoder="image", seed=2)
+        plain = amd.masks(student_ratio=0.5, teacher_ratio=0.25)
+        with pytest.raises(ApiError, match="less than 1"):
+            amd.masks(student_ratio=1)
+    assert found == asyncio.run(draw())
+    assert found.model_dump(mode="json") == service.view("?encoder=image&seed=2", content=picture(), headers=PNG)
+    assert (plain.mask.student_ratio, plain.preset) == (0.5, PRESET)
+    assert "input" not in plain.layers
+
+
 def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
     job = service.submit("demo-image-mae", **{"mask.student_ratio": 0.5})
     found = service.view(f"?job={job}&record=3")
@@ -226,9 +249,52 @@ def test_a_checkpoint_of_a_job_rebuilds_like_the_encoder_published_from_it(servi
     assert "checkpoint=2: " in service.reject(f"?job={job}&checkpoint=2")[2]
 
 
+def test_a_checkpoint_is_aligned_with_the_teacher_that_its_preset_trained(service: LabService) -> None:
+    root, job = Path(service.server.app.state.settings.root), service.submit("demo-image-amd")
+    config = validate(TrainConfig, service.server.app.state.jobs.get(job).config)
+    save_checkpoint(config, root, job)
+    query = f"?job={job}&checkpoint=1&record=3"
+    assert "the teacher is not trained yet" in service.reject(f"{query}&alignment=true")[2]
+    recipe = teacher_recipe(config)
+    publish_student(recipe, root, "demo-image-teacher-another", "another digest")
+    publish_student(recipe, root, teacher_id("demo-image-teacher", recipe), check_data(recipe).digest)
+    found = service.view(f"{query}&alignment=true")
+    sets, alignment = found["token_sets"], found["alignment"]
+    assert found["layers"].keys() >= {"alignment", "rebuilt", "error"}
+    assert len(alignment["direct_tokens"]) == len(sets["student_visible"])
+    assert len(alignment["generation_tokens"]) == len(sets["teacher_only"])
+    assert alignment["direct"] == pytest.approx(np.mean(alignment["direct_tokens"])) != 0
+    assert alignment["generation"] == pytest.approx(np.mean(alignment["generation_tokens"])) != 0
+    without = service.view(query)
+    assert without["alignment"] is None
+    assert "alignment" not in without["layers"]
+    equal = service.view(f"{query}&alignment=true&teacher_ratio=0.75")
+    assert equal["alignment"]["generation"] is None
+    assert "alignment" not in service.view(f"?job={job}&checkpoint=1&alignment=true")["layers"]  # no input
+
+
+def test_a_teacher_in_another_project_is_not_loaded(service: LabService) -> None:
+    root = Path(service.server.app.state.settings.root)
+    publish_student(mae(tiny_image_config()), root, "theirs")
+    EncoderDiscovery(service.server.app.state.encoders, str(root)).scan()
+    config = tiny_image_config(teacher__weights="theirs").model_dump(mode="json")
+    job = queued(service.server.app.state.jobs, project="other", config=config)
+    save_checkpoint(validate(TrainConfig, config), root, job.id)
+    status, code, detail = service.reject(f"?job={job.id}&checkpoint=1&alignment=true&record=0")
+    assert (status, code) == (404, "not_found")
+    assert "teacher.weights=theirs" in detail
+
+
+def test_a_student_without_a_teacher_is_not_aligned(service: LabService) -> None:
+    job = service.submit("demo-image-mae")
+    assert "the job has no teacher" in service.reject(f"?job={job}&checkpoint=1&alignment=true")[2]
+
+
 @pytest.mark.parametrize(
     ("query", "code", "reason"),
     [
+        ("?encoder=image&alignment=true", "not_possible", "which only checkpoints have; set checkpoint"),
+        ("?alignment=sometimes", "request_invalid", "alignment"),
         ("?preset=demo-image", "config_invalid", "demo-image-"),
         ("?student_ratio=0.5&teacher_ratio=0.75", "config_invalid", "mask.teacher_ratio=0.75 must not be above"),
         ("?position=32", "not_possible", "position=32 must be from 0 to 31"),

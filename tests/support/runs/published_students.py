@@ -26,8 +26,8 @@ def save_checkpoint(config: TrainConfig, root: Path, name: str, step: int = 1) -
     return student
 
 
-def publish_student(config: TrainConfig, root: Path, name: str) -> tuple[Student, str]:
+def publish_student(config: TrainConfig, root: Path, name: str, data_digest: str = "") -> tuple[Student, str]:
     """Publish a student with random weights from its last checkpoint. Returns it and the folder of its encoder."""
     student = save_checkpoint(config, root, name)
-    facts = DataFacts(samples=1, digest="", steps=1)
+    facts = DataFacts(samples=1, digest=data_digest, steps=1)
     return student, publish(config, ResolvedTeacher(config, None), str(root), name, facts)

@@ -1,16 +1,16 @@
-"""Formatters for numbers, times and values in the console's templates."""
+"""Formatters for numbers, times and values in HTML pages."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from service.jobs.details.log_search import ANSI
-
 DASH = "–"
+ANSI = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")  # colour codes of a terminal
 
 
 def now() -> datetime:

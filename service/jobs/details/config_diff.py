@@ -28,6 +28,17 @@ def preset_values(kind: str, preset: str | None) -> dict[str, Any] | None:
     return None if found is None else found.config.model_dump(mode="json")
 
 
+def base_config(kind: str, preset: str | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config to compare a job's config with, or None if the job has no preset.
+
+    This is the preset or, for a sweep, the job's config with the preset as the run that it varies.
+    """
+    base = preset_values(kind, preset)
+    if base is None or kind != "search":
+        return base
+    return {**{name: value for name, value in config.items() if name != "train"}, "train": base}
+
+
 def config_rows(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> list[ConfigRow]:
     """Return a config's values by dotted key, except those that the service sets."""
     own = _flat(config)

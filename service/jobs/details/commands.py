@@ -1,0 +1,18 @@
+"""Commands of `amd` that are equivalent to a job: from a preset with overrides, or from a complete config."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+
+def preset_arguments(preset: str, overrides: Mapping[str, Any]) -> str:
+    """Return the arguments of a command that starts from a preset, quoted for a shell."""
+    values = " ".join(shlex.quote(f"{key}={_plain(value)}") for key, value in overrides.items())
+    return f"--preset {shlex.quote(preset)} {values}".rstrip()
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,127 @@
+"""A sweep's history as its page and its report show it: trials, verdict, map of mask ratios, and cost."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from amd.config import ConfigError
+from amd.storage import exists, join, read_json
+from amd.training.run_folder import run_folder
+from service.db.models import Job
+from service.web.errors import NotFound
+from tune_spaces.report.formatting import title
+from tune_spaces.report.ratio_map import RatioMap, ratio_map
+from tune_spaces.report.sweep import SweepHistory, TrialHistory, dimensions, read_sweep
+from tune_spaces.report.verdict import METRIC_NAMES
+
+
+class TrialPoint(NamedTuple):
+    """One trial, as shown on the sweep's page and in its report."""
+
+    number: int
+    title: str
+    point: dict[str, Any]
+    state: str
+    rung: int
+    """Highest rung reached, starting at 1; 0 if there is none."""
+    score: float | None
+    spread: float | None
+    """Standard deviation of the score across seeds at the highest rung reached."""
+    speed: float | None
+    gflops: float | None
+    best: bool
+    baseline: bool
+    reason: str
+    runs: tuple[str, ...]
+
+
+def read_job_sweep(job: Job, root: str) -> tuple[SweepHistory | None, str]:
+    """Return the sweep's history, or None with the reason why it is not yet available."""
+    if job.kind != "search":
+        raise NotFound(f"{job.id} is not a sweep")
+    folder = run_folder(root, job.id)
+    try:
+        return read_sweep(folder), ""
+    except ConfigError as error:
+        return None, str(error).removeprefix(f"{folder}: ")
+
+
+def trial_points(sweep: SweepHistory) -> list[TrialPoint]:
+    names, best = dimensions(sweep), sweep.best
+    return [_point(sweep, one, names, one is best) for one in sweep.trials]
+
+
+def ranked_trials(sweep: SweepHistory) -> list[TrialPoint]:
+    """Return the trials, best first: by rung, then by score. Failed trials are last."""
+    return sorted(
+        trial_points(sweep), key=lambda one: (one.state == "failed", -one.rung, -(one.score or 0.0), one.number)
+    )
+
+
+def _point(sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best: bool) -> TrialPoint:
+    rung = trial.rungs.get(trial.reach)
+    seeds = sweep.seeds(rung) if rung is not None else ()
+    mean = sum(seeds) / len(seeds) if seeds else 0.0
+    spread = (sum((value - mean) ** 2 for value in seeds) / (len(seeds) - 1)) ** 0.5 if len(seeds) > 1 else None
+    record = trial.record
+    return TrialPoint(
+        number=record.number,
+        title=title(record.point, names),
+        point=record.point,
+        state=record.state,
+        rung=trial.reach + 1,
+        score=rung.score if rung is not None else None,
+        spread=spread,
+        speed=rung.clips_per_s or None if rung is not None else None,
+        gflops=record.costs.get("step_gflops", record.costs.get("teacher_gflops")),
+        best=best,
+        baseline=record.baseline,
+        reason=": ".join(part for part in (record.reason, record.message) if part) if trial.failed else "",
+        runs=record.runs,
+    )
+
+
+def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
+    """Return the verdict of the sweep's report or, if there is no report yet, the best trial so far.
+
+    Computing the report's confidence intervals requires SciPy, which is not installed in the control plane.
+    """
+    report = join(run_folder(root, job.id), "report", "report.json")
+    if exists(report):
+        return str(read_json(report).get("verdict", ""))
+    if sweep is None or not sweep.scored:
+        return "No trial has been scored yet."
+    best = sweep.best
+    ended = sum(one.record.state != "running" for one in sweep.trials)
+    failed = sum(one.failed for one in sweep.trials)
+    if best is None:
+        return "All scored trials have failed so far."
+    score = best.rungs[best.reach].score
+    parts = [
+        f"Best so far: trial {best.number} ({title(best.record.point, dimensions(sweep))}) with {score:.2f} % "
+        f"{metric_name(sweep)} at rung {best.reach + 1} of {sweep.levels}.",
+        f"{ended} of {sweep.config.budget.trials} trials have ended"
+        + (f", {failed} of them failed." if failed else "."),
+    ]
+    base = sweep.baseline
+    if base is not None and base is not best and best.reach in base.rungs:
+        gain = score - base.rungs[best.reach].score
+        parts.append(
+            f"The base config scored {gain:.2f} points lower; amd search report tests whether that is significant."
+        )
+    return " ".join(parts)
+
+
+def metric_name(sweep: SweepHistory) -> str:
+    """Return the name of the metric that the sweep maximises."""
+    return METRIC_NAMES.get(sweep.config.metric, sweep.config.metric)
+
+
+def score_map(sweep: SweepHistory) -> RatioMap | None:
+    """Return the scores by mask ratio, or None if no trial has been scored or the ratios do not vary."""
+    return ratio_map(sweep, sweep.top_level) if sweep.scored else None
+
+
+def trained_clips(sweep: SweepHistory) -> int:
+    """Return the number of clips that all trials have trained on."""
+    return sum(rung.clips for trial in sweep.trials for rung in list(trial.record.rungs)[-1:])
