@@ -28,10 +28,10 @@ from service.jobs.logs import LogReader, read_raw
 from service.jobs.schemas import WAITING
 from service.jobs.store import JobStore
 from service.jobs.streams import POLL_S, JobWatcher, job_events
-from service.projects.accounts import FAIR_SHARE_S, REFRESH_S
+from service.projects.accounts import FAIR_SHARE_S
 from service.projects.schemas import ProjectPolicy
 from service.projects.store import ProjectStore
-from service.projects.usage import UsageStore, start_of_month
+from service.projects.usage import REFRESH_S, UsageStore, start_of_month
 from service.registry.discovery import SCAN_INTERVAL_S, EncoderDiscovery
 from service.registry.store import EncoderStore
 from tests.support.service.encoder_cards import card
