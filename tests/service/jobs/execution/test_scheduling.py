@@ -241,6 +241,12 @@ def test_a_reservation_outlasts_changes_in_the_usage_of_projects() -> None:
     assert decide(jobs, active, accounts, reserved_for="large")[0] == []
 
 
+def test_priority_counts_more_than_the_usage_and_age_of_jobs_in_other_projects() -> None:
+    accounts = ProjectAccounts(recent={"a": ResourceHours(cpus=100.0)})
+    jobs = [waiting("urgent", "a", at=2.0, priority=1), waiting("early", "b", at=1.0), waiting("late", "c", at=3.0)]
+    assert decide(jobs, [], accounts)[0] == ["urgent", "early", "late"]
+
+
 def test_a_project_over_its_budget_waits_for_the_next_month() -> None:
     policy = ProjectPolicy(gpu_hours_per_month=100.0)
     accounts = ProjectAccounts({"a": policy}, month={"a": ResourceHours(gpus=120.0)})
