@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.db.models import Delivery, Job
 from service.jobs.schemas import WAITING
+from service.projects.storage import StoredBytesStore
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ def _database_metrics(state: Any) -> CollectorRegistry:
     )
     for deployment in state.deployments.all():
         replicas.labels(deployment.name).set(deployment.replicas)
+    stored = Gauge("amd_stored_bytes", "Bytes that all projects store, as last measured.", registry=registry)
+    stored.set(sum(StoredBytesStore(state.engine).by_project().values()))
     oldest.set(max((time.time() - at for at in ages if at is not None), default=0.0))
     backlog.set(waiting or 0)
     return registry

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from service.projects.schemas import ProjectPolicy
+from service.projects.storage import StoredBytesStore
 from service.projects.store import ProjectStore
 from service.projects.usage import HOUR_S, CachedUsage, ResourceHours, start_of_month
 
@@ -24,6 +25,8 @@ class ProjectAccounts(NamedTuple):
     """Usage in the calendar month (UTC)."""
     deployed_gpus: Mapping[str, float] = {}
     """GPUs of all replicas that deployments may start."""
+    stored: Mapping[str, int] = {}
+    """Bytes under the storage root, as last measured."""
 
     def policy(self, project: str) -> ProjectPolicy:
         return self.policies.get(project) or ProjectPolicy()
@@ -33,10 +36,10 @@ class AccountReader:
     """Reads accounts from the database. Usage is at most REFRESH_S old."""
 
     def __init__(self, engine: Engine) -> None:
-        self._projects = ProjectStore(engine)
+        self._projects, self._storage = ProjectStore(engine), StoredBytesStore(engine)
         self._recent = CachedUsage(engine, lambda now: now - FAIR_SHARE_S)
         self._month = CachedUsage(engine, start_of_month)
 
     def read(self, now: float, deployed_gpus: Mapping[str, float]) -> ProjectAccounts:
         recent, month = self._recent.by_project(now), self._month.by_project(now)
-        return ProjectAccounts(self._projects.policies(), recent, month, deployed_gpus)
+        return ProjectAccounts(self._projects.policies(), recent, month, deployed_gpus, self._storage.by_project())

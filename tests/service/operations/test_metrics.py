@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.app import create_app
 from service.background import StepMonitor
+from service.projects.storage import StoredBytesStore
 from service.projects.usage import REFRESH_S, ResourceHours, UsageStore
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
@@ -59,6 +60,7 @@ def test_loops_pools_and_the_queue_are_measured(client: TestClient) -> None:
     monitor = StepMonitor("reconciler")
     state.monitors.append(monitor)
     queued(state.jobs, created_at=1.0)
+    StoredBytesStore(state.engine).replace({"a": 1, "b": 2}, 0.0)
     found = samples(client)
     assert found["amd_loop_age_seconds", "reconciler"] >= 0
     assert found["amd_pool_size", "storage"] == 32
@@ -67,6 +69,7 @@ def test_loops_pools_and_the_queue_are_measured(client: TestClient) -> None:
     assert found["amd_jobs", "train,queued"] == 1
     assert found["amd_queue_age_seconds", ""] > 1e9
     assert found["amd_webhook_backlog", ""] == 0
+    assert found["amd_stored_bytes", ""] == 3
     assert found["amd_database_up", ""] == 1
 
 

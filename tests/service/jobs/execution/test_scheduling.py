@@ -256,6 +256,17 @@ def test_a_project_over_its_budget_waits_for_the_next_month() -> None:
     assert reasons == {"gpu": "waiting for the next month: project a has used 120.0 of its 100 GPU-hours"}
 
 
+def test_a_project_over_its_quota_of_storage_waits() -> None:
+    policies = {name: ProjectPolicy(max_storage_gib=1.5) for name in ("a", "b")}
+    accounts = ProjectAccounts(policies, stored={"a": 2 * 2**30, "b": 2**30, "c": 2**40})
+    started, reasons, _ = decide([waiting("full", "a"), waiting("other", "b"), waiting("unlimited", "c")], [], accounts)
+    assert sorted(started) == ["other", "unlimited"]
+    assert reasons["full"] == (
+        "waiting for free storage: project a stores 2.0 GiB and is limited to 1.5; "
+        "delete jobs or encoders of the project"
+    )
+
+
 def test_smaller_jobs_of_a_project_do_not_overtake_one_that_waits_for_its_quota() -> None:
     accounts = ProjectAccounts({"a": ProjectPolicy(max_workers=4)})
     large, small = waiting("large", workers=4, at=1.0), waiting("small", at=2.0)
