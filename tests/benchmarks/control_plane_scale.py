@@ -28,6 +28,7 @@ from service.jobs.logs import LogReader, read_raw
 from service.jobs.schemas import WAITING
 from service.jobs.store import JobStore
 from service.jobs.streams import POLL_S, JobWatcher, job_events
+from service.operations.storage_meter import INTERVAL_S, StorageMeter
 from service.projects.accounts import FAIR_SHARE_S
 from service.projects.schemas import ProjectPolicy
 from service.projects.store import ProjectStore
@@ -147,6 +148,9 @@ def measure_runs(bench: Bench, count: int) -> None:
         f"{sum(scans):.0f} s, at most {max(scans):.0f} s in a scan",
     )
     bench.report("a scan without changes, every 30 s", "–", f"{again:.2f} s: {again / SCAN_INTERVAL_S:.1%} of a core")
+    measured = bench.cpu_s(StorageMeter(bench.engine, str(bench.root)).step)
+    share = f"{measured:.1f} s: {measured / INTERVAL_S:.1%} of a core"
+    bench.report(f"what projects store in them, every {INTERVAL_S / 60:g} minutes", "–", share)
 
 
 def measure_encoders(bench: Bench, count: int) -> None:
