@@ -35,6 +35,7 @@ from service.jobs.execution.reconciler import Reconciler
 from service.logs import configure_logging
 from service.operations.retention.collection import RetentionLoop
 from service.operations.retention.policy import policy_of
+from service.operations.storage_meter import StorageMeter
 from service.registry.discovery import EncoderDiscovery
 from service.registry.scanner import StorageScanner
 from service.serving.deployments import Deployer
@@ -209,6 +210,7 @@ def _background_loops(app: FastAPI, settings: Settings) -> Sequence[BackgroundLo
         Reconciler(state.jobs, state.cluster, settings, encoders, reserved=reserved, deployed_gpus=gpus),
         Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), state.serve_api, settings),
         StorageScanner(runs, encoders, LeaseKeeper(engine, "discovery")),
+        StorageMeter(engine, settings.root),
         WebhookSender(engine, allow_http=settings.webhooks_http, retain_days=settings.retain_deliveries_days),
     )
     policy = policy_of(settings)

@@ -47,6 +47,7 @@ from service.operations.doctor import routes as doctor
 from service.operations.metrics import RequestMetrics
 from service.operations.retention import routes as retention
 from service.projects import routes as projects
+from service.projects.usage import CachedUsage, start_of_month
 from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
 from service.registry.ownership import StorageOwners
@@ -128,6 +129,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     )
     app.state.lab = LabGateway(app.state.gateway, app.state.serve_api)
     app.state.embedding_cache = EmbeddingCache()
+    app.state.month_usage = CachedUsage(engine, start_of_month)
     app.state.authenticator = Authenticator(engine, settings)
     app.state.sessions = BrowserSessions(engine, app.state.authenticator)
     app.state.stream_limits = StreamLimits(app.state.authenticator, settings.max_streams, settings.stream_lifetime_s)

@@ -50,6 +50,7 @@ PROJECTS: Listing[ProjectView] = Listing(
         Column("workers", lambda project: _quota(project.max_workers), wraps=False, drop=3),
         Column("GPUs", lambda project: _quota(project.max_gpus), wraps=False),
         Column("replicas", lambda project: _quota(project.max_replicas), wraps=False, drop=2),
+        Column("GiB", lambda project: _budget(project.stored_gib, project.max_storage_gib), wraps=False, drop=5),
         Column("GPU-hours", lambda project: _budget(project.gpu_hours, project.gpu_hours_per_month), wraps=False),
         Column("CPU-hours", lambda project: _budget(project.cpu_hours, project.cpu_hours_per_month), drop=1),
     ),
@@ -170,11 +171,13 @@ def _print_project(project: ProjectView, as_json: bool) -> None:
     if as_json:
         print(project.model_dump_json())
         return
-    limits = project.model_dump(exclude={"name", "created_at", "changed_at", "changed_by", "gpu_hours", "cpu_hours"})
+    figures = {"gpu_hours", "cpu_hours", "stored_gib"}
+    limits = project.model_dump(exclude={"name", "created_at", "changed_at", "changed_by", *figures})
     facts = [(name, _quota(value)) for name, value in limits.items()]
     used = f"{project.gpu_hours:.1f} GPU-hours, {project.cpu_hours:.1f} CPU-hours"
     changed = f"{project.changed_at:%Y-%m-%d %H:%M} by {project.changed_by}"
-    out.print(facts_table([("project", project.name), *facts, ("this month", used), ("changed", changed)]))
+    stored = ("stored", f"{project.stored_gib:.1f} GiB")
+    out.print(facts_table([("project", project.name), *facts, ("this month", used), stored, ("changed", changed)]))
 
 
 def _parsed(values: list[str]) -> dict[str, Any]:

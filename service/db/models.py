@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Double,
     ForeignKey,
     Index,
@@ -334,6 +335,16 @@ class ProjectSettings(Base):
     created_at: Mapped[float]
     changed_at: Mapped[float]
     changed_by: Mapped[str] = mapped_column(String(100))
+
+
+class StoredBytes(Base):
+    """Size of a project's files under the storage root, as last measured."""
+
+    __tablename__ = "stored_bytes"
+
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    measured_at: Mapped[float]
 
 
 class AuditEntry(Base):

@@ -54,8 +54,8 @@ class QueuedClip(Protocol):
         """Whether a caller is still waiting for the result."""
         ...
 
-    def on_dequeue(self) -> None:
-        """Called when the clip leaves the queue for a batch."""
+    def on_dequeue(self, batch_fill: float) -> None:
+        """Called when the clip leaves the queue for a batch, with the batch's fraction of the token budget."""
         ...
 
 
@@ -199,8 +199,9 @@ class Batcher:
         while queue and (not clips or (len(clips) + 1) * network.tokens <= self._max_tokens):
             clip = queue.popleft()[1]
             if clip.is_active:
-                clip.on_dequeue()
                 clips.append(clip)
+        for clip in clips:
+            clip.on_dequeue(len(clips) * network.tokens / self._max_tokens)
         return clips
 
     def _launch(self, network: Network, clips: list[QueuedClip]) -> _InFlightBatch | None:

@@ -96,6 +96,7 @@ class PendingRequest:
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self.loop.create_future()
         self.results: list[dict[str, Any]] = [{} for _ in range(items)]
+        self.queue_s, self.batch_fill = 0.0, 0.0
         self._left, self._dropped, self._deadline = items, False, time.monotonic() + deadline_s
 
     @property
@@ -104,6 +105,11 @@ class PendingRequest:
 
     def drop(self) -> None:
         self._dropped = True
+
+    def note_batch(self, queue_s: float, batch_fill: float) -> None:
+        """Record how long a clip waited, and its batch's fraction of the token budget."""
+        self.queue_s = max(self.queue_s, queue_s)
+        self.batch_fill += batch_fill / (len(self.results) * self.plan.clips)
 
     def complete_item(self, index: int, result: dict[str, Any]) -> None:
         self.results[index] = result
@@ -144,12 +150,14 @@ class PendingClip:
     def __init__(self, pending: PendingItem, number: int, clip: Tensor, backlog: Backlog) -> None:
         self.pending, self.number, self.clip, self._backlog = pending, number, clip, backlog
         self.outputs: RequestedOutputs = pending.request.plan.outputs
+        self.queue_s, self.batch_fill, self._queued_at = 0.0, 0.0, time.monotonic()
 
     @property
     def is_active(self) -> bool:
         return self.pending.is_active
 
-    def on_dequeue(self) -> None:
+    def on_dequeue(self, batch_fill: float) -> None:
+        self.queue_s, self.batch_fill = time.monotonic() - self._queued_at, batch_fill
         self._backlog.release(self.pending.share, tokens=self.pending.request.loaded.tokens)
 
 
@@ -242,7 +250,7 @@ class Engine:
             for share in shares:
                 self._backlog.release_all(share)
         self._count["answered"] += 1
-        return InferenceResult(loaded.id, request.results)
+        return InferenceResult(loaded.id, request.results, request.queue_s, request.batch_fill)
 
     @property
     def problem(self) -> str:
@@ -371,6 +379,7 @@ def _complete(pairs: Sequence[tuple[PendingClip, Any]]) -> None:
             request.fail(outputs)
             continue
         item.outputs[clip.number] = outputs
+        request.note_batch(clip.queue_s, clip.batch_fill)
         if len(item.outputs) == request.plan.clips and not request.done.done():
             try:
                 ordered = [item.outputs[number] for number in range(request.plan.clips)]

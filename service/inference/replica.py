@@ -98,7 +98,7 @@ class Replica:
         content: dict[str, Any] = {"items": result.items}
         if call.get("form") is not None or options.task == "reconstruction":
             content = await asyncio.to_thread(encode_items, result.encoder, result.items, call.get("form"))
-        reply = {"encoder": result.encoder, **content}
+        reply = {"encoder": result.encoder, **content, "queue_s": result.queue_s, "batch_fill": result.batch_fill}
         is_large = options.tokens != "none" or options.layers or "content" in content
         return Response(await asyncio.to_thread(pack, reply) if is_large else pack(reply), media_type=MEDIA_TYPE)
 

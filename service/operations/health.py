@@ -91,8 +91,8 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 def prometheus(request: Request) -> Response:
-    """Return metrics that contain only counts and times, without names or user-defined labels.
+    """Return metrics that contain only counts and times. Their only user-defined labels are the names of deployments.
 
-    Only the control plane that reconciles jobs reports the state of jobs and webhooks.
+    Only the control plane that reconciles jobs reports the state of jobs, webhooks and deployments.
     """
     return Response(metrics.render(request.app.state), media_type=CONTENT_TYPE_LATEST)

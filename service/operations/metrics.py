@@ -1,7 +1,8 @@
 """Prometheus metrics of a control plane: its own counters, and the state of jobs in the database.
 
-Only the control plane that reconciles jobs exports the state of jobs and webhooks, so that a sum over control planes
-counts nothing twice. Metrics contain counts and times, without names or user-defined labels.
+Only the control plane that reconciles jobs exports the state of jobs, webhooks and deployments, so that a sum over
+control planes counts nothing twice. Metrics contain counts and times; their only user-defined labels are the names of
+deployments.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.db.models import Delivery, Job
 from service.jobs.schemas import WAITING
-from service.projects.usage import UsageStore, start_of_month
+from service.projects.storage import StoredBytesStore
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def render(state: Any) -> bytes:
         is_up.set(1)
     except SQLAlchemyError as error:
         logger.warning("metrics of the database are omitted: %s", error)
-    return text + b"".join(map(generate_latest, (own, state.http_metrics, state.gateway.registry)))
+    return text + b"".join(map(generate_latest, (own, state.http_metrics, state.gateway.metrics.registry)))
 
 
 def _add_loops(registry: CollectorRegistry, state: Any) -> None:
@@ -118,10 +119,16 @@ def _database_metrics(state: Any) -> CollectorRegistry:
         ["resource"],
         registry=registry,
     )
-    now = time.time()
-    used = UsageStore(state.engine).by_project(start_of_month(now), now).values()
+    used = state.month_usage.by_project(time.time()).values()
     hours.labels("gpu").set(sum(each.gpus for each in used))
     hours.labels("cpu").set(sum(each.cpus for each in used))
+    replicas = Gauge(
+        "amd_deployment_replicas", "Replicas that hold resources, by deployment.", ["deployment"], registry=registry
+    )
+    for deployment in state.deployments.all():
+        replicas.labels(deployment.name).set(deployment.replicas)
+    stored = Gauge("amd_stored_bytes", "Bytes that all projects store, as last measured.", registry=registry)
+    stored.set(sum(StoredBytesStore(state.engine).by_project().values()))
     oldest.set(max((time.time() - at for at in ages if at is not None), default=0.0))
     backlog.set(waiting or 0)
     return registry

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from service.projects.schemas import ProjectPolicy
+from service.projects.storage import StoredBytesStore
 from service.projects.store import ProjectStore
-from service.projects.usage import HOUR_S, ResourceHours, UsageStore, start_of_month
+from service.projects.usage import HOUR_S, CachedUsage, ResourceHours, start_of_month
 
 FAIR_SHARE_S = 24 * HOUR_S  # usage that counts in fair scheduling
-REFRESH_S = 30.0  # usage changes slowly, and summing it reads every attempt of the month
 
 
 class ProjectAccounts(NamedTuple):
@@ -25,6 +25,8 @@ class ProjectAccounts(NamedTuple):
     """Usage in the calendar month (UTC)."""
     deployed_gpus: Mapping[str, float] = {}
     """GPUs of all replicas that deployments may start."""
+    stored: Mapping[str, int] = {}
+    """Bytes under the storage root, as last measured."""
 
     def policy(self, project: str) -> ProjectPolicy:
         return self.policies.get(project) or ProjectPolicy()
@@ -34,13 +36,10 @@ class AccountReader:
     """Reads accounts from the database. Usage is at most REFRESH_S old."""
 
     def __init__(self, engine: Engine) -> None:
-        self._projects, self._usage = ProjectStore(engine), UsageStore(engine)
-        self._recent, self._month = dict[str, ResourceHours](), dict[str, ResourceHours]()
-        self._read_at = float("-inf")
+        self._projects, self._storage = ProjectStore(engine), StoredBytesStore(engine)
+        self._recent = CachedUsage(engine, lambda now: now - FAIR_SHARE_S)
+        self._month = CachedUsage(engine, start_of_month)
 
     def read(self, now: float, deployed_gpus: Mapping[str, float]) -> ProjectAccounts:
-        if not 0 <= now - self._read_at < REFRESH_S:
-            self._recent = self._usage.by_project(now - FAIR_SHARE_S, now)
-            self._month = self._usage.by_project(start_of_month(now), now)
-            self._read_at = now
-        return ProjectAccounts(self._projects.policies(), self._recent, self._month, deployed_gpus)
+        recent, month = self._recent.by_project(now), self._month.by_project(now)
+        return ProjectAccounts(self._projects.policies(), recent, month, deployed_gpus, self._storage.by_project())

@@ -20,6 +20,7 @@ from service.projects.schemas import (
     UsageList,
     UsageView,
 )
+from service.projects.storage import GIB, StoredBytesStore
 from service.projects.store import ProjectStore, policy_of
 from service.projects.usage import ResourceHours, UsageStore, start_of_month
 from service.web.parameters import CURSOR, PageSize, ProjectFilter, Timestamp
@@ -36,15 +37,15 @@ def list_projects(request: Request, caller: Admin) -> ProjectList:
 
     Projects without one have the service's defaults, a share of 1 and no budgets.
     """
-    month = _usage_this_month(request, caller.project)
+    month, stored = _usage_this_month(request, caller.project), _stored(request)
     found = _projects(request).list(caller.project)
-    return ProjectList(items=[_view(project, month) for project in found])
+    return ProjectList(items=[_view(project, month, stored) for project in found])
 
 
 @router.get("/projects/{project}", summary="Get a project")
 def get_project(request: Request, caller: Admin, project: ProjectName) -> ProjectView:
     found = _projects(request).get(project, caller.project)
-    return _view(found, _usage_this_month(request, project))
+    return _view(found, _usage_this_month(request, project), _stored(request))
 
 
 @router.put("/projects/{project}", summary="Create a project, or replace its policy")
@@ -55,7 +56,7 @@ def put_project(request: Request, caller: Admin, project: ProjectName, body: Pro
     """
     caller.require_all_projects()
     stored = _projects(request).put(project, body, caller.id)
-    return _view(stored, _usage_this_month(request, project))
+    return _view(stored, _usage_this_month(request, project), _stored(request))
 
 
 @router.get("/usage", summary="Get the hours for which jobs reserved resources")
@@ -126,13 +127,18 @@ def _usage_this_month(request: Request, project: str | None) -> dict[str, Resour
     return UsageStore(request.app.state.engine).by_project(start_of_month(now), now, project)
 
 
-def _view(project: ProjectSettings, month: dict[str, ResourceHours]) -> ProjectView:
+def _stored(request: Request) -> dict[str, int]:
+    return StoredBytesStore(request.app.state.engine).by_project()
+
+
+def _view(project: ProjectSettings, month: dict[str, ResourceHours], stored: dict[str, int]) -> ProjectView:
     hours = month.get(project.name, ResourceHours())
     return ProjectView(
         **policy_of(project).model_dump(),
         name=project.name,
         gpu_hours=hours.gpus,
         cpu_hours=hours.cpus,
+        stored_gib=stored.get(project.name, 0) / GIB,
         created_at=utc_datetime(project.created_at),
         changed_at=utc_datetime(project.changed_at),
         changed_by=project.changed_by,

@@ -38,6 +38,8 @@ class ProjectPolicy(ApiModel):
     """Maximum number of workers of concurrent jobs. Default: AMD_PROJECT_MAX_WORKERS."""
     max_gpus: Amount | None = None
     """Maximum number of GPUs of concurrent jobs and of all replicas that deployments may start."""
+    max_storage_gib: Hours | None = None
+    """Maximum size in GiB of the files of runs, jobs and encoders. Once it is reached, jobs wait."""
     max_deployments: Quota | None = None
     """Maximum number of deployments."""
     max_replicas: Quota | None = None
@@ -56,6 +58,8 @@ class ProjectView(ProjectPolicy):
     """GPU-hours that jobs have used this month."""
     cpu_hours: float
     """CPU-hours that jobs have used this month."""
+    stored_gib: float = 0.0
+    """Size in GiB of the files of runs, jobs and encoders, measured every 15 minutes."""
     created_at: datetime
     changed_at: datetime
     changed_by: str

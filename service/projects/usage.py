@@ -5,7 +5,8 @@ An attempt that is still running counts up to the end of the period.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from service.db.models import Attempt, Job
 from service.projects.schemas import UsageGroup
 
 HOUR_S = 3600.0
+REFRESH_S = 30.0  # usage changes slowly, and summing it reads every attempt of the period
 
 _KEYS: dict[UsageGroup, Any] = {"project": Job.project, "user": Job.created_by, "job": Job.id, "sweep": Job.id}
 
@@ -66,6 +68,22 @@ class UsageStore:
         with Session(self._reading) as session:
             found = session.execute(query.order_by(gpus.desc(), cpus.desc(), _KEYS[by])).tuples()
             return [UsageRow(key, owner, ResourceHours(cpu, gpu), jobs) for key, owner, cpu, gpu, jobs in found]
+
+
+class CachedUsage:
+    """Usage by project from a time to now, at most REFRESH_S old. Thread-safe."""
+
+    def __init__(self, engine: Engine, since: Callable[[float], float]) -> None:
+        """`since` returns the start of the period, given the current time."""
+        self._usage, self._since, self._lock = UsageStore(engine), since, threading.Lock()
+        self._found, self._read_at = dict[str, ResourceHours](), float("-inf")
+
+    def by_project(self, now: float) -> Mapping[str, ResourceHours]:
+        with self._lock:
+            if not 0 <= now - self._read_at < REFRESH_S:
+                self._found = self._usage.by_project(self._since(now), now)
+                self._read_at = now
+            return self._found
 
 
 def hours_of(attempts: Iterable[Attempt], now: float) -> ResourceHours:

@@ -44,9 +44,10 @@ class EncoderDiscovery:
         self._last_scan = now
         known = self._store.stamps()  # before the listing, so that an encoder published in between is not dropped
         cards = dict(self._cards())
+        began = self._clock()  # after the listing: one that takes longer than the budget must not prevent all reads
         for encoder_id, stamp in cards.items():
             if stamp not in (known.get(encoder_id), self._unreadable.get(encoder_id)):
-                if self._clock() - now > READ_BUDGET_S:
+                if self._clock() - began > READ_BUDGET_S:
                     self._last_scan = float("-inf")  # read the rest in the next scan, without waiting
                     break
                 self._read(encoder_id, stamp)

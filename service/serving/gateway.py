@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx
-from prometheus_client import CollectorRegistry, Histogram
 from starlette.requests import ClientDisconnect, Request
 
 from service.db.cached_reads import CachedReads
 from service.db.models import Deployment
 from service.serving.deployments import DeploymentStore
+from service.serving.metrics import InferenceMetrics
 from service.serving.protocol import CANDIDATE, MAIN, MEDIA_TYPE, pack, refusal_in, unpack
 from service.web.errors import Refusal, ServiceError
 from service.web.request_bodies import reserve_reply, run_by_size
@@ -26,6 +26,15 @@ CONNECT_S = 5.0
 LOOKUP_CACHE_S, LOOKUP_OUTAGE_S = 1.0, 3600.0  # how long lookups are cached, and while the database does not respond
 LOOKUP_THREADS = 8
 MARGIN_S = 5.0  # added to a request's deadline for transport
+
+
+class BatchReport(NamedTuple):
+    """Batches that computed a reply, as reported by the replica."""
+
+    queue_s: float
+    """Longest time that a clip waited for its batch."""
+    fill: float
+    """Mean number of tokens in the clips' batches, as a fraction of the limit."""
 
 
 class EncoderReply(NamedTuple):
@@ -38,6 +47,8 @@ class EncoderReply(NamedTuple):
     """Encoded items, if a media type was requested."""
     size: int
     """Size of the reply in bytes."""
+    batches: BatchReport | None = None
+    """None if the replica predates this field."""
 
 
 class Gateway:
@@ -46,11 +57,7 @@ class Gateway:
     def __init__(self, deployments: DeploymentStore, url: str) -> None:
         """`url`: address of Ray Serve's HTTP proxy."""
         self._url = url.rstrip("/")
-        self.registry = CollectorRegistry()
-        self._seconds = Histogram(
-            "amd_inference_seconds", "Requests to encoders, by task and outcome.", ["task", "outcome"],
-            registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-        )  # fmt: skip
+        self.metrics = InferenceMetrics()
         self._lookups = CachedReads[tuple[str, str | None], Deployment | None](
             lambda key: deployments.find_serving(*key),
             ttl_s=LOOKUP_CACHE_S,
@@ -82,19 +89,23 @@ class Gateway:
         `exact`: `name` is an ID, and no other encoder, such as a candidate, may serve the request.
         Raises Refusal, or ClientDisconnect if the caller disconnects, which cancels the request on the replica.
         """
-        began, outcome = time.monotonic(), "failed"
+        began, outcome, served_by = time.monotonic(), "failed", ""
         try:
             deployment = await self._find(name, project)
+            served_by = deployment.name
             slot = _slot_of(deployment, name) if exact else _choose_slot(deployment)
             call = {"slot": slot, "items": items, "want": options, "deadline_s": deadline_s}
             call |= {"form": media_type, "json": as_json}
             size = sum(len(item.get("content", b"")) for item in items)
             body = await run_by_size(size, pack, call)
-            response = await self.send(request, deployment.name, body, deadline_s)
-            reply = await run_by_size(len(response.content), _parse_reply, response, deployment.name)
+            with self.metrics.in_flight(served_by):
+                response = await self.send(request, served_by, body, deadline_s)
+            reply = await run_by_size(len(response.content), _parse_reply, response, served_by)
             if exact and reply.encoder != name:  # replaced since the lookup
                 raise _not_deployed(name)
             outcome = "ok"
+            if reply.batches is not None:
+                self.metrics.observe_batches(served_by, *reply.batches)
             return reply
         except ServiceError as error:
             outcome = error.code
@@ -103,7 +114,7 @@ class Gateway:
             outcome = "caller_gone"
             raise
         finally:
-            self._seconds.labels(options["task"], outcome).observe(time.monotonic() - began)
+            self.metrics.observe(served_by, options["task"], outcome, time.monotonic() - began)
 
     async def send(self, request: Request, name: str, body: bytes, deadline_s: float) -> httpx.Response:
         """Send a body to an application of Serve, identified by its path.
@@ -195,7 +206,9 @@ def _parse_reply(response: httpx.Response, name: str) -> EncoderReply:
     reply = _unpack_reply(response, name)
     refusal = refusal_in(reply)
     if refusal is None:
-        return EncoderReply(reply["encoder"], reply.get("items", []), reply.get("content"), len(response.content))
+        batches = BatchReport(reply["queue_s"], reply["batch_fill"]) if "batch_fill" in reply else None
+        size = len(response.content)
+        return EncoderReply(reply["encoder"], reply.get("items", []), reply.get("content"), size, batches)
     if refusal.code == "encoder_unavailable":
         raise _unavailable(name, refusal.message)
     raise refusal

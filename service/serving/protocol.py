@@ -3,7 +3,8 @@
 Does not import torch.
 
 call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form", "json"}
-reply     {"encoder", "items": [{"embedding", …}]}, or, serialised by the replica, {"encoder", "content": bytes}
+reply     {"encoder", "items": [{"embedding", …}], "queue_s", "batch_fill"}, with "content": bytes instead of "items" if
+          the replica has serialised the response
 refusal   {"error": code, "message"}, with "index" or "retry_after"
 """
 

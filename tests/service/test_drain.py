@@ -66,7 +66,7 @@ def test_a_control_plane_that_is_terminated_releases_its_leases(tmp_path: Path) 
     assert plane.process is not None
     engine = open_engine(f"sqlite:///{tmp_path}/control-plane.db")
     try:
-        wait_for(lambda: holders(engine).keys() == {"reconciler", "deployer", "discovery"})
+        wait_for(lambda: holders(engine).keys() == {"reconciler", "deployer", "discovery", "storage-meter"})
         plane.process.terminate()
         plane.process.wait(60)
         assert holders(engine) == {}

@@ -16,6 +16,7 @@ from service.jobs.execution.backfill import ROUNDING, UNKNOWN, Holder, Reservati
 from service.jobs.execution.queue import Exclusions
 from service.jobs.execution.ray_jobs import Capacity
 from service.projects.accounts import ProjectAccounts
+from service.projects.storage import GIB
 from service.projects.usage import ResourceHours
 from service.settings import Settings
 
@@ -142,7 +143,8 @@ class AdmissionController:
         if max_jobs is not None and self._jobs[project] >= max_jobs:
             message = f"waiting for project {project} to drop below its limit of {max_jobs} running jobs"
             return Obstacle(message, closes="project")
-        if (over := self._over_budget(project, "cpus")) is not None:
+        over = self._over_storage(project) or self._over_budget(project, "cpus")
+        if over is not None:
             return Obstacle(over, closes="project")
         if max_workers is not None and self._workers[project] + job.workers > max_workers:
             message = (
@@ -169,6 +171,15 @@ class AdmissionController:
                 f"of which its jobs and deployments hold {held:g}"
             )
         return None
+
+    def _over_storage(self, project: str) -> str | None:
+        limit, stored = self._accounts.policy(project).max_storage_gib, self._accounts.stored.get(project, 0) / GIB
+        if limit is None or stored < limit:
+            return None
+        return (
+            f"waiting for free storage: project {project} stores {stored:.1f} GiB and is limited to {limit:g}; "
+            "delete jobs or encoders of the project"
+        )
 
     def _over_budget(self, project: str, resource: Literal["cpus", "gpus"]) -> str | None:
         policy = self._accounts.policy(project)

@@ -8,16 +8,17 @@ are not listed.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import posixpath
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from amd.storage import join, listdir, read_json
+from amd.storage import join, listdir, read_json, read_many
 from amd.training.lease import Lease
 from amd.training.run_folder import CONFIG, FACTS, LEASE, RESULT, run_folder
 from service.db.models import Attempt, Job
@@ -30,6 +31,8 @@ from service.web.schemas import DEFAULT_PROJECT, Project
 logger = logging.getLogger(__name__)
 
 SCAN_S = 30.0
+READ_BATCH = 50  # runs that are read together
+READ_BUDGET_S = 5.0  # time limit per scan for reading new runs, so that cancelled runs are stopped in time
 STOP_AGAIN_S = 10.0
 WATCHED = 100  # unfinished runs that each scan rereads, newest first, because they may have been resumed
 KILLED = (
@@ -45,41 +48,56 @@ class ExternalRunDiscovery:
         self._store, self._cluster, self._root, self._clock = store, cluster, root, clock
         self._stopped_at: dict[str, float] = {}
         self._ignored: set[str] = set()  # names of runs that are already listed, belong to jobs, or cannot be read
+        self._unread: list[str] = []  # names of runs that were listed and have not been read yet
         self._scanned_at = float("-inf")
 
     def scan(self) -> None:
-        """Add new runs and update unfinished ones, at most every SCAN_S seconds. Raises StorageError."""
-        now = self._clock()
-        if abs(now - self._scanned_at) < SCAN_S:
-            return
-        self._scanned_at = now
-        names = [name for name in listdir(join(self._root, "runs")) if name not in self._ignored]
-        known = self._store.known(names)
-        for name in names:
-            if name not in known:
-                self._add_if_readable(name)
-        self._ignored.update(known)
-        for job in self._store.external(WATCHED):
-            self._refresh(job)
+        """Add new runs, and update unfinished ones every SCAN_S seconds. Raises StorageError.
 
-    def _add_if_readable(self, name: str) -> None:
+        Reads new runs for about READ_BUDGET_S; the next scan continues.
+        """
+        now = self._clock()
+        is_due = abs(now - self._scanned_at) >= SCAN_S
+        if is_due:
+            self._scanned_at = now
+            if not self._unread:
+                self._unread = [name for name in listdir(join(self._root, "runs")) if name not in self._ignored]
+        began = self._clock()
+        while self._unread:
+            batch, self._unread = self._unread[:READ_BATCH], self._unread[READ_BATCH:]
+            self._read(batch)
+            if self._clock() - began > READ_BUDGET_S:
+                break
+        if is_due:
+            for job in self._store.external(WATCHED):
+                self._refresh(job)
+
+    def _read(self, names: Sequence[str]) -> None:
+        """Add those of the runs that were started outside the service and are not listed yet."""
+        known = self._store.known(names)
+        self._ignored.update(known)
+        urls = {join(run_folder(self._root, name), FACTS): name for name in names if name not in known}
+        for url, content in read_many(list(urls)).items():  # a folder without this file is being created
+            self._add_if_readable(urls[url], content)
+
+    def _add_if_readable(self, name: str, facts: bytes) -> None:
         try:
-            if not self._add(name):
+            if not self._add(name, json.loads(facts)):
                 self._ignored.add(name)
         except FileNotFoundError:
             pass  # the folder is being created, or was removed
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("runs/%s cannot be read and is not listed: %s", name, error)
             self._ignored.add(name)
 
-    def _add(self, name: str) -> bool:
-        folder = run_folder(self._root, name)
-        facts = read_json(join(folder, FACTS))
+    def _add(self, name: str, facts: Any) -> bool:
         if facts.get("job") or facts["kind"] not in KINDS:
             return False
+        folder = run_folder(self._root, name)
+        config = read_json(join(folder, CONFIG))
         created = datetime.fromisoformat(facts["created"]).timestamp()
         user = (facts.get("host") or {}).get("user") or "unknown"
-        workers = (read_json(join(folder, CONFIG)).get("scaling") or {}).get("workers") or [1]
+        workers = (config.get("scaling") or {}).get("workers") or [1]
         job = Job(
             id=name,
             project=_project(facts),
@@ -88,7 +106,7 @@ class ExternalRunDiscovery:
             priority=0,
             origin="external",
             created_by=user,
-            config=read_json(join(folder, CONFIG)),
+            config=config,
             max_retries=0,
             workers=workers[0],
             cpus=0.0,

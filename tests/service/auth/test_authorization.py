@@ -130,10 +130,11 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/lab/masks"): Rule("infer", {"encoder": "{encoder}"}),  # which has no decoder, and is refused
     ("GET", "/v1/audit"): Rule("admin", lists=True),
 }
-QUESTIONS = {"/v1/validate", "/v1/jobs/{job_id}/neighbours"}
-CHANGES_NOTHING = {  # routes that answer a question sent as a body
-    route for route, rule in RULES.items() if route[0] == "GET" or rule.needs == "infer" or route[1] in QUESTIONS
+QUESTIONS = {  # routes that answer a question sent as a body
+    *("/v1/validate", "/v1/jobs/{job_id}/neighbours", "/v1/lab/masks", "/openai/v1/embeddings"),
+    *(f"/v1/encoders/{{encoder}}/{task}" for task in ("embeddings", "classifications", "reconstructions")),
 }
+CHANGES_NOTHING = {route for route in RULES if route[0] == "GET" or route[1] in QUESTIONS}
 PUBLIC = {  # parameters of routes whose objects belong to no project
     "/v1/presets/{name}": {"name": "demo-image-amd"},
     "/v1/schemas/{kind}": {"kind": "train"},

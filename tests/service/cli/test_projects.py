@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.db.models import Attempt
 from service.jobs.store import JobStore
+from service.projects.storage import StoredBytesStore
 from tests.support.service.fake_cluster import queued
 from tests.support.service.server import Server
 
@@ -25,6 +26,13 @@ def test_values_of_a_policy_are_changed_one_by_one_and_removed(service: Server, 
     _, out, _ = amd("projects", "list")
     assert "0.0 of 500" in out
     assert "hours of the current month (UTC)" in out
+
+
+def test_the_storage_of_a_project_is_shown_with_its_quota(service: Server, amd: Command, sqlite_engine: Engine) -> None:
+    StoredBytesStore(sqlite_engine).replace({"video": 3 * 2**29}, 0.0)
+    assert json.loads(amd("projects", "set", "video", "max_storage_gib=2", "--json")[1])["stored_gib"] == 1.5
+    assert "1.5 of 2" in amd("projects", "list")[1]
+    assert "1.5 GiB" in amd("projects", "show", "video")[1]
 
 
 def test_invalid_values_of_a_policy_are_named(service: Server, amd: Command) -> None:

@@ -101,15 +101,20 @@ def test_queued_clips_are_batched_within_the_token_budget(folder: Path) -> None:
     item = upload(folder / "0.png")
 
     async def count_batches() -> int:
+        nonlocal fills
         before = engine.state()["counters"]["batches"]
         with PausedModel(engine):
             slots = ["main"] * 5 + ["candidate"] * 3 + ["main"] * 2
             requests = [asyncio.create_task(engine.infer(slot, [item], EMBEDDING, DEADLINE_S)) for slot in slots]
             await wait_for_queued_clips(engine, len(slots))
-        await asyncio.gather(*requests)
+        results = await asyncio.gather(*requests)
+        fills = [result.batch_fill for result in results]
+        assert all(result.queue_s > 0 for result in results)
         return int(engine.state()["counters"]["batches"] - before)
 
+    fills = list[float]()
     assert run(count_batches()) == 3  # 4 of main, 3 of candidate, 3 of main: batches never mix encoders
+    assert sorted(fills) == pytest.approx([0.75] * 6 + [1.0] * 4)
     run(engine.close())
 
 

@@ -32,7 +32,7 @@ class FailingNetwork:
 
 def clip() -> Any:
     outputs = RequestedOutputs(frozenset(), False, False)
-    return SimpleNamespace(clip=torch.zeros(1), outputs=outputs, is_active=True, on_dequeue=lambda: None)
+    return SimpleNamespace(clip=torch.zeros(1), outputs=outputs, is_active=True, on_dequeue=lambda fill: None)
 
 
 def engine_with(batcher: Batcher) -> Any:

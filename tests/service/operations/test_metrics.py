@@ -15,6 +15,10 @@ from sqlalchemy.exc import OperationalError
 
 from service.app import create_app
 from service.background import StepMonitor
+from service.projects.storage import StoredBytesStore
+from service.projects.usage import REFRESH_S, ResourceHours, UsageStore
+from service.serving.deployments import new_deployment
+from service.serving.schemas import ServingSettings
 from service.settings import Settings
 from tests.support.service.apps import key_to
 from tests.support.service.fake_cluster import FakeCluster, queued
@@ -56,6 +60,7 @@ def test_loops_pools_and_the_queue_are_measured(client: TestClient) -> None:
     monitor = StepMonitor("reconciler")
     state.monitors.append(monitor)
     queued(state.jobs, created_at=1.0)
+    StoredBytesStore(state.engine).replace({"a": 1, "b": 2}, 0.0)
     found = samples(client)
     assert found["amd_loop_age_seconds", "reconciler"] >= 0
     assert found["amd_pool_size", "storage"] == 32
@@ -64,7 +69,35 @@ def test_loops_pools_and_the_queue_are_measured(client: TestClient) -> None:
     assert found["amd_jobs", "train,queued"] == 1
     assert found["amd_queue_age_seconds", ""] > 1e9
     assert found["amd_webhook_backlog", ""] == 0
+    assert found["amd_stored_bytes", ""] == 3
     assert found["amd_database_up", ""] == 1
+
+
+def test_replicas_are_counted_by_deployment(client: TestClient) -> None:
+    deployed = new_deployment(
+        "images", "default", "me", encoder="e", candidate=None, share=0.0, settings=ServingSettings()
+    )
+    deployed.replicas = 3
+    client.app.state.deployments.put(deployed)  # type: ignore[attr-defined]  # FastAPI
+    assert samples(client)["amd_deployment_replicas", "images"] == 3
+
+
+def test_frequent_scrapes_share_one_sum_of_the_usage(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, now = list[float](), 4e9
+    by_project = UsageStore.by_project
+
+    def count(store: UsageStore, since: float, until: float, project: str | None = None) -> dict[str, ResourceHours]:
+        reads.append(until)
+        return by_project(store, since, until, project)
+
+    monkeypatch.setattr(UsageStore, "by_project", count)
+    monkeypatch.setattr("service.operations.metrics.time.time", lambda: now)
+    for _ in range(3):
+        assert samples(client)["amd_usage_hours", "gpu"] == 0
+    assert reads == [now]
+    now += REFRESH_S
+    samples(client)
+    assert reads == [now - REFRESH_S, now]
 
 
 def test_only_the_control_plane_that_reconciles_exports_job_states(client: TestClient) -> None:

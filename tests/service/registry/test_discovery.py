@@ -200,6 +200,22 @@ def test_many_encoders_are_read_in_several_scans(
     assert listed(store) == [f"e{number}" for number in range(5)]
 
 
+def test_a_listing_that_takes_longer_than_the_read_budget_prevents_no_reads(
+    store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(str(tmp_path), "e")
+    now, listed_files = 0.0, discovery.files
+
+    def list_slowly(url: str) -> object:
+        nonlocal now
+        now += discovery.READ_BUDGET_S + 1
+        return listed_files(url)
+
+    monkeypatch.setattr(discovery, "files", list_slowly)
+    EncoderDiscovery(store, str(tmp_path), clock=lambda: now).scan()
+    assert listed(store) == ["e"]
+
+
 def test_deleting_an_encoder_survives_a_crash_and_its_id_can_be_reused(
     engine: Engine, store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,9 +63,9 @@ class GatewayFixture:
         self.calls.append(unpack(request.content))
         return self.reply(request)
 
-    def count(self, outcome: str) -> float | None:
-        labels = {"task": "embedding", "outcome": outcome}
-        return self.gateway.registry.get_sample_value("amd_inference_seconds_count", labels)
+    def count(self, outcome: str, deployment: str = "images") -> float | None:
+        labels = {"deployment": deployment, "task": "embedding", "outcome": outcome}
+        return self.gateway.metrics.registry.get_sample_value("amd_inference_seconds_count", labels)
 
 
 @pytest.fixture
@@ -77,6 +77,29 @@ def test_a_reply_is_forwarded(fixture: GatewayFixture) -> None:
     response = fixture.client.post("/images")
     assert (response.status_code, response.json()) == (200, {"encoder": "first"})
     assert fixture.count("ok") == 1
+
+
+def test_requests_and_their_batches_are_measured_by_deployment(fixture: GatewayFixture) -> None:
+    reply = {"encoder": "first", "items": [], "queue_s": 0.25, "batch_fill": 0.5}
+    in_flight = list[float | None]()
+
+    def measured(name: str) -> float | None:
+        return fixture.gateway.metrics.registry.get_sample_value(name, {"deployment": "images"})
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        in_flight.append(measured("amd_inference_in_flight"))
+        return httpx.Response(200, content=pack(reply))
+
+    fixture.reply = answer
+    assert fixture.client.post("/images").status_code == 200
+    assert fixture.client.post("/other").status_code == 409
+    assert (in_flight, measured("amd_inference_in_flight")) == ([1], 0)
+    assert measured("amd_inference_queue_seconds_sum") == 0.25
+    assert measured("amd_inference_batch_fill_sum") == 0.5
+    assert (fixture.count("ok"), fixture.count("encoder_not_deployed", deployment="")) == (1, 1)
+    del reply["queue_s"], reply["batch_fill"]  # as from a replica of an earlier version
+    assert fixture.client.post("/images").status_code == 200
+    assert measured("amd_inference_batch_fill_count") == 1
 
 
 def test_lookups_are_cached_briefly_even_for_names_without_a_deployment(

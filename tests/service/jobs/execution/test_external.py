@@ -14,6 +14,7 @@ from amd.storage import write_json
 from amd.training.lease import Lease
 from amd.training.runs.launch import train
 from service.jobs.actions import act, allowed_actions
+from service.jobs.execution import external
 from service.jobs.execution.external import SCAN_S, ExternalRunDiscovery
 from service.jobs.store import JobFilter, JobStore
 from tests.support.runs.tiny_runs import tiny_run
@@ -179,9 +180,34 @@ def test_job_runs_and_unreadable_folders_are_not_listed_as_external(sqlite_engin
         f"{ours.id}-teacher": {"kind": "train", "job": ours.id},
         "broken": {"kind": "train", "created": "yesterday"},
         "odd": {"kind": "bake"},
+        "a-list": [],
     }.items():
         write_json(str(tmp_path / "runs" / name / "run.json"), facts)
         write_json(str(tmp_path / "runs" / name / "config.json"), {})
     (tmp_path / "runs" / "empty").mkdir()
     ExternalRunDiscovery(store, FakeCluster(), str(tmp_path)).scan()
     assert [job.id for job in store.list(JobFilter()).jobs] == [ours.id]
+
+
+def test_many_new_runs_are_read_over_several_scans(
+    sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external, "READ_BATCH", 2)
+    listings = list[str]()
+    listed = external.listdir
+    monkeypatch.setattr(external, "listdir", lambda url: (listings.append(url), listed(url))[1])
+    store, seconds = JobStore(sqlite_engine), itertools.count(step=external.READ_BUDGET_S / 3)
+    for number in range(6):
+        run = tmp_path / "runs" / f"run-{number}"
+        facts = {"id": run.name, "kind": "train", "created": f"2026-01-0{number + 1}T00:00:00+00:00"}
+        write_json(str(run / "run.json"), facts)
+        write_json(str(run / "config.json"), {})
+        write_json(str(run / "result.json"), {"state": "succeeded"})
+    for number in range(6):  # without run.json, so that they are read in every scan
+        (tmp_path / "runs" / f"new-{number}").mkdir()
+    discovery, counts = ExternalRunDiscovery(store, FakeCluster(), str(tmp_path), clock=lambda: next(seconds)), []
+    for _ in range(4):
+        discovery.scan()
+        counts.append(len(store.list(JobFilter()).jobs))
+    assert counts[0] < counts[-1] == 6
+    assert listings.count(str(tmp_path / "runs")) < len(counts)

@@ -126,6 +126,17 @@ def test_a_project_at_its_limit_does_not_hide_the_jobs_of_other_projects(engine:
     assert 0 < len(told) <= 2 * queues.FIRST_PAGE
 
 
+def test_jobs_beyond_the_quota_of_workers_do_not_hide_the_jobs_behind_them(engine: Engine, tmp_path: Path) -> None:
+    plane = FakeControlPlane(engine, tmp_path, project_max_workers=2)
+    large = [
+        new_job(id=f"large-{number:04}", workers=3, created_at=float(number), not_before=0.0)
+        for number in range(2 * MAX_WAITS)
+    ]
+    add_many(engine, [*large, new_job(id="small", created_at=1e6, not_before=0.0)])
+    plane.step()
+    assert plane.cluster.submitted == ["small"]
+
+
 def test_queued_and_retrying_jobs_are_merged_in_order(engine: Engine) -> None:
     jobs = [new_job(id=f"{state}-{at}", state=state, created_at=float(at), not_before=0.0)
             for state, at in itertools.product(("queued", "retrying"), range(20))]  # fmt: skip

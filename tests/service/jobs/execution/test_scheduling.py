@@ -241,6 +241,12 @@ def test_a_reservation_outlasts_changes_in_the_usage_of_projects() -> None:
     assert decide(jobs, active, accounts, reserved_for="large")[0] == []
 
 
+def test_priority_counts_more_than_the_usage_and_age_of_jobs_in_other_projects() -> None:
+    accounts = ProjectAccounts(recent={"a": ResourceHours(cpus=100.0)})
+    jobs = [waiting("urgent", "a", at=2.0, priority=1), waiting("early", "b", at=1.0), waiting("late", "c", at=3.0)]
+    assert decide(jobs, [], accounts)[0] == ["urgent", "early", "late"]
+
+
 def test_a_project_over_its_budget_waits_for_the_next_month() -> None:
     policy = ProjectPolicy(gpu_hours_per_month=100.0)
     accounts = ProjectAccounts({"a": policy}, month={"a": ResourceHours(gpus=120.0)})
@@ -248,6 +254,17 @@ def test_a_project_over_its_budget_waits_for_the_next_month() -> None:
     started, reasons, _ = decide(jobs, [], accounts)
     assert sorted(started) == ["cpu", "other"]
     assert reasons == {"gpu": "waiting for the next month: project a has used 120.0 of its 100 GPU-hours"}
+
+
+def test_a_project_over_its_quota_of_storage_waits() -> None:
+    policies = {name: ProjectPolicy(max_storage_gib=1.5) for name in ("a", "b")}
+    accounts = ProjectAccounts(policies, stored={"a": 2 * 2**30, "b": 2**30, "c": 2**40})
+    started, reasons, _ = decide([waiting("full", "a"), waiting("other", "b"), waiting("unlimited", "c")], [], accounts)
+    assert sorted(started) == ["other", "unlimited"]
+    assert reasons["full"] == (
+        "waiting for free storage: project a stores 2.0 GiB and is limited to 1.5; "
+        "delete jobs or encoders of the project"
+    )
 
 
 def test_smaller_jobs_of_a_project_do_not_overtake_one_that_waits_for_its_quota() -> None:

@@ -126,13 +126,12 @@ class StoredData:
         self._file(item, f"encoders/{id}/encoder.safetensors", "e" * item.size)
 
     def _write_run(self, id: str, item: StoredItem, config: dict[str, Any], owner: str | None, is_ended: bool) -> None:
-        self._file(item, f"runs/{id}/config.json", json.dumps(config))
-        if item.has_facts:
-            self._file(item, f"runs/{id}/run.json", json.dumps({"id": id, "job": owner, "kind": "train"}))
-        self._file(item, f"runs/{id}/checkpoints/step-00000001/model.safetensors", "c" * item.size)
-        if item.has_manifest:
-            self._file(item, f"runs/{id}/checkpoints/step-00000001/manifest.json", "{}")
-        self._file(item, f"runs/{id}/logs/rank-00000/0000000000000000.log", "r" * item.size)
+        for name, content in run_files(id, config, owner, item.size).items():
+            is_left_out = (name == "run.json" and not item.has_facts) or (
+                name.endswith("/manifest.json") and not item.has_manifest
+            )
+            if not is_left_out:
+                self._file(item, f"runs/{id}/{name}", content)
         if is_ended:
             self._file(item, f"runs/{id}/result.json", json.dumps({"state": "failed"}))
 
@@ -159,6 +158,17 @@ class StoredData:
                 moved = {"moves": 1, "changed_at": at, "changed_by": "test"}
                 session.add(Alias(project="default", name=f"alias-{id}", encoder_id=id, **moved))
                 session.add(_deployment(id, at))
+
+
+def run_files(id: str, config: dict[str, Any], owner: str | None, size: int) -> dict[str, str]:
+    """Return the files of a run with one checkpoint. `owner`: its job; `size`: bytes of the larger files."""
+    return {
+        "config.json": json.dumps(config),
+        "run.json": json.dumps({"id": id, "job": owner, "kind": "train"}),
+        "checkpoints/step-00000001/model.safetensors": "c" * size,
+        "checkpoints/step-00000001/manifest.json": "{}",
+        "logs/rank-00000/0000000000000000.log": "r" * size,
+    }
 
 
 def _deployment(encoder: str, at: float) -> Deployment:

@@ -10,11 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from amd.storage import join, walk_files, write_bytes
 from service.__main__ import _background_loops
 from service.app import create_app
 from service.db.engine import open_engine
@@ -27,7 +28,9 @@ from service.operations.retention.collection import RetentionLoop, collect
 from service.operations.retention.policy import RetentionPolicy
 from service.settings import Settings
 from service.web.errors import CollectionRunning
-from tests.service.operations.retention.stored_data import DAY_S, ITEMS, StoredData, StoredItem, jobs_in
+from tests.service.operations.retention.simulated_day import CHANGES, SimulatedDay
+from tests.service.operations.retention.stored_data import DAY_S, ITEMS, StoredData, StoredItem, jobs_in, run_files
+from tests.support.service.encoder_cards import publish
 from tests.support.service.fake_cluster import FakeCluster, new_job
 
 SLOW = settings(
@@ -43,6 +46,7 @@ POLICIES = st.builds(
     orphans_days=DAYS,
     history_days=DAYS,
 )
+BUSY_HOUR = ("submit", "submit", "progress", "end", "end", "move_alias", "deploy", "wait", "collect", "act", "undeploy")
 EVERYTHING = RetentionPolicy(
     jobs_days=10, trials_days=10, logs_days=10, checkpoints_days=10, orphans_days=10, history_days=10
 )
@@ -95,6 +99,39 @@ def test_what_is_reported_is_freed_to_the_byte_and_what_is_in_use_is_kept(
         assert data.files() == after
 
 
+@settings(SLOW, max_examples=5)
+@given(
+    changes=st.lists(st.tuples(st.sampled_from([*CHANGES, "collect"]), st.integers(0, 1000)), min_size=20, max_size=80),
+    hours=st.sampled_from([2, 5, 12]),
+)
+@example(changes=[(change, number) for number in range(12) for change in BUSY_HOUR], hours=5)
+def test_collections_during_a_day_of_traffic_free_what_they_report_and_nothing_in_use(
+    sqlite_template: Path, changes: list[tuple[str, int]], hours: int
+) -> None:
+    fields = ("jobs", "trials", "logs", "checkpoints", "orphans", "history")
+    policy = RetentionPolicy(**{f"{field}_days": hours / 24 for field in fields})
+    with stored(sqlite_template, []) as (data, engine), pytest.MonkeyPatch.context() as patch:
+        day = SimulatedDay(engine, data.root)
+        patch.setattr(time, "time", day.clock)
+        for change, number in [*changes, *[("wait", 5)] * 3, ("collect", 0)]:
+            if change != "collect":
+                day.make(change, number)
+                continue
+            before, in_use, names, rows = data.files(), day.in_use(), day.names(), jobs_in(engine)
+            reported = collect(str(data.root), policy, day.plane.store, dry_run=True, clock=day.clock).removals
+            assert (data.files(), jobs_in(engine)) == (before, rows)
+            removed = collect(str(data.root), policy, day.plane.store, dry_run=False, clock=day.clock)
+            assert (removed.removals, removed.skipped) == (reported, 0)
+            after = data.files()
+            freed = before.keys() - after.keys()
+            assert sum(before.values()) - sum(after.values()) == sum(removal.size for removal in reported)
+            assert sorted(freed) == sorted(path for removal in reported for path in removal.paths)
+            assert not {path for path in freed if path.split("/")[1] in in_use}
+            left = jobs_in(engine)
+            assert {id: left[id] for id in in_use & rows.keys()} == {id: rows[id] for id in in_use & rows.keys()}
+            assert day.names() == names
+
+
 @SLOW
 @given(items=ITEMS, killed_after=st.integers(0, 12))
 def test_a_collection_that_is_killed_is_completed_by_the_next_one(
@@ -121,6 +158,29 @@ def test_a_collection_that_is_killed_is_completed_by_the_next_one(
             store.finish_deletion(job)
         collect(root, EVERYTHING, store, dry_run=False)
         assert data.files().keys() == before.keys() - planned
+
+
+def test_a_collection_on_s3_frees_what_it_reports_and_nothing_in_use(sqlite_engine: Engine, s3_root: str) -> None:
+    root, store, ended = f"{s3_root}/amd", JobStore(sqlite_engine), time.time()
+    for job_id in ("train-old", "train-parent"):
+        with Session(sqlite_engine) as session, session.begin():
+            session.add(new_job(id=job_id, state="failed", ended_at=ended, version=1))
+        files = run_files(job_id, {"name": job_id}, job_id, size=100)
+        for path, content in {f"runs/{job_id}/{name}": text for name, text in files.items()}.items():
+            write_bytes(join(root, path), content.encode())
+        write_bytes(join(root, "jobs", job_id, "logs/0001/0000000000000000.log"), b"log")
+    weights = join(root, "runs/train-parent/checkpoints/step-00000001")
+    publish(root, "train-student", config={"teacher": {"weights": weights}})
+    write_bytes(join(root, "encoders/half/encoder.safetensors"), b"weights")
+
+    before, later = walk_files(root), ended + 40 * DAY_S
+    reported = collect(root, EVERYTHING, store, dry_run=True, clock=lambda: later).removals
+    assert walk_files(root) == before
+    assert collect(root, EVERYTHING, store, dry_run=False, clock=lambda: later).removals == reported
+    freed = before.keys() - walk_files(root).keys()
+    assert {"/".join(path.split("/")[:2]) for path in freed} == {"runs/train-old", "jobs/train-old", "encoders/half"}
+    assert sum(before[path].size for path in freed) == sum(removal.size for removal in reported)
+    assert jobs_in(sqlite_engine) == {"train-old": "deleted", "train-parent": "failed"}
 
 
 def test_old_rows_are_counted_and_removed(engine: Engine, tmp_path: Path) -> None:
