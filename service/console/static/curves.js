@@ -7,6 +7,7 @@
   const smoothing = document.getElementById("smoothing");
   const logScale = document.getElementById("log-scale");
   const overlayField = document.getElementById("overlay");
+  const MAX_POINTS = 1600; // of a metric in memory
   const GROUPED = ["loss"]; // prefixes whose metrics share a chart
   const ORDER = ["loss", "eval", "optim", "speed", "time", "data", "rank"];
   const NAMES = {
@@ -29,7 +30,7 @@
         if (kept < 0) kept = known.steps.length;
         known.steps = known.steps.slice(0, kept).concat(one.steps);
         known.values = known.values.slice(0, kept).concat(one.values);
-        if (known.steps.length > 4000) thin(known);
+        if (known.steps.length > MAX_POINTS) thin(known);
       }
     }
   }
