@@ -145,6 +145,19 @@ def pause(job: JobId, as_json: AsJson = False) -> None:
         print_job(client.jobs.pause(find_job(client, job).id), as_json)
 
 
+@app.command("stop-trial")
+def stop_trial(
+    job: JobId,
+    trial: Annotated[int, typer.Argument(min=0, help="Trial number, as in the sweep's report.")],
+    as_json: AsJson = False,
+) -> None:
+    """Stop a running trial of a sweep after a final checkpoint; the sweep continues with other trials."""
+    with connected(as_json) as client:
+        id = find_job(client, job).id
+        found = client.jobs.stop_trial(id, trial)
+    print(found.model_dump_json() if as_json else f"{id}: trial {found.number} is saving a final checkpoint")
+
+
 @app.command()
 def resume(job: JobId, as_json: AsJson = False) -> None:
     """Resume a paused job."""

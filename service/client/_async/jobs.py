@@ -125,6 +125,11 @@ class AsyncJobs(AsyncApiMethods):
     async def trials(self, job_id: str) -> list[TrialView]:
         return await self._request("GET", api_path("jobs", job_id, "trials"), list[TrialView])
 
+    async def stop_trial(self, job_id: str, number: int) -> TrialView:
+        """Stop a running trial of a sweep after a final checkpoint. Its scores are kept, and the sweep continues."""
+        path = api_path("jobs", job_id, "trials", str(number), "stop")
+        return await self._request("POST", path, TrialView, repeatable=True)
+
     async def checkpoints(self, job_id: str) -> list[CheckpointView]:
         return await self._request("GET", api_path("jobs", job_id, "checkpoints"), list[CheckpointView])
 

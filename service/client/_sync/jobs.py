@@ -125,6 +125,11 @@ class Jobs(ApiMethods):
     def trials(self, job_id: str) -> list[TrialView]:
         return self._request("GET", api_path("jobs", job_id, "trials"), list[TrialView])
 
+    def stop_trial(self, job_id: str, number: int) -> TrialView:
+        """Stop a running trial of a sweep after a final checkpoint. Its scores are kept, and the sweep continues."""
+        path = api_path("jobs", job_id, "trials", str(number), "stop")
+        return self._request("POST", path, TrialView, repeatable=True)
+
     def checkpoints(self, job_id: str) -> list[CheckpointView]:
         return self._request("GET", api_path("jobs", job_id, "checkpoints"), list[CheckpointView])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
@@ -17,14 +18,16 @@ from service.console.security import ConsoleRoute
 from service.db.models import Job
 from service.jobs import routes as jobs_api
 from service.jobs import views
+from service.jobs.details import routes as details_api
 from service.jobs.details.queue_place import queue_place
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls, Visible
-from service.jobs.schemas import JobRequest
+from service.jobs.schemas import ACTIVE, JobRequest
 from service.web.errors import NotFound
 from tune_spaces.report.formatting import title
 from tune_spaces.report.ratio_map import ratio_map
 from tune_spaces.report.sweep import SweepHistory, TrialHistory, dimensions, read_sweep
 from tune_spaces.report.verdict import METRIC_NAMES
+from tune_spaces.stop_requests import requested_stops
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
@@ -46,6 +49,7 @@ class TrialPoint(NamedTuple):
     best: bool
     baseline: bool
     reason: str
+    stop_requested: bool
     runs: tuple[str, ...]
 
 
@@ -67,7 +71,8 @@ def show_sweep(
 ) -> Response:
     sweep, problem = storage.run_from_thread(_read, job, settings.root)
     detail = views.job_detail(job, jobs.attempts(job.id), settings.root)
-    trials = trial_points(sweep) if sweep is not None else []
+    stops = storage.run_from_thread(requested_stops, run_folder(settings.root, job.id))
+    trials = trial_points(sweep, stops) if sweep is not None else []
     return render(
         request,
         "sweep.html",
@@ -75,6 +80,7 @@ def show_sweep(
         tab="overview",
         place=queue_place(jobs, job, caller.project),
         problem=problem,
+        active=job.state in ACTIVE,
         trials=sorted(trials, key=lambda one: (one.state == "failed", -one.rung, -(one.score or 0.0), one.number)),
         verdict=storage.run_from_thread(current_verdict, job, sweep, settings.root),
         metric=METRIC_NAMES.get(sweep.config.metric, sweep.config.metric) if sweep is not None else "",
@@ -118,7 +124,7 @@ def chart_data(job: Visible, settings: Config, storage: StorageCalls, caller: Re
 def train_trial(
     request: Request,
     job: Visible,
-    number: int,
+    number: details_api.TrialNumber,
     caller: Submitter,
     jobs: Jobs,
     settings: Config,
@@ -139,6 +145,20 @@ def train_trial(
     return redirect(request, f"{PREFIX}/jobs/{submitted.id}")
 
 
+@router.post("/sweeps/{job_id}/trials/{number}/stop")
+async def stop_trial(
+    request: Request,
+    caller: Submitter,
+    job: Visible,
+    number: details_api.TrialNumber,
+    jobs: Jobs,
+    settings: Config,
+    storage: StorageCalls,
+) -> Response:
+    await details_api.stop_trial(caller, job, number, jobs, settings, storage)
+    return redirect(request, f"{PREFIX}/sweeps/{job.id}")
+
+
 def _read(job: Job, root: str) -> tuple[SweepHistory | None, str]:
     """Return the sweep's history, or None with the reason why it is not yet available."""
     if job.kind != "search":
@@ -150,13 +170,15 @@ def _read(job: Job, root: str) -> tuple[SweepHistory | None, str]:
         return None, str(error).removeprefix(f"{folder}: ")
 
 
-def trial_points(sweep: SweepHistory) -> list[TrialPoint]:
-    names = dimensions(sweep)
-    best = sweep.best
-    return [_point(sweep, one, names, one is best) for one in sweep.trials]
+def trial_points(sweep: SweepHistory, stops: Collection[int] = ()) -> list[TrialPoint]:
+    """Return a sweep's trials. `stops`: numbers of the trials whose stop has been requested."""
+    names, best = dimensions(sweep), sweep.best
+    return [_point(sweep, one, names, one is best, one.number in stops) for one in sweep.trials]
 
 
-def _point(sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best: bool) -> TrialPoint:
+def _point(
+    sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best: bool, stop_requested: bool
+) -> TrialPoint:
     rung = trial.rungs.get(trial.reach)
     seeds = sweep.seeds(rung) if rung is not None else ()
     mean = sum(seeds) / len(seeds) if seeds else 0.0
@@ -174,7 +196,8 @@ def _point(sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best
         gflops=record.costs.get("step_gflops", record.costs.get("teacher_gflops")),
         best=best,
         baseline=record.baseline,
-        reason=": ".join(part for part in (record.reason, record.message) if part) if trial.failed else "",
+        reason=": ".join(part for part in (record.reason, record.message) if part),
+        stop_requested=stop_requested and record.state == "running",
         runs=record.runs,
     )
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import Submitter
 from service.jobs import views
 from service.jobs.config_bounds import MAX_WORKERS
-from service.jobs.details import changes, log_search, samples
+from service.jobs.details import changes, log_search, samples, trials
 from service.jobs.details.schemas import CloneRequest, HistoryView, JobChange, LogMatches, LogRange, SampleFaults
 from service.jobs.execution.log_sources import open_log
 from service.jobs.routes import Config, JobId, Jobs, Locations, Recorded, StorageCalls, Visible, submit
-from service.jobs.schemas import JobView
+from service.jobs.schemas import JobView, TrialView
 from service.web.parameters import MAX_NUMBER, IdempotencyKey, PageSize
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 MAX_RANGE = 2**20
+MAX_TRIALS = 1_000_000
 
 AttemptNumber = Annotated[
     int | None, Query(ge=1, le=MAX_NUMBER, description="Attempt number. Default: the newest attempt.")
@@ -27,6 +29,7 @@ RankNumber = Annotated[
     int | None,
     Query(ge=0, lt=MAX_WORKERS, description="Rank whose output to read. Default: the attempt's log."),
 ]
+TrialNumber = Annotated[int, Path(ge=0, le=MAX_TRIALS, description="Trial number, starting at 0.")]
 
 
 @router.get("/{job_id}/history", summary="Get a job's history")
@@ -83,6 +86,22 @@ async def log_range(
 @router.get("/{job_id}/bad-samples", summary="List a job's bad and damaged samples")
 async def bad_samples(job: Visible, settings: Config, storage: StorageCalls, limit: PageSize = 200) -> SampleFaults:
     return await storage.run(samples.sample_faults, settings.root, job.id, limit)
+
+
+@router.post("/{job_id}/trials/{number}/stop", status_code=202, summary="Stop a trial of a sweep")
+async def stop_trial(
+    caller: Submitter,
+    job: Visible,
+    number: TrialNumber,
+    jobs: Jobs,
+    settings: Config,
+    storage: StorageCalls,
+) -> TrialView:
+    """Stop a running trial after a final checkpoint. Its scores are kept, and the sweep continues with other trials."""
+    view, is_new = await storage.run(trials.write_stop_request, settings.root, job, number, caller.id)
+    if is_new:
+        await run_in_threadpool(trials.record_stop_request, jobs, job.id, number, caller.id)
+    return view
 
 
 @router.patch("/{job_id}", summary="Change a job's name, labels or priority")

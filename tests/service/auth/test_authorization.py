@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from amd.training.run_folder import run_folder
 from service.app import create_app
 from service.auth import authentication
 from service.auth.authentication import SCOPES, Scope
@@ -32,6 +33,7 @@ from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, ServingSettings, new_deployment
 from service.settings import Settings
 from service.webhooks.store import WebhookStore
+from tests.support.runs import ledgers
 from tests.support.service.apps import key_to
 from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued
@@ -78,6 +80,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs"): Rule("read", lists=True),
     ("GET", "/v1/jobs/{job_id}"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/logs"): Rule("read"),
+    ("POST", "/v1/jobs/{job_id}/trials/{number}/stop"): Rule("submit"),
     ("GET", "/v1/jobs/{job_id}/metrics"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/events"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/trials"): Rule("read"),
@@ -183,7 +186,7 @@ class ApiFixture:
     ) -> Any:
         """Send a request. `named` adds the project for routes that take a name; `more` adds fields to the body."""
         method, path = route
-        objects, rule = self.objects[of] | PUBLIC.get(path, {}), RULES[route]
+        objects, rule = {"number": "0"} | self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
         body = {**(rule.body or {}), **{key: value.format(**objects) for key, value in texts.items()}, **more}
         options: dict[str, Any] = {"json": body} if body else {}
@@ -336,7 +339,14 @@ def test_lists_are_limited_to_the_callers_project(api: ApiFixture, route: tuple[
     assert not any(name in shown.text for name in api.objects["theirs"].values())
 
 
-JOB_STATES = {"cancel": "queued", "pause": "queued", "resume": "paused", "retry": "failed"}  # that allow the action
+STOP_TRIAL = ("POST", "/v1/jobs/{job_id}/trials/{number}/stop")
+JOB_STATES = {
+    "cancel": "queued",
+    "pause": "queued",
+    "resume": "paused",
+    "retry": "failed",
+    "stop": "running",
+}
 
 
 @pytest.mark.parametrize("route", [route for route in RULES if route not in CHANGES_NOTHING], ids=" ".join)
@@ -346,6 +356,9 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
         job = session.get(Job, ours["job_id"])
         assert job is not None
         job.state = JOB_STATES.get(route[1].rpartition("/")[2], "succeeded")
+        if route == STOP_TRIAL:
+            job.kind = "search"
+            ledgers.write_sweep(run_folder(api.root, job.id), ledgers.search(), [ledgers.trial(0, {}, [], "running")])
     if route == ("DELETE", "/v1/encoders/{encoder}"):
         EncoderStore(api.engine).delete_alias("ours", ours["alias"], "test")  # an encoder in use is not deleted
     if route == ("PUT", "/v1/encoders/aliases/{alias}"):
@@ -355,7 +368,10 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
     assert response.status_code < 400, response.text
     (entry,) = AuditLog(api.engine).list(AuditFilter(actor=header["Authorization"].split("_")[1]))[0]
     assert entry.project in ("ours", "default", None)
-    assert entry.target in response.text + route[1].format(**ours | {"project": "ours"}) + header["Authorization"]
+    assert (
+        entry.target
+        in response.text + route[1].format(**ours | {"project": "ours", "number": "0"}) + header["Authorization"]
+    )
 
 
 CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs not in ("infer", "read")]

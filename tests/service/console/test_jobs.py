@@ -206,6 +206,7 @@ def test_labels_are_edited_in_a_form_with_one_label_per_line(console: ConsoleCli
     assert console.submit(f"/console/jobs/{job.id}/edit", name="x", labels="a=1\n\nb = two words ").status_code == 204
     assert app.state.jobs.get(job.id).labels == {"a": "1", "b": "two words"}
     assert console.submit(f"/console/jobs/{job.id}/edit", labels="no value\x00").status_code == 422
+    assert "labels: {" in text_of(console.get(f"/console/jobs/{job.id}/history").text)
     console.submit(f"/console/jobs/{job.id}/cancel")
 
 
