@@ -218,7 +218,7 @@ def measure_memory(browser: Browser, service: Service) -> None:
     print("|---|---:|---:|---:|")
     for name in chosen:
         before, after = heaps[0][name], heaps[1][name]
-        print(f"| {name} | {before / 1e6:.1f} | {after / 1e6:.1f} | {after / before - 1:+.1%} |")
+        print(f"| {name} | {before / 1e6:.2f} | {after / 1e6:.2f} | {after / before - 1:+.1%} |")
 
 
 def _heap_bytes(page: Page) -> float:

@@ -139,6 +139,19 @@ def test_a_running_trial_is_stopped_from_the_page_of_its_sweep(open_page: OpenPa
     ] == [17]
 
 
+def test_a_job_is_forked_from_a_checkpoint(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, f"/jobs/{scenes.RUNNING}/files"))
+    page.locator("tr", has_text="step-00000500").get_by_role("link", name="Fork").click()
+    expect(page.get_by_text("This job can be submitted")).to_be_visible()
+    page.get_by_role("button", name="Submit the copy").click()
+    page.wait_for_url(re.compile(f"/console/jobs/train-(?!{scenes.RUNNING[6:]})"))
+    config = service.api("GET", f"/jobs/{job_of(page)}")["config"]
+    assert config["start"].endswith(f"runs/{scenes.RUNNING}/checkpoints/step-00000500")
+    service.api("POST", f"/jobs/{job_of(page)}/cancel")
+    service.report(job_of(page), "cancelled")
+
+
 def test_hostile_text_is_displayed_as_plain_text(open_page: OpenPage, service: ConsoleService) -> None:
     evil = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
     job_id = service.api("POST", "/jobs", json={"kind": "train", "preset": "demo-image-mae", "name": evil})["id"]

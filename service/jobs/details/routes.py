@@ -11,7 +11,15 @@ from service.auth.authentication import Submitter
 from service.jobs import views
 from service.jobs.config_bounds import MAX_WORKERS
 from service.jobs.details import changes, log_search, samples, trials
-from service.jobs.details.schemas import CloneRequest, HistoryView, JobChange, LogMatches, LogRange, SampleFaults
+from service.jobs.details.schemas import (
+    CloneRequest,
+    ForkRequest,
+    HistoryView,
+    JobChange,
+    LogMatches,
+    LogRange,
+    SampleFaults,
+)
 from service.jobs.execution.log_sources import open_log
 from service.jobs.routes import Config, JobId, Jobs, Locations, Recorded, StorageCalls, Visible, submit
 from service.jobs.schemas import JobView, TrialView
@@ -122,6 +130,25 @@ def clone_job(
     body: CloneRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """The copy starts from scratch, with the original job's config and in the same project."""
+    """The copy has the original job's config and project, and starts where the original job started."""
     request = changes.clone_request(jobs.get(job_id, caller.project), body or CloneRequest())
+    return submit(request, caller, jobs, settings, policy, response, idempotency_key)
+
+
+@router.post("/{job_id}/fork", status_code=202, summary="Submit a copy of a job that starts from a checkpoint")
+def fork_job(
+    body: ForkRequest,
+    job_id: JobId,
+    caller: Submitter,
+    jobs: Jobs,
+    settings: Config,
+    policy: Locations,
+    storage: StorageCalls,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Pre-train from one of the job's checkpoints: weights, optimizer state and step come from it, the schedule and all
+    else from the job's config with changes."""
+    job = jobs.get(job_id, caller.project)
+    request = storage.run_from_thread(changes.fork_request, job, settings.root, body)
     return submit(request, caller, jobs, settings, policy, response, idempotency_key)

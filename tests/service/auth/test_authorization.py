@@ -33,6 +33,7 @@ from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, ServingSettings, new_deployment
 from service.settings import Settings
 from service.webhooks.store import WebhookStore
+from tests.support.browser import scenes
 from tests.support.runs import ledgers
 from tests.support.service.apps import key_to
 from tests.support.service.encoder_cards import index_encoder, publish
@@ -91,6 +92,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs/{job_id}/bad-samples"): Rule("read"),
     ("PATCH", "/v1/jobs/{job_id}"): Rule("submit", {"name": "a"}),
     ("POST", "/v1/jobs/{job_id}/clone"): Rule("submit"),
+    ("POST", "/v1/jobs/{job_id}/fork"): Rule("submit", {"step": 4}),
     ("POST", "/v1/jobs/{job_id}/neighbours"): Rule("read", {"record": 0}),
     ("POST", "/v1/jobs/{job_id}/cancel"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/pause"): Rule("submit"),
@@ -170,6 +172,7 @@ class ApiFixture:
         now = time.time()
         ended = {"state": "succeeded", "attempt": 1, "ended_at": now, "started_at": now}
         job = queued(JobStore(self.engine), project=project, config=CONFIG, **ended)
+        scenes.write_checkpoints(self.root, job.id, (4,))
         key = key_to(self.engine, "read", project=project)["Authorization"].split("_")[1]
         encoder, alias = index_encoder(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
         publish(self.root, encoder)
@@ -374,6 +377,7 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
 
 CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs not in ("infer", "read")]
 CREATING.remove(("PATCH", "/v1/jobs/{job_id}"))  # a job stays in its project
+CREATING.remove(("POST", "/v1/jobs/{job_id}/fork"))  # so does its fork
 CREATING.remove(("PUT", "/v1/projects/{project}"))
 CREATING.remove(("POST", "/v1/gc"))  # concerns all projects
 

@@ -316,3 +316,16 @@ def test_a_trial_of_a_running_sweep_is_stopped(service: Service, amd: Command) -
     code, out, err = amd("jobs", "stop-trial", short(sweep), 3)
     assert (code, out.strip(), err) == (0, f"{sweep.id}: trial 3 is saving a final checkpoint", "")
     assert requested_stops(folder) == {3}
+
+
+def test_a_job_is_forked_from_a_checkpoint(service: Service, amd: Command) -> None:
+    _, out, _ = amd("train", "--preset", "demo-image-amd", "--submit")
+    job = service.store.get(out.strip())
+    code, _, err = amd("jobs", "fork", short(job), 400)
+    assert (code, f"{job.id} has no checkpoint of step 400" in err) == (2, True)
+    write_bytes(f"{run_folder(service.root, job.id)}/checkpoints/step-00000400/manifest.json", b"{}")
+    code, out, err = amd("jobs", "fork", short(job), 400, "optim.base_lr=0.002", "--name", "faster", "--json")
+    assert (code, err) == (0, "")
+    fork = service.store.get(json.loads(out)["id"])
+    assert (fork.name, fork.config["optim"]["base_lr"]) == ("faster", 0.002)
+    assert fork.config["start"].endswith(f"/runs/{job.id}/checkpoints/step-00000400")
