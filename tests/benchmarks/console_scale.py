@@ -79,7 +79,7 @@ DRAWN = """async (selector) => {
 }"""
 
 
-class Service(NamedTuple):
+class MeasuredService(NamedTuple):
     """A running service without a reconciler, so that the states of its jobs do not change."""
 
     url: str
@@ -104,7 +104,7 @@ class Times(NamedTuple):
 
 
 @contextmanager
-def serving(folder: Path, volume: Volume) -> Iterator[Service]:
+def serving(folder: Path, volume: Volume) -> Iterator[MeasuredService]:
     folder.mkdir()
     engine = open_engine(f"sqlite:///{folder / 'control-plane.db'}")
     migrate(engine)
@@ -115,7 +115,7 @@ def serving(folder: Path, volume: Volume) -> Iterator[Service]:
     ensure_admin_key(engine, settings.admin_key_path)
     app = create_app(settings, engine=engine, cluster=FakeCluster())
     with serve_app(app) as url:
-        yield Service(url, settings.admin_key_path.read_text().strip(), app.state.jobs, root)
+        yield MeasuredService(url, settings.admin_key_path.read_text().strip(), app.state.jobs, root)
     engine.dispose()
 
 
@@ -125,7 +125,7 @@ def open_page(page: Page, url: str, selector: str) -> Times:
     return Times(server, drawn)
 
 
-def measure_pages(browser: Browser, large: Service, small: Service, repeats: int) -> None:
+def measure_pages(browser: Browser, large: MeasuredService, small: MeasuredService, repeats: int) -> None:
     pages = large.sign_in(browser), small.sign_in(browser)
     print("| page | first, drawn | server | drawn | ratio | with little data: server | drawn |")
     print("|---|---:|---:|---:|---:|---:|---:|")
@@ -157,7 +157,7 @@ def _median(visits: Sequence[Times], field: str) -> float:
 class Recording:
     """Ten running jobs, whose progress, metrics and log advance with the time of the recording."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: MeasuredService) -> None:
         self._store, self._root = service.store, service.root
         running = [job.id for job in service.store.in_states(["running"]) if job.kind == "train"]
         self.jobs = [scenes.RUNNING, *(job for job in running if job != scenes.RUNNING)][:JOBS]
@@ -199,7 +199,7 @@ def replay(recording: Recording, seconds: int, wait: Callable[[float], object]) 
         wait(max(0.0, began + done / SPEED - time.monotonic()))
 
 
-def measure_memory(browser: Browser, service: Service) -> None:
+def measure_memory(browser: Browser, service: MeasuredService) -> None:
     recording = Recording(service)
     chosen = ("jobs", "job", "log", "sweep")
     pages = {name: service.sign_in(browser) for name in chosen}

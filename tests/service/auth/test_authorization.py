@@ -343,13 +343,7 @@ def test_lists_are_limited_to_the_callers_project(api: ApiFixture, route: tuple[
 
 
 STOP_TRIAL = ("POST", "/v1/jobs/{job_id}/trials/{number}/stop")
-JOB_STATES = {
-    "cancel": "queued",
-    "pause": "queued",
-    "resume": "paused",
-    "retry": "failed",
-    "stop": "running",
-}
+JOB_STATES = {"cancel": "queued", "pause": "queued", "resume": "paused", "retry": "failed", "stop": "running"}
 
 
 @pytest.mark.parametrize("route", [route for route in RULES if route not in CHANGES_NOTHING], ids=" ".join)

@@ -131,32 +131,6 @@ def test_a_trial_that_ends_before_its_last_rung_is_recorded_as_stopped(tmp_path:
     assert sweep.records[0].ended is not None
 
 
-def test_a_trial_that_a_user_stops_keeps_its_rungs_and_the_sweep_continues(tmp_path: Path) -> None:
-    sweep = open_sweep(tmp_path)
-    sweep.record_result(begin_trial(sweep).number, result(sweep, 0, 40.0))
-    sweep.request_stop(0, "a-key")
-    assert begin_trial(sweep).number == 1
-    assert sweep.records[0].state == "running"  # until its runs have saved a checkpoint
-    sweep.record_end(0)
-    record = open_sweep(tmp_path).records[0]
-    assert (record.state, record.reason, record.message) == ("stopped", "stopped_by_user", "requested by a-key")
-    assert record.score == 40.0
-    sweep.request_stop(1, "a-key")
-    for level in range(len(sweep.config.fractions())):
-        sweep.record_result(1, result(sweep, level))
-    sweep.record_end(1)
-    assert sweep.records[1].state == "succeeded"  # it had reached its last rung
-
-
-def test_an_interrupted_trial_that_a_user_stops_is_not_resumed(tmp_path: Path) -> None:
-    begin_trial(open_sweep(tmp_path))
-    sweep = open_sweep(tmp_path)
-    sweep.request_stop(0, "a-key")
-    sweep.request_stop(7, "a-key")  # has not started
-    assert begin_trial(sweep).number == 1
-    assert sweep.records[0].state == "stopped"
-
-
 def test_a_failed_trial_keeps_its_reason_and_rungs(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     sweep.record_result(begin_trial(sweep).number, result(sweep, 0))
