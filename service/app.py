@@ -38,6 +38,7 @@ from service.jobs import catalog
 from service.jobs import routes as jobs
 from service.jobs.details import routes as job_details
 from service.jobs.execution.ray_jobs import Cluster, RayJobs
+from service.jobs.metrics import MetricsCache
 from service.jobs.streams import JobWatcher
 from service.lab import routes as lab
 from service.lab.gateway import LabGateway
@@ -112,6 +113,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.engine = engine
     app.state.jobs = store
     app.state.watcher = watcher
+    app.state.metrics = MetricsCache()
     app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file, settings.ray_python)
     app.state.storage_calls = storage = BoundedCalls(
         "storage root", settings.storage_threads, settings.storage_timeout_s, StorageUnavailable

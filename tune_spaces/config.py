@@ -111,8 +111,8 @@ class SpaceConfig(Section):
                     TrainConfig,
                     "dimensions",
                     {name: choice},
-                    "a sweep cannot vary where runs write (storage, output, tracking, name, caches); remove the "
-                    "dimension, and set the field in the run's config",
+                    "a sweep cannot vary where runs start and write (start, storage, output, tracking, name, caches); "
+                    "remove the dimension, and set the field in the run's config",
                 )
         return dimensions
 
@@ -226,6 +226,8 @@ class SearchConfig(Section):
             )
         if self.algorithm == "pbt":
             problems += self._population_problems()
+        if self.train.start is not None:
+            problems.append(f"train.start={self.train.start}: the trials of a sweep start from scratch; omit it")
         if self.space.study and (self.algorithm != "grid" or self.stopping != "none"):
             problems.append("space.study runs every variant to completion: set algorithm=grid, stopping=none")
         if problems:

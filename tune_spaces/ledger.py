@@ -14,6 +14,9 @@ from amd.storage import join, listdir, read_json, write_json
 
 TRIALS = "trials"
 
+STOPPED_BY_USER = "stopped_by_user"
+"""Reason of a trial that a user has stopped."""
+
 TrialState = Literal["running", "succeeded", "stopped", "failed"]
 
 
@@ -65,8 +68,8 @@ class TrialRecord(BaseModel):
     born: int = 0
     """Level of the trial's first rung; earlier rungs belong to its parent."""
     state: TrialState = "running"
-    """State of the trial. running: not finished, although its processes may have died. stopped: stopped early
-    or replaced at a rung."""
+    """State of the trial. running: not finished, although its processes may have died. stopped: stopped early,
+    by a user, or replaced at a rung."""
     reason: str | None = None
     message: str = ""
     runs: tuple[str, ...] = ()

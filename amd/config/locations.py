@@ -18,7 +18,7 @@ LocationRole = Literal["data", "weights", "encoder", "storage", "output", "cache
 
 WRITTEN: frozenset[LocationRole] = frozenset({"storage", "output", "cache", "tracking"})
 """Roles of locations that a run writes to; it reads from all others."""
-FIXED_SECTIONS = ("storage", "output", "name", "tracking")
+FIXED_SECTIONS = ("storage", "output", "name", "tracking", "start")
 """Fields of a run that neither a search dimension nor a teacher's override may set, like every location in WRITTEN."""
 MAX_DEPTH = 64  # of nested keys; a valid config has fewer
 

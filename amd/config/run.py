@@ -43,7 +43,11 @@ READER_FIELDS = (
 
 # Section, name and default of fields added after version 0.1: at their default they are not in the digest, so that runs
 # of earlier versions can resume.
-ADDED_FIELDS: dict[tuple[str, str], Any] = {("encoder", "position_grid"): None, ("evaluation", "checkpoint"): "best"}
+ADDED_FIELDS: dict[tuple[str, str], Any] = {
+    ("encoder", "position_grid"): None,
+    ("evaluation", "checkpoint"): "best",
+    ("", "start"): None,
+}
 
 
 class RunConfig(Section):

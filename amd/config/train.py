@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amd.config.locations import WeightsLocation
 from amd.config.probe import RunProbeConfig
 from amd.config.run import RunConfig
 from amd.config.sections import POSITION_PARTS, MaskConfig, ObjectiveConfig, StudentConfig, TeacherConfig
@@ -18,6 +19,9 @@ class TrainConfig(RunConfig):
     """Asymmetric masking."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Training objective."""
+    start: WeightsLocation | None = None
+    """Checkpoint of another run under the storage root to start from: its weights, optimizer state and step, with the
+    schedule and all else from this config. Default: start from scratch."""
     probe: RunProbeConfig | None = None
     """Probes that evaluate the encoder on labelled data during training, in a separate process. Default: no probes."""
 

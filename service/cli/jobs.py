@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from amd.config import ConfigError
+from amd.config import ConfigError, parse_overrides
 from amd.storage import local_path
 from service.cli.connection import connected, default_project
 from service.cli.console import fail, out
@@ -146,6 +146,19 @@ def pause(job: JobId, as_json: AsJson = False) -> None:
         print_job(client.jobs.pause(find_job(client, job).id), as_json)
 
 
+@app.command("stop-trial")
+def stop_trial(
+    job: JobId,
+    trial: Annotated[int, typer.Argument(min=0, help="Trial number, as in the sweep's report.")],
+    as_json: AsJson = False,
+) -> None:
+    """Stop a running trial of a sweep after a final checkpoint; the sweep continues with other trials."""
+    with connected(as_json) as client:
+        id = find_job(client, job).id
+        found = client.jobs.stop_trial(id, trial)
+    print(found.model_dump_json() if as_json else f"{id}: trial {found.number} is saving a final checkpoint")
+
+
 @app.command()
 def resume(job: JobId, as_json: AsJson = False) -> None:
     """Resume a paused job."""
@@ -158,6 +171,24 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
     """Retry a failed or cancelled job from its newest checkpoint."""
     with connected(as_json) as client:
         print_job(client.jobs.retry(find_job(client, job).id), as_json)
+
+
+@app.command()
+def fork(
+    job: JobId,
+    step: Annotated[int, typer.Argument(min=1, help="Step of one of the job's checkpoints.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Config values to change, by dotted key.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Display name; default: the original job's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a copy of a pre-training job that starts from one of its checkpoints."""
+    from service.jobs.details.schemas import ForkRequest
+
+    request = ForkRequest(step=step, overrides=parse_overrides(overrides or []), name=name)
+    with connected(as_json) as client:
+        print_job(client.jobs.fork(find_job(client, job).id, request), as_json)
 
 
 @app.command()

@@ -97,13 +97,16 @@ _EVENTS: dict[str, str] = {
     "delete": "Deletion requested",
     "deleted": "Deleted",
     "edit": "Changed",
+    "stop_trial": "Stop of trial {trial} requested",
 }
 
 
 def event_title(event: EventView) -> str:
     """Return a short title for an event."""
     template = _EVENTS.get(event.type, event.type.replace("_", " ").capitalize())
-    return template.replace("{attempt}", str(event.data.get("attempt", "")))
+    for name in ("attempt", "trial"):
+        template = template.replace(f"{{{name}}}", str(event.data.get(name, "")))
+    return template
 
 
 def event_details(event: EventView) -> list[str]:

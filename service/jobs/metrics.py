@@ -1,62 +1,161 @@
-"""Run metrics as downsampled series, in which each bucket of steps keeps its lowest and highest value."""
+"""Run metrics as downsampled series, in which each bucket of steps keeps its lowest and highest value.
+
+The metrics of recently requested runs are kept in memory. A chunk never changes, so it is read once.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import threading
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
-from amd.training.reporting.metrics_reader import Line, read_metrics
-from amd.training.run_folder import run_folder
+from amd.storage import join, read_bytes
+from amd.training.reporting.metrics_reader import Line, chunk_names
+from amd.training.run_folder import FACTS
 from service.jobs.schemas import MetricsView, SeriesView
 from service.web.bounded_calls import report_progress
 
-Points = Sequence[tuple[int, float]]  # (step, value)
+MAX_CACHED_POINTS = 4_000_000  # of 16 bytes
+WAIT_S = 0.2
 
 
-def read_series(
-    root: str, job_id: str, names: Collection[str] = (), max_points: int = 500, since_step: int = 0
-) -> MetricsView:
-    """Read a job's metrics from the storage root; the arguments are those of `series`."""
-    lines = read_metrics(run_folder(root, job_id), before_chunk=report_progress)
-    return series(lines, names, max_points, since_step)
+class MetricsCache:
+    """Metrics of the runs that were requested last. Thread-safe."""
+
+    def __init__(self, max_points: int = MAX_CACHED_POINTS) -> None:
+        self._max_points = max_points
+        self._runs: OrderedDict[str, RunMetrics] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def view(self, run_folder: str, names: Collection[str], max_points: int, since_step: int = 0) -> MetricsView:
+        """Return a series for each metric in `names`, or for all metrics if `names` is empty, starting at `since_step`.
+
+        Reads the chunks that were written since the last call.
+        """
+        with self._lock:
+            run = self._runs.setdefault(run_folder, RunMetrics(run_folder))
+            self._runs.move_to_end(run_folder)
+        view = run.view(names, max_points, since_step)
+        with self._lock:
+            while len(self._runs) > 1 and sum(each.points for each in self._runs.values()) > self._max_points:
+                self._runs.popitem(last=False)
+        return view
 
 
-def series(lines: Sequence[Line], names: Collection[str], max_points: int, since_step: int = 0) -> MetricsView:
-    """Return a series for each metric in `names`, or for all metrics if `names` is empty, starting at `since_step`."""
-    known = sorted({name for line in lines for name in line if "/" in name})
-    last_step = int(lines[-1]["step"]) if lines else None
-    lines = [line for line in lines if line["step"] >= since_step] if since_step else lines
-    found = []
-    for name in known:
-        if names and name not in names:
-            continue
-        points = [(int(line["step"]), float(line[name])) for line in lines if name in line]
-        kept = downsample(points, max_points)
-        values = [value if math.isfinite(value) else None for _, value in kept]
-        found.append(SeriesView(name=name, steps=[step for step, _ in kept], values=values, points=len(points)))
-    return MetricsView(series=found, names=known, last_step=last_step)
+class RunMetrics:
+    """Metrics of one run, in memory."""
+
+    def __init__(self, run_folder: str) -> None:
+        self._folder = run_folder
+        self._lock = threading.Lock()
+        self._facts = b""
+        self._clear()
+
+    def _clear(self) -> None:
+        self._chunks: set[str] = set()
+        self._series: dict[str, _Series] = {}
+        self._last_step: int | None = None
+        self.points = 0
+
+    def view(self, names: Collection[str], max_points: int, since_step: int) -> MetricsView:
+        """Read new chunks and return the series."""
+        self._acquire()
+        try:
+            self._update()
+            chosen = sorted(self._series.keys() & set(names) if names else self._series)
+            series = [self._series[name].view(name, max_points, since_step) for name in chosen]
+            return MetricsView(series=series, names=sorted(self._series), last_step=self._last_step)
+        finally:
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        """Wait for other requests for this run. The timeout of the call is extended while they make progress."""
+        chunks = -1
+        while not self._lock.acquire(timeout=WAIT_S):
+            if len(self._chunks) != chunks:
+                chunks = len(self._chunks)
+                report_progress()
+
+    def _update(self) -> None:
+        facts = _read_or_empty(join(self._folder, FACTS))
+        if facts != self._facts:  # another run with this name
+            self._facts = facts
+            self._clear()
+        for name in chunk_names(self._folder):
+            if name not in self._chunks:
+                report_progress()
+                for text in read_bytes(join(self._folder, "metrics", name)).decode().splitlines():
+                    self._add(json.loads(text))
+                self._chunks.add(name)
+        self.points = sum(len(series.steps) for series in self._series.values())
+
+    def _add(self, line: Line) -> None:
+        step = int(line["step"])
+        self._last_step = step if self._last_step is None else max(step, self._last_step)
+        for name, value in line.items():
+            if "/" in name:
+                self._series.setdefault(name, _Series()).add(step, float(value))
 
 
-def downsample(points: Points, limit: int) -> Points:
-    """Downsample a series to at most `limit` points.
+class _Series:
+    """A metric's values, ordered by step."""
 
-    Keeps the first and last point, and the lowest and highest point of each equal-sized bucket in between, so that
+    def __init__(self) -> None:
+        self.steps = array("q")
+        self.values = array("d")
+
+    def add(self, step: int, value: float) -> None:
+        """Add a value. A resumed run repeats steps, whose later values count."""
+        value = math.inf if math.isnan(value) else value  # neither is shown, and NaN cannot be ordered
+        if not self.steps or step > self.steps[-1]:
+            self.steps.append(step)
+            self.values.append(value)
+            return
+        at = bisect_left(self.steps, step)
+        if self.steps[at] == step:
+            self.values[at] = value
+        else:
+            self.steps.insert(at, step)
+            self.values.insert(at, value)
+
+    def view(self, name: str, max_points: int, since_step: int) -> SeriesView:
+        start = bisect_left(self.steps, since_step)
+        steps, values = self.steps[start:], self.values[start:]
+        kept = downsample(values, max_points)
+        return SeriesView(
+            name=name,
+            steps=[steps[index] for index in kept],
+            values=[values[index] if math.isfinite(values[index]) else None for index in kept],
+            points=len(steps),
+        )
+
+
+def _read_or_empty(url: str) -> bytes:
+    try:
+        return read_bytes(url)
+    except FileNotFoundError:
+        return b""
+
+
+def downsample(values: Sequence[float], limit: int) -> Sequence[int]:
+    """Return the indices of at most `limit` values, none of which may be NaN.
+
+    Keeps the first and last value, and the lowest and highest value of each equal-sized bucket in between, so that
     spikes stay visible at every zoom level.
     """
-    if len(points) <= limit:
-        return points
+    if len(values) <= limit:
+        return range(len(values))
+    last = len(values) - 1
     if limit < 4:
-        return [points[0], points[-1]][:limit]
-    inner = points[1:-1]
+        return [0, last][:limit]
     buckets = (limit - 2) // 2
-    kept = [points[0]]
+    kept = [0]
     for number in range(buckets):
-        bucket = inner[number * len(inner) // buckets : (number + 1) * len(inner) // buckets]
-        ordered = sorted(range(len(bucket)), key=lambda index: _order(bucket[index][1]))
-        kept += [bucket[index] for index in sorted({ordered[0], ordered[-1]})]
-    return [*kept, points[-1]]
-
-
-def _order(value: float) -> float:
-    """Return the sort key of a value. NaN sorts highest, so that it stays visible."""
-    return math.inf if math.isnan(value) else value
+        start = 1 + number * (last - 1) // buckets
+        bucket = values[start : 1 + (number + 1) * (last - 1) // buckets]
+        kept += [start + index for index in sorted({bucket.index(min(bucket)), bucket.index(max(bucket))})]
+    return [*kept, last]

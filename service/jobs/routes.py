@@ -17,13 +17,14 @@ from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.isolation import LocationPolicy
 from service.auth.stream_limits import LimitedStream, StreamLimits
 from service.db.models import Job
-from service.jobs import metrics, streams, views
+from service.jobs import streams, views
 from service.jobs.actions import act, check_allowed
 from service.jobs.config_bounds import MAX_WORKERS, check_bounds
 from service.jobs.execution.log_sources import open_log
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations
+from service.jobs.metrics import MetricsCache
 from service.jobs.schemas import (
     Action,
     CancelRequest,
@@ -86,12 +87,18 @@ async def _storage_calls(request: Request) -> BoundedCalls:
     return calls
 
 
+async def _metrics(request: Request) -> MetricsCache:
+    cache: MetricsCache = request.app.state.metrics
+    return cache
+
+
 Jobs = Annotated[JobStore, Depends(_store)]
 Config = Annotated[Settings, Depends(_settings)]
 Locations = Annotated[LocationPolicy, Depends(_locations)]
 StreamLimitsDep = Annotated[StreamLimits, Depends(_stream_limits)]
 StorageCalls = Annotated[BoundedCalls, Depends(_storage_calls)]
 """Calls to the storage root. A handler that needs the storage root makes all of them through it."""
+Metrics = Annotated[MetricsCache, Depends(_metrics)]
 JobId = Annotated[str, Path(min_length=1, max_length=100, description="Job ID.")]
 
 
@@ -227,11 +234,7 @@ def list_jobs(
     responses={304: {"description": "Unchanged since `If-None-Match`."}},
 )
 def get_job(
-    job: Visible,
-    jobs: Jobs,
-    settings: Config,
-    response: Response,
-    if_none_match: IfNoneMatch = None,
+    job: Visible, jobs: Jobs, settings: Config, response: Response, if_none_match: IfNoneMatch = None
 ) -> JobDetail:
     return tagged(views.job_detail(job, jobs.attempts(job.id), settings.root), response, if_none_match)
 
@@ -346,6 +349,7 @@ async def job_metrics(
     job: Visible,
     settings: Config,
     storage: StorageCalls,
+    metrics: Metrics,
     names: Annotated[
         str | None, Query(max_length=2000, description="Comma-separated metric names. Default: all metrics.")
     ] = None,
@@ -358,7 +362,7 @@ async def job_metrics(
     ] = 0,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []
-    return await storage.run(metrics.read_series, settings.root, job.id, selected, max_points, since_step)
+    return await storage.run(metrics.view, run_folder(settings.root, job.id), selected, max_points, since_step)
 
 
 @router.get(
@@ -368,11 +372,7 @@ async def job_metrics(
     responses={200: {"content": EVENT_STREAM}},
 )
 async def job_events(
-    job: Recorded,
-    caller: Reader,
-    limits: StreamLimitsDep,
-    request: Request,
-    last_event_id: LastEventId = 0,
+    job: Recorded, caller: Reader, limits: StreamLimitsDep, request: Request, last_event_id: LastEventId = 0
 ) -> Response:
     """Send a `job` event for each change, `progress` events in between, and a final `end` event.
 

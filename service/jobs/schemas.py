@@ -261,6 +261,8 @@ class TrialView(ApiModel):
     score: float | None
     rungs: list[dict[str, Any]]
     message: str
+    stop_requested: bool
+    """Whether a user has requested that the trial stops, and it is still saving a checkpoint."""
 
 
 class CheckpointView(ApiModel):

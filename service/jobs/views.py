@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from amd.storage import join, listdir, read_json
@@ -23,6 +23,8 @@ from service.jobs.schemas import (
 )
 from service.projects.usage import hours_of
 from service.web.schemas import utc_datetime, utc_datetime_or_none
+from tune_spaces.ledger import TRIALS
+from tune_spaces.stop_requests import requested_stops
 
 
 def job_view(job: Job, newest: Attempt | None, root: str) -> JobView:
@@ -56,18 +58,24 @@ def event_view(event: JobEvent) -> EventView:
 
 def trials(folder: str) -> Iterator[TrialView]:
     """Yield a sweep's trials, read from its ledger."""
-    for name in listdir(join(folder, "trials")):
+    stops = requested_stops(folder)
+    for name in listdir(join(folder, TRIALS)):
         if name.endswith(".json"):
-            record = read_json(join(folder, "trials", name))
-            rungs = record.get("rungs", [])
-            yield TrialView(
-                number=record["number"],
-                state=record["state"],
-                point=record["point"],
-                score=rungs[-1]["score"] if rungs else None,
-                rungs=rungs,
-                message=record.get("message") or "",
-            )
+            yield trial_view(read_json(join(folder, TRIALS, name)), stops)
+
+
+def trial_view(record: Mapping[str, Any], stops: Collection[int]) -> TrialView:
+    """Return a trial, given its record in the ledger and the trials whose stop has been requested."""
+    rungs = record.get("rungs", [])
+    return TrialView(
+        number=record["number"],
+        state=record["state"],
+        point=record["point"],
+        score=rungs[-1]["score"] if rungs else None,
+        rungs=rungs,
+        message=record.get("message") or "",
+        stop_requested=record["state"] == "running" and record["number"] in stops,
+    )
 
 
 def checkpoints(folder: str) -> Iterator[CheckpointView]:

@@ -6,11 +6,12 @@ from datetime import datetime
 
 from fastapi import APIRouter, Request
 
-from service.auth.authentication import Reader
+from service.auth.authentication import Principal, Reader
 from service.db.models import Job
 from service.jobs.execution.ray_jobs import Cluster
 from service.jobs.routes import Jobs
 from service.jobs.schemas import ACTIVE, WAITING
+from service.jobs.store import JobStore
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable
 from service.web.schemas import ApiModel, utc_datetime_or_none
@@ -65,6 +66,13 @@ class ClusterView(ApiModel):
 @router.get("/cluster", summary="Get the cluster's resources and queue")
 def get_cluster(request: Request, caller: Reader, jobs: Jobs) -> ClusterView:
     """Jobs in other projects are listed without their IDs and names."""
+    return cluster_view(request, caller, jobs, None, MAX_WAITING)
+
+
+def cluster_view(
+    request: Request, caller: Principal, jobs: JobStore, max_running: int | None, max_waiting: int
+) -> ClusterView:
+    """Return the cluster with at most this many running and waiting jobs."""
     cluster: Cluster = request.app.state.cluster
     calls: BoundedCalls = request.app.state.ray_calls
     resources, problem = None, ""
@@ -82,8 +90,8 @@ def get_cluster(request: Request, caller: Reader, jobs: Jobs) -> ClusterView:
     return ClusterView(
         resources=resources,
         problem=problem,
-        running=[_occupant(job, caller.project) for job in jobs.in_states(ACTIVE)],
-        waiting=[_occupant(job, caller.project) for job in jobs.in_states(WAITING, limit=MAX_WAITING)],
+        running=[_occupant(job, caller.project) for job in jobs.in_states(ACTIVE, limit=max_running)],
+        waiting=[_occupant(job, caller.project) for job in jobs.in_states(WAITING, limit=max_waiting)],
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from amd.config import flatten
 from amd.storage import exists, join, read_json
 from amd.training.run_folder import FACTS, run_folder
-from service.jobs.metrics import read_series
+from service.jobs.metrics import RunMetrics
 from service.jobs.schemas import MetricsView, SeriesView
 from service.registry.lineage import LineageNode
 from service.registry.schemas import EncoderDetail
@@ -61,7 +61,7 @@ def read_origin(root: str, job_id: str, config: Mapping[str, Any]) -> list[tuple
 
 def read_curves(root: str, job_id: str) -> MetricsView:
     """Read the metrics of a run, downsampled for a report."""
-    return read_series(root, job_id, max_points=MAX_POINTS)
+    return RunMetrics(run_folder(root, job_id)).view((), MAX_POINTS, since_step=0)
 
 
 def run_charts(metrics: MetricsView) -> tuple[list[ReportChart], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from amd.config import ConfigError
@@ -32,6 +33,7 @@ class TrialPoint(NamedTuple):
     best: bool
     baseline: bool
     reason: str
+    stop_requested: bool
     runs: tuple[str, ...]
 
 
@@ -46,19 +48,20 @@ def read_job_sweep(job: Job, root: str) -> tuple[SweepHistory | None, str]:
         return None, str(error).removeprefix(f"{folder}: ")
 
 
-def trial_points(sweep: SweepHistory) -> list[TrialPoint]:
+def trial_points(sweep: SweepHistory, stops: Collection[int] = ()) -> list[TrialPoint]:
+    """Return a sweep's trials. `stops`: numbers of the trials whose stop has been requested."""
     names, best = dimensions(sweep), sweep.best
-    return [_point(sweep, one, names, one is best) for one in sweep.trials]
+    return [_point(sweep, one, names, one is best, one.number in stops) for one in sweep.trials]
 
 
-def ranked_trials(sweep: SweepHistory) -> list[TrialPoint]:
+def ranked(trials: list[TrialPoint]) -> list[TrialPoint]:
     """Return the trials, best first: by rung, then by score. Failed trials are last."""
-    return sorted(
-        trial_points(sweep), key=lambda one: (one.state == "failed", -one.rung, -(one.score or 0.0), one.number)
-    )
+    return sorted(trials, key=lambda one: (one.state == "failed", -one.rung, -(one.score or 0.0), one.number))
 
 
-def _point(sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best: bool) -> TrialPoint:
+def _point(
+    sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best: bool, stop_requested: bool
+) -> TrialPoint:
     rung = trial.rungs.get(trial.reach)
     seeds = sweep.seeds(rung) if rung is not None else ()
     mean = sum(seeds) / len(seeds) if seeds else 0.0
@@ -76,7 +79,8 @@ def _point(sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best
         gflops=record.costs.get("step_gflops", record.costs.get("teacher_gflops")),
         best=best,
         baseline=record.baseline,
-        reason=": ".join(part for part in (record.reason, record.message) if part) if trial.failed else "",
+        reason=": ".join(part for part in (record.reason, record.message) if part),
+        stop_requested=stop_requested and record.state == "running",
         runs=record.runs,
     )
 

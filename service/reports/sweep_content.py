@@ -15,10 +15,11 @@ from service.reports.sweep import (
     TrialPoint,
     current_verdict,
     metric_name,
-    ranked_trials,
+    ranked,
     read_job_sweep,
     score_map,
     trained_clips,
+    trial_points,
 )
 from service.web.formats import shortened
 from tune_spaces.report.figures import speed_front
@@ -57,7 +58,7 @@ def read_sweep_content(job: Job, root: str) -> SweepContent:
     verdict = current_verdict(job, sweep, root)
     if sweep is None:
         return SweepContent(verdict, problem, [], "", 0, [], [], 0, 0, 0, None, [], "")
-    trials = ranked_trials(sweep)
+    trials = ranked(trial_points(sweep))
     shown = trials[:MAX_TRIALS]
     return SweepContent(
         verdict=verdict,

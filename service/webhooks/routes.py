@@ -19,7 +19,7 @@ from service.web.schemas import ApiModel, Project, utc_datetime
 from service.webhooks.addresses import AddressNotAllowed, checked_url
 from service.webhooks.store import WAITING, WebhookStore
 
-EventType = Literal["created", "edit", "time_limit", "preempt"] | State | Action
+EventType = Literal["created", "edit", "time_limit", "preempt", "stop_trial"] | State | Action
 
 
 class WebhookRequest(ApiModel):

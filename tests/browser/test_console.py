@@ -109,6 +109,49 @@ def test_the_log_is_coloured_and_search_results_open_in_context(open_page: OpenP
     expect(page.locator("#log .line.current")).to_contain_text("a sample cannot be read")
 
 
+def test_a_pinned_baseline_is_drawn_on_the_pages_of_other_jobs(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, f"/jobs/{scenes.SUCCEEDED}"))
+    page.get_by_role("button", name="Pin as baseline").click()
+    expect(page.locator("#baseline")).to_contain_text("This job is the baseline of its project.")
+    page.goto(path(service, f"/jobs/{scenes.FAILED}"))
+    expect(page.locator("#baseline")).to_contain_text(f"Baseline: {scenes.SUCCEEDED}")
+    expect(page.locator("#curves figcaption").first).to_contain_text("loss/total of the baseline")
+    page.get_by_label("ID of a job to overlay").fill(scenes.RUNNING)
+    page.get_by_label("ID of a job to overlay").press("Enter")
+    expect(page.locator("#curves figcaption").first).to_contain_text(f"loss/total of {scenes.RUNNING}")
+    expect(page.locator("#curves figcaption").first).to_contain_text("loss/total of the baseline")
+    page.get_by_role("button", name="Unpin").click()
+    expect(page.locator("#baseline")).to_be_hidden()
+    expect(page.locator("#curves figcaption").first).not_to_contain_text("of the baseline")
+    page.reload()
+    expect(page.locator("#curves figure").first).to_be_visible()
+    expect(page.locator("#baseline")).to_be_hidden()
+
+
+def test_a_running_trial_is_stopped_from_the_page_of_its_sweep(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, f"/sweeps/{scenes.SWEEP}"))
+    page.locator("#trials tbody tr[data-trial='17']").get_by_role("button", name="Stop").click()
+    expect(page.locator("#trials tbody tr[data-trial='17']")).to_contain_text("saving a checkpoint")
+    assert [
+        trial["number"] for trial in service.api("GET", f"/jobs/{scenes.SWEEP}/trials") if trial["stop_requested"]
+    ] == [17]
+
+
+def test_a_job_is_forked_from_a_checkpoint(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, f"/jobs/{scenes.RUNNING}/files"))
+    page.locator("tr", has_text="step-00000500").get_by_role("link", name="Fork").click()
+    expect(page.get_by_text("This job can be submitted")).to_be_visible()
+    page.get_by_role("button", name="Submit the copy").click()
+    page.wait_for_url(re.compile(f"/console/jobs/train-(?!{scenes.RUNNING[6:]})"))
+    config = service.api("GET", f"/jobs/{job_of(page)}")["config"]
+    assert config["start"].endswith(f"runs/{scenes.RUNNING}/checkpoints/step-00000500")
+    service.api("POST", f"/jobs/{job_of(page)}/cancel")
+    service.report(job_of(page), "cancelled")
+
+
 def test_hostile_text_is_displayed_as_plain_text(open_page: OpenPage, service: ConsoleService) -> None:
     evil = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
     job_id = service.api("POST", "/jobs", json={"kind": "train", "preset": "demo-image-mae", "name": evil})["id"]

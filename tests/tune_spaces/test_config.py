@@ -39,6 +39,10 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {"train": tiny_image_config(scaling__workers=[1, 2]).model_dump(mode="json")},
         "train.scaling.workers=[1, 2]: ~fixed number of workers~set one number",
     ),
+    (
+        {"train": tiny_image_config(start="/runs/a/checkpoints/step-00000004").model_dump(mode="json")},
+        "train.start=/runs/a/checkpoints/step-00000004: ~start from scratch",
+    ),
     ({"against": "step_gflops"}, "against=step_gflops: ~only algorithm=tpe supports two objectives"),
     (TWO, "against=teacher_gflops: ~cannot be ranked for early stopping; set stopping=none"),
     ({**PBT, "stopping": "asha"}, "stopping=asha: algorithm=pbt ~instead of stopping them; set stopping=none"),

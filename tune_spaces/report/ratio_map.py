@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from tune_spaces.report.sweep import SweepHistory, TrialHistory, resolved_config
+from tune_spaces.report.sweep import SweepHistory, TrialHistory
 
 MAX_AXIS_VALUES, MAX_AXIS_BINS = 9, 6  # per axis; more values are grouped into bins
 
@@ -35,16 +35,17 @@ def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
 
     A cell's score is the mean over the trials that reached that level. Returns None if the ratios do not vary.
     """
-    placed = [(trial, resolved_config(sweep, trial)["mask"]) for trial in sweep.scored if min(trial.rungs) <= level]
-    ratios = [(trial, float(mask["student_ratio"]), float(mask["teacher_ratio"])) for trial, mask in placed]
-    everywhere = [resolved_config(sweep, trial)["mask"] for trial in sweep.scored]  # same axes at every level
-    students, columns = bins([float(mask["student_ratio"]) for mask in everywhere])
-    teachers, lines = bins([float(mask["teacher_ratio"]) for mask in everywhere])
-    groups: dict[tuple[int, int], list[TrialHistory]] = {}
-    for trial, student, teacher in ratios:
-        groups.setdefault((columns[student], lines[teacher]), []).append(trial)
-    if len({(mask["student_ratio"], mask["teacher_ratio"]) for mask in everywhere}) < 2:
+    pairs = [_mask_ratios(sweep, trial) for trial in sweep.scored]
+    if len(set(pairs)) < 2:
         return None
+    students, columns = bins([student for student, _ in pairs])  # same axes at every level
+    teachers, lines = bins([teacher for _, teacher in pairs])
+    ratios = {trial.number: pair for trial, pair in zip(sweep.scored, pairs, strict=True)}
+    groups: dict[tuple[int, int], list[TrialHistory]] = {}
+    for trial in sweep.scored:
+        if min(trial.rungs) <= level:
+            student, teacher = ratios[trial.number]
+            groups.setdefault((columns[student], lines[teacher]), []).append(trial)
     cells = []
     for (column, line), trials in sorted(groups.items()):
         reached = max(max(at for at in trial.rungs if at <= level) for trial in trials)
@@ -52,13 +53,18 @@ def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
         spreads = [stdev(by_seed) for trial in there if len(by_seed := sweep.seeds(trial.rungs[reached])) > 1]
         sd = mean(spread**2 for spread in spreads) ** 0.5 if spreads else None
         score = mean(trial.rungs[reached].score for trial in there)
-        pairs = {(student, teacher) for trial, student, teacher in ratios if trial in there}
-        same = all(student == teacher for student, teacher in pairs)
+        same = all(student == teacher for student, teacher in (ratios[trial.number] for trial in there))
         cells.append(RatioCell(column, line, reached, score, sd, tuple(trial.number for trial in there), same))
     lowest = {line: min(value for value, at in lines.items() if at == line) for line in lines.values()}
     highest = {column: max(value for value, at in columns.items() if at == column) for column in columns.values()}
     possible = {(column, line) for column in highest for line in lowest if lowest[line] <= highest[column]}
     return RatioMap(students, teachers, cells, possible)
+
+
+def _mask_ratios(sweep: SweepHistory, trial: TrialHistory) -> tuple[float, float]:
+    mask, overrides = sweep.config.train.mask, trial.record.overrides
+    student = overrides.get("mask.student_ratio", mask.student_ratio)
+    return float(student), float(overrides.get("mask.teacher_ratio", mask.teacher_ratio))
 
 
 def bins(values: Sequence[float]) -> tuple[list[str], dict[float, int]]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from amd.config import ConfigError, RunProbeConfig, TrainConfig, validate, with_
 from amd.downstream.embedding.features import with_absolute_paths
 from amd.downstream.probing.labels import open_labelled
 from amd.presets.load import check_complete
-from amd.storage import exists, join, read_json, remove, resolve_root, write_json
+from amd.storage import StorageError, exists, join, read_json, remove, resolve_root, write_json
 from amd.training.failures import RunError
 from amd.training.lease import Lease
 from amd.training.run_folder import CONFIG, FACTS, RESULT, RunResult, new_run_id, run_folder, versions
@@ -40,10 +40,12 @@ from tune_spaces.search.plan import SweepPlan, make_plan
 from tune_spaces.search.progress import open_progress
 from tune_spaces.search.sweep import Sweep
 from tune_spaces.spaces.space import Space, build_space
+from tune_spaces.stop_requests import read_actor, requested_stops
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
+STOP_REQUESTS_S = 5.0  # between listings of the requests to stop trials
 COORDINATOR_TIMEOUT_S = 120.0  # for a reply from the coordinator, which does no other work
 TRIALS_STOP_GRACE_S = 30.0  # in addition to checkpoint.deadline_s, for stopping trials to report
 ENVIRONMENT = {
@@ -238,6 +240,10 @@ class _SweepDriver:
             except BaseException as error:  # returned by the main thread
                 failure.append(error)
 
+        over = threading.Event()
+        polling = threading.Thread(target=self._poll_stop_requests, args=(coordinator, over), daemon=True)
+        polling.start()
+        self.stack.callback(over.set)
         thread = threading.Thread(target=tune, name="ray-tune-fit", daemon=True)
         thread.start()
         deadline = float("inf")
@@ -261,6 +267,17 @@ class _SweepDriver:
             free_workers(group)  # left by killed trials
         return failure[0] if failure else None
 
+    def _poll_stop_requests(self, coordinator: Any, over: threading.Event) -> None:
+        """Pass on the requests of users to stop trials. Runs in a thread, because the storage may not respond."""
+        sweep = self.sweep
+        while True:
+            with suppress(StorageError, ValueError):
+                for number in requested_stops(sweep.folder) - sweep.stop_requests:
+                    sweep.request_stop(number, read_actor(sweep.folder, number))
+                    coordinator.stop_trial.remote(number)
+            if over.wait(STOP_REQUESTS_S):
+                return
+
     def _handle_event(self, number: int, event: dict[str, Any]) -> None:
         if event["kind"] == "workers":
             if event["placement_group"] is not None:
@@ -273,7 +290,7 @@ class _SweepDriver:
         if self.sweep.stopping.is_set():
             message = "stopped; the same command resumes from the trials' checkpoints"
             return self._result("cancelled", began, "cancelled_by_user", message)
-        if not any(record.completed for record in records):
+        if not any(record.completed and record.rungs for record in records):
             reasons = sorted({f"{record.reason}: {first_line(record.message)}" for record in records if record.reason})
             return self._result("failed", began, "trials_failed", "no trial reached a rung: " + "; ".join(reasons))
         return self._result("succeeded", began)

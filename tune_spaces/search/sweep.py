@@ -16,7 +16,7 @@ from amd.storage import StorageUnreachable
 from amd.training.checkpoints.listing import newest_step
 from amd.training.run_folder import run_folder, spec_of
 from tune_spaces.config import SearchConfig
-from tune_spaces.ledger import Ledger, Rung, TrialRecord
+from tune_spaces.ledger import STOPPED_BY_USER, Ledger, Rung, TrialRecord
 from tune_spaces.search.population import make_child, replacements
 from tune_spaces.search.progress import SearchProgress
 from tune_spaces.search.sampler import next_point
@@ -37,6 +37,7 @@ class Sweep:
         """Number of GPUs that concurrent trials reserve."""
         self.workers: dict[int, str] = {}
         """Placement group of each running trial's workers, by trial number."""
+        self._stop_requests: dict[int, str] = {}  # by trial: who requests that it stops; replaced, never changed
         self._population = config.algorithm == "pbt"
         self._population_created = False
         self._restarted_at: dict[int, int] = {}  # by trial: newest checkpoint step at its last restart, over all seeds
@@ -62,6 +63,8 @@ class Sweep:
         """
         if self.stopping.is_set():
             return None
+        for number in self._stop_requests.keys() - self._running:
+            self._end_on_request(number)
         if self.budget_spent():
             self._stop_waiting_trials()
             return None
@@ -75,8 +78,10 @@ class Sweep:
         return self._population and bool(self._running) and not self.stopping.is_set()
 
     def _next_independent(self) -> TrialRecord | None:
-        if self._to_resume:
-            return self.ledger.records[self._to_resume.pop(0)]
+        while self._to_resume:
+            record = self.ledger.records[self._to_resume.pop(0)]
+            if record.state == "running":
+                return record
         return self._start_new() if len(self.ledger.records) < self.config.budget.trials else None
 
     def _start_new(self) -> TrialRecord | None:
@@ -195,6 +200,8 @@ class Sweep:
             return
         if record.rungs and record.rungs[-1].fraction == 1:
             self._end(record, "succeeded")
+        elif number in self._stop_requests:
+            self._end_on_request(number)
         elif not self.stopping.is_set() and (not self._population or self.budget_spent()):
             self._end(record, "stopped")
 
@@ -214,6 +221,24 @@ class Sweep:
         with contextlib.suppress(StorageUnreachable):
             self._restarted_at[number] = sum(newest_step(run_folder(self.root, run)) for run in record.runs)
         return self._restarted_at.get(number, 0) > before
+
+    def request_stop(self, number: int, actor: str) -> None:
+        """Record that a user has requested that a trial stops. May be called from any thread.
+
+        A trial that does not run now ends when the next trial is requested, and a running one once it has stopped.
+        """
+        self._stop_requests = {**self._stop_requests, number: actor}
+
+    @property
+    def stop_requests(self) -> frozenset[int]:
+        """Numbers of the trials whose stop a user has requested."""
+        return frozenset(self._stop_requests)
+
+    def _end_on_request(self, number: int) -> None:
+        """End a trial that a user has stopped, unless it has ended. Its rungs are kept."""
+        record = self.ledger.records.get(number)
+        if record is not None and record.state == "running":
+            self._end(record, "stopped", reason=STOPPED_BY_USER, message=f"requested by {self._stop_requests[number]}")
 
     def _end(self, record: TrialRecord, state: Any, reason: str | None = None, message: str = "") -> None:
         record = record.model_copy(update={"state": state, "reason": reason, "message": message, "ended": time.time()})

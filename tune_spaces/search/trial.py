@@ -44,7 +44,7 @@ def run_trial(config: dict[str, Any], coordinator: Any) -> None:
     """
     from ray import tune
 
-    with _stop_event(coordinator) as stop:
+    with _stop_event(coordinator, config["number"]) as stop:
         watcher = _DriverWatcher(config["number"], coordinator)
         _join_cluster(validate(ScalingConfig, config["train"]["scaling"]), watcher)
         for report in run_rungs(config, stop, watcher):
@@ -147,12 +147,12 @@ def _join_cluster(scaling: ScalingConfig, watcher: _DriverWatcher) -> None:
 
 
 @contextlib.contextmanager
-def _stop_event(coordinator: Any) -> Iterator[threading.Event]:
-    """Yield an event that is set when the sweep should stop."""
+def _stop_event(coordinator: Any, number: int) -> Iterator[threading.Event]:
+    """Yield an event that is set when the sweep or this trial should stop."""
     from amd.training.ray.ray_train import listen_for_stop
 
     stop, over = threading.Event(), threading.Event()
-    listen_for_stop(coordinator, stop, over)
+    listen_for_stop(coordinator, stop, over, number)
     try:
         yield stop
     finally:

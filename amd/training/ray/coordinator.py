@@ -18,6 +18,7 @@ class CoordinatorActor:
         self._task: dict[str, Any] | None = None
         self._number = self._finished = 0
         self._stop = self._closed = False
+        self._stopped_trials: set[int] = set()
         self._running = self._resizing = False
 
     # Called by the driver
@@ -35,6 +36,10 @@ class CoordinatorActor:
     def stop(self) -> None:
         """Request a stop of the current run."""
         self._stop = True
+
+    def stop_trial(self, number: int) -> None:
+        """Request a stop of one trial of a sweep."""
+        self._stopped_trials.add(number)
 
     def close(self) -> None:
         """Make workers exit when they poll for the next run."""
@@ -79,5 +84,6 @@ class CoordinatorActor:
         self._finished = number
         self._events.append({"kind": "outcome", **outcome})
 
-    def stop_requested(self) -> bool:
-        return self._stop or self._resizing
+    def stop_requested(self, trial: int | None = None) -> bool:
+        """Return whether the current run should stop or, in a sweep, this trial."""
+        return self._stop or self._resizing or trial in self._stopped_trials

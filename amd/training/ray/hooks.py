@@ -54,14 +54,17 @@ class RayRunHooks:
         self._closed.set()
 
 
-def listen_for_stop(coordinator: Any, stop: threading.Event, closed: threading.Event) -> None:
-    """Set `stop` once the driver requests it. Polls in a thread that exits when `closed` is set."""
+def listen_for_stop(coordinator: Any, stop: threading.Event, closed: threading.Event, trial: int | None = None) -> None:
+    """Set `stop` once the driver requests it. Polls in a thread that exits when `closed` is set.
+
+    `trial`: number of this trial of a sweep, which can be stopped alone.
+    """
     import ray
 
     def poll() -> None:
         while not closed.wait(1.0):
             try:
-                if ray.get(coordinator.stop_requested.remote(), timeout=30):
+                if ray.get(coordinator.stop_requested.remote(trial), timeout=30):
                     stop.set()
                     return
             except Exception:  # the driver has died, which ends this process too

@@ -7,7 +7,6 @@ from an older checkpoint repeats steps in a later chunk.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from amd.storage import join, listdir, read_bytes
@@ -15,14 +14,10 @@ from amd.storage import join, listdir, read_bytes
 Line = dict[str, Any]  # {"step": …, "epoch": …, "time": …, "loss/total": …, …}
 
 
-def read_metrics(run_folder: str, before_chunk: Callable[[], object] = lambda: None) -> list[Line]:
-    """Return a run's metrics as one line per step; values in later chunks override those in earlier ones.
-
-    `before_chunk` is called before each chunk is read; a run may have many chunks.
-    """
+def read_metrics(run_folder: str) -> list[Line]:
+    """Return a run's metrics as one line per step; values in later chunks override those in earlier ones."""
     lines: dict[int, Line] = {}
     for name in chunk_names(run_folder):
-        before_chunk()
         for text in read_bytes(join(run_folder, "metrics", name)).decode().splitlines():
             line = json.loads(text)
             lines[line["step"]] = lines.get(line["step"], {}) | line

@@ -26,6 +26,7 @@ from amd.training.reporting.progress import Watcher, choose_watcher
 from amd.training.run_folder import LEASE, RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
 from amd.training.runs.attempts import Attempt, attempt_until_done
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
+from amd.training.runs.forks import find_parent
 from amd.training.runs.kinds import PRETRAINING, ResolvedRun, RunKind
 from amd.training.runs.teachers import TeacherStopped
 from amd.training.runs.torch_ranks import RankHooks, TorchRanks, find_place, join_ranks
@@ -136,6 +137,8 @@ class _Runner:
             if stopped:
                 return self._result(run_id, "cancelled", started, reason="cancelled_by_user", message="stopped")
             kind.check_weights(config)
+            if parent is None and isinstance(config, TrainConfig):
+                parent = find_parent(config, self.root, run_id, data.steps)
             facts = {"digest": data.digest, "samples": data.samples}
             parent_run = parent[0] if parent else None
             previous = open_run(self.root, run_id, config, kind=kind.name, data=facts, parent=parent_run)

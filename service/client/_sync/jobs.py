@@ -14,6 +14,7 @@ from httpx_sse import ServerSentEvent
 
 from service.client._sync.requests import POLL_INTERVAL_S, ApiMethods
 from service.client.messages import api_path, fields_of, idempotency, input_item, parse, present
+from service.jobs.details.schemas import ForkRequest
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import (
     ENDED,
@@ -59,6 +60,11 @@ class Jobs(ApiMethods):
     def retry(self, job_id: str) -> JobView:
         """Retry a failed or cancelled job from its newest checkpoint."""
         return self._request("POST", api_path("jobs", job_id, "retry"), JobView)
+
+    def fork(self, job_id: str, request: ForkRequest, key: str | None = None) -> JobView:
+        """Submit a copy of a job that starts from one of its checkpoints. `key` is the Idempotency-Key."""
+        path, headers = api_path("jobs", job_id, "fork"), idempotency(key)
+        return self._request("POST", path, JobView, body=fields_of(request), headers=headers)
 
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended."""
@@ -128,6 +134,11 @@ class Jobs(ApiMethods):
 
     def trials(self, job_id: str) -> list[TrialView]:
         return self._request("GET", api_path("jobs", job_id, "trials"), list[TrialView])
+
+    def stop_trial(self, job_id: str, number: int) -> TrialView:
+        """Stop a running trial of a sweep after a final checkpoint. Its scores are kept, and the sweep continues."""
+        path = api_path("jobs", job_id, "trials", str(number), "stop")
+        return self._request("POST", path, TrialView, repeatable=True)
 
     def checkpoints(self, job_id: str) -> list[CheckpointView]:
         return self._request("GET", api_path("jobs", job_id, "checkpoints"), list[CheckpointView])

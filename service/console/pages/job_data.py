@@ -14,7 +14,7 @@ from service.jobs import routes as jobs_api
 from service.jobs.config_bounds import MAX_WORKERS
 from service.jobs.details import routes as details_api
 from service.jobs.details.schemas import LogMatches, LogRange
-from service.jobs.routes import Config, Jobs, Recorded, StorageCalls, StreamLimitsDep, Visible
+from service.jobs.routes import Config, Jobs, Metrics, Recorded, StorageCalls, StreamLimitsDep, Visible
 from service.jobs.schemas import MetricsView
 from service.registry.routes import EncodersDep
 from service.reports import routes as reports_api
@@ -30,8 +30,10 @@ Offset = Annotated[int, Query(ge=0, le=MAX_NUMBER)]
 
 
 @router.get("/jobs/{job_id}/metrics.json")
-async def metrics(job: Visible, settings: Config, storage: StorageCalls, since_step: Offset = 0) -> MetricsView:
-    return await jobs_api.job_metrics(job, settings, storage, None, MAX_POINTS, since_step)
+async def metrics(
+    job: Visible, settings: Config, storage: StorageCalls, cache: Metrics, since_step: Offset = 0
+) -> MetricsView:
+    return await jobs_api.job_metrics(job, settings, storage, cache, None, MAX_POINTS, since_step)
 
 
 @router.get("/jobs/{job_id}/events")

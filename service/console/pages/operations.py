@@ -18,8 +18,9 @@ from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
 from service.jobs import routes as jobs_api
 from service.jobs.routes import Config, Jobs
-from service.jobs.schemas import JobView
-from service.operations.cluster import get_cluster
+from service.jobs.schemas import ACTIVE, WAITING, JobView
+from service.jobs.store import JobFilter
+from service.operations.cluster import cluster_view
 from service.web.schemas import utc_datetime
 from service.webhooks import routes as webhooks_api
 
@@ -27,6 +28,7 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 FAILURES = 200  # newest ones that are grouped
 DELIVERIES = 20
+OCCUPANTS = 50  # running and waiting jobs that the cluster page shows
 
 
 class FailureGroup(NamedTuple):
@@ -40,7 +42,14 @@ class FailureGroup(NamedTuple):
 
 @router.get("/cluster")
 def show_cluster(request: Request, caller: Reader, jobs: Jobs) -> Response:
-    return render(request, "cluster.html", cluster=get_cluster(request, caller, jobs))
+    counts = jobs.facets(JobFilter(origin="api"))["state"]
+    return render(
+        request,
+        "cluster.html",
+        cluster=cluster_view(request, caller, jobs, OCCUPANTS, OCCUPANTS),
+        running=sum(counts.get(state, 0) for state in ACTIVE),
+        waiting=sum(counts.get(state, 0) for state in WAITING),
+    )
 
 
 @router.get("/failures")

@@ -7,19 +7,21 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from amd.training.run_folder import run_folder
 from service.auth.authentication import Reader, Submitter
 from service.auth.sessions import PREFIX
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
 from service.jobs import routes as jobs_api
 from service.jobs import views
+from service.jobs.details import routes as details_api
 from service.jobs.details.queue_place import queue_place
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls, Visible
-from service.jobs.schemas import JobRequest
+from service.jobs.schemas import ACTIVE, JobRequest
 from service.reports.sweep import (
     current_verdict,
     metric_name,
-    ranked_trials,
+    ranked,
     read_job_sweep,
     score_map,
     trained_clips,
@@ -27,6 +29,7 @@ from service.reports.sweep import (
 )
 from service.web.errors import NotFound
 from tune_spaces.report.sweep import dimensions
+from tune_spaces.stop_requests import requested_stops
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
@@ -49,6 +52,8 @@ def show_sweep(
 ) -> Response:
     sweep, problem = storage.run_from_thread(read_job_sweep, job, settings.root)
     detail = views.job_detail(job, jobs.attempts(job.id), settings.root)
+    stops = storage.run_from_thread(requested_stops, run_folder(settings.root, job.id))
+    trials = trial_points(sweep, stops) if sweep is not None else []
     return render(
         request,
         "sweep.html",
@@ -56,7 +61,8 @@ def show_sweep(
         tab="overview",
         place=queue_place(jobs, job, caller.project),
         problem=problem,
-        trials=ranked_trials(sweep) if sweep is not None else [],
+        active=job.state in ACTIVE,
+        trials=ranked(trials),
         verdict=storage.run_from_thread(current_verdict, job, sweep, settings.root),
         metric=metric_name(sweep) if sweep is not None else "",
         rungs=sweep.levels if sweep is not None else 0,
@@ -99,7 +105,7 @@ def chart_data(job: Visible, settings: Config, storage: StorageCalls, caller: Re
 def train_trial(
     request: Request,
     job: Visible,
-    number: int,
+    number: details_api.TrialNumber,
     caller: Submitter,
     jobs: Jobs,
     settings: Config,
@@ -118,3 +124,90 @@ def train_trial(
     )
     submitted = jobs_api.submit(request_body, caller, jobs, settings, policy, Response())
     return redirect(request, f"{PREFIX}/jobs/{submitted.id}")
+
+
+@router.post("/sweeps/{job_id}/trials/{number}/stop")
+async def stop_trial(
+    request: Request,
+    caller: Submitter,
+    job: Visible,
+    number: details_api.TrialNumber,
+    jobs: Jobs,
+    settings: Config,
+    storage: StorageCalls,
+) -> Response:
+    await details_api.stop_trial(caller, job, number, jobs, settings, storage)
+    return redirect(request, f"{PREFIX}/sweeps/{job.id}")
+
+
+def _read(job: Job, root: str) -> tuple[SweepHistory | None, str]:
+    """Return the sweep's history, or None with the reason why it is not yet available."""
+    if job.kind != "search":
+        raise NotFound(f"{job.id} is not a sweep")
+    folder = run_folder(root, job.id)
+    try:
+        return read_sweep(folder), ""
+    except ConfigError as error:
+        return None, str(error).removeprefix(f"{folder}: ")
+
+
+def trial_points(sweep: SweepHistory, stops: Collection[int] = ()) -> list[TrialPoint]:
+    """Return a sweep's trials. `stops`: numbers of the trials whose stop has been requested."""
+    names, best = dimensions(sweep), sweep.best
+    return [_point(sweep, one, names, one is best, one.number in stops) for one in sweep.trials]
+
+
+def _point(
+    sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best: bool, stop_requested: bool
+) -> TrialPoint:
+    rung = trial.rungs.get(trial.reach)
+    seeds = sweep.seeds(rung) if rung is not None else ()
+    mean = sum(seeds) / len(seeds) if seeds else 0.0
+    spread = (sum((value - mean) ** 2 for value in seeds) / (len(seeds) - 1)) ** 0.5 if len(seeds) > 1 else None
+    record = trial.record
+    return TrialPoint(
+        number=record.number,
+        title=title(record.point, names),
+        point=record.point,
+        state=record.state,
+        rung=trial.reach + 1,
+        score=rung.score if rung is not None else None,
+        spread=spread,
+        speed=rung.clips_per_s or None if rung is not None else None,
+        gflops=record.costs.get("step_gflops", record.costs.get("teacher_gflops")),
+        best=best,
+        baseline=record.baseline,
+        reason=": ".join(part for part in (record.reason, record.message) if part),
+        stop_requested=stop_requested and record.state == "running",
+        runs=record.runs,
+    )
+
+
+def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
+    """Return the verdict of the sweep's report or, if there is no report yet, the best trial so far.
+
+    Computing the report's confidence intervals requires SciPy, which is not installed in the control plane.
+    """
+    report = join(run_folder(root, job.id), "report", "report.json")
+    if exists(report):
+        return str(read_json(report).get("verdict", ""))
+    if sweep is None or not sweep.scored:
+        return "No trial has been scored yet."
+    best = sweep.best
+    ended = sum(one.record.state != "running" for one in sweep.trials)
+    failed = sum(one.failed for one in sweep.trials)
+    if best is None:
+        return "All scored trials have failed so far."
+    score = best.rungs[best.reach].score
+    metric = METRIC_NAMES.get(sweep.config.metric, sweep.config.metric)
+    parts = [
+        f"Best so far: trial {best.number} ({title(best.record.point, dimensions(sweep))}) with {score:.2f} % {metric} "
+        f"at rung {best.reach + 1} of {sweep.levels}.",
+        f"{ended} of {sweep.config.budget.trials} trials have ended"
+        + (f", {failed} of them failed." if failed else "."),
+    ]
+    base = sweep.baseline
+    if base is not None and base is not best and best.reach in base.rungs:
+        gain = score - base.rungs[best.reach].score
+        parts.append(f"The base config scored {gain:.2f} points lower; the report states whether that is significant.")
+    return " ".join(parts)

@@ -1,4 +1,5 @@
-// Live curves of a job: one chart per group of metrics, refreshed by the job's event stream, with other jobs overlaid.
+// Live curves of a job: one chart per group of metrics, refreshed by the job's event stream. Another job can be overlaid,
+// and the baseline, a job that the browser stores per project, is drawn on the pages of all jobs.
 (function () {
   "use strict";
   const place = document.getElementById("curves");
@@ -7,6 +8,7 @@
   const smoothing = document.getElementById("smoothing");
   const logScale = document.getElementById("log-scale");
   const overlayField = document.getElementById("overlay");
+  const MAX_POINTS = 1600; // of a metric in memory
   const GROUPED = ["loss"]; // prefixes whose metrics share a chart
   const ORDER = ["loss", "eval", "optim", "speed", "time", "data", "rank"];
   const NAMES = {
@@ -15,7 +17,8 @@
     "data/bad_samples": "Bad samples", "eval/knn_top1": "Nearest-neighbour top-1", loss: "Loss",
   };
   const series = new Map(); // name → {steps, values} of this job
-  const overlays = new Map(); // job → Map of its series
+  const compared = { baseline: null, overlay: null }; // {job, series} each
+  const baselineKey = `amd-baseline-${place.dataset.project}`;
   const charts = new Map(); // group → {plot, element}
   let lastStep = -1;
 
@@ -29,7 +32,7 @@
         if (kept < 0) kept = known.steps.length;
         known.steps = known.steps.slice(0, kept).concat(one.steps);
         known.values = known.values.slice(0, kept).concat(one.values);
-        if (known.steps.length > 4000) thin(known);
+        if (known.steps.length > MAX_POINTS) thin(known);
       }
     }
   }
@@ -71,10 +74,11 @@
     const rows = [];
     for (const [name, one] of series) if (groupOf(name) === group) rows.push({ label: name, ...one });
     rows.sort((a, b) => a.label.localeCompare(b.label));
-    for (const [job, found] of overlays) {
-      for (const row of rows.slice()) {
-        const other = found.get(row.label);
-        if (other && !row.overlay) rows.push({ label: `${row.label} of ${job}`, overlay: true, ...other });
+    for (const [role, found] of Object.entries(compared)) {
+      for (const row of found ? rows.slice() : []) {
+        const other = found.series.get(row.label);
+        const name = role === "baseline" ? "the baseline" : found.job;
+        if (other && !row.overlay) rows.push({ label: `${row.label} of ${name}`, overlay: true, ...other });
       }
     }
     return rows;
@@ -177,19 +181,41 @@
     else chart.last.textContent = `step ${step}`;
   }
 
+  // Return the series of another job, or null if they cannot be read.
+  async function fetchSeries(job) {
+    const response = await fetch(`${place.dataset.jobs}${encodeURIComponent(job)}/metrics.json`, { headers: { "HX-Request": "true" } });
+    if (!response.ok || response.status === 204) return null;
+    const found = new Map();
+    merge(found, await response.json());
+    return found;
+  }
+
   async function overlay() {
     const job = overlayField.value.trim();
-    overlays.clear();
-    if (job) {
-      const response = await fetch(`${place.dataset.jobs}${encodeURIComponent(job)}/metrics.json`, { headers: { "HX-Request": "true" } });
-      if (response.ok && response.status !== 204) {
-        const found = new Map();
-        merge(found, await response.json());
-        overlays.set(job.slice(0, 60), found);
-        overlayField.removeAttribute("aria-invalid");
-      } else overlayField.setAttribute("aria-invalid", "true");
-    }
+    const found = job ? await fetchSeries(job) : null;
+    compared.overlay = found && { job: job.slice(0, 60), series: found };
+    if (job && !found) overlayField.setAttribute("aria-invalid", "true");
+    else overlayField.removeAttribute("aria-invalid");
     draw();
+  }
+
+  async function showBaseline() {
+    const job = localStorage.getItem(baselineKey);
+    const isThis = job === place.dataset.job;
+    document.getElementById("baseline").hidden = !job;
+    document.getElementById("pin").hidden = isThis;
+    const text = document.getElementById("baseline-text");
+    text.textContent = isThis ? "This job is the baseline of its project." : `Baseline: ${job}`;
+    const found = job && !isThis ? await fetchSeries(job) : null;
+    if (job && !isThis && !found) text.textContent = `The baseline ${job} cannot be read.`;
+    compared.baseline = found && { job, series: found };
+    draw();
+  }
+
+  function setBaseline(job) {
+    if (job) localStorage.setItem(baselineKey, job);
+    else localStorage.removeItem(baselineKey);
+    showBaseline().catch(() => {});
   }
 
   let pending = null;
@@ -205,6 +231,9 @@
   smoothing.addEventListener("input", draw);
   logScale.addEventListener("change", draw);
   overlayField.addEventListener("change", overlay);
+  document.getElementById("pin").addEventListener("click", () => setBaseline(place.dataset.job));
+  document.getElementById("unpin").addEventListener("click", () => setBaseline(null));
+  window.addEventListener("storage", (event) => { if (event.key === baselineKey) showBaseline().catch(() => {}); });
   document.addEventListener("theme", draw);
   let width = 0;
   new ResizeObserver(() => {
@@ -212,5 +241,6 @@
     width = place.clientWidth;
     for (const chart of charts.values()) chart.plot.setSize({ width: Math.max(200, chart.target.clientWidth), height: chart.target.clientHeight });
   }).observe(place);
+  showBaseline().catch(() => {});
   load().catch((error) => { note.textContent = `The metrics cannot be read: ${error.message}. Reload the page to try again.`; });
 })();

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from amd.storage import join, listdir
+from amd.training.checkpoints.listing import CHECKPOINTS, MANIFEST, checkpoint_url
+from amd.training.run_folder import run_folder
 from service.db.models import Job
-from service.jobs.details.schemas import CloneRequest, JobChange
+from service.jobs.details.schemas import CloneRequest, ForkRequest, JobChange
 from service.jobs.schemas import WAITING, JobRequest
 from service.jobs.store import JobStore, StaleJob
 from service.projects.store import ProjectStore
-from service.web.errors import IllegalAction
+from service.web.errors import IllegalAction, NotFound
 
 CHOSEN_BY_SERVICE = ("name", "storage", "output")  # fields of a config that the service sets for each job
 
@@ -51,6 +54,21 @@ def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(train := found.get("train"), dict):
         found["train"] = {name: value for name, value in train.items() if name not in CHOSEN_BY_SERVICE}
     return found
+
+
+def fork_request(job: Job, root: str, changes: ForkRequest) -> JobRequest:
+    """Return the request for a copy of a job that starts from one of the job's checkpoints. Blocks on the storage root.
+
+    Raises IllegalAction if the job is not pre-training, or NotFound if it has no such checkpoint.
+    """
+    if job.kind != "train":
+        raise IllegalAction(f"cannot fork {job.id}: kind={job.kind}, but only pre-training forks", allowed_actions=[])
+    url = checkpoint_url(join(run_folder(root, job.id), CHECKPOINTS), changes.step)
+    if MANIFEST not in listdir(url):
+        raise NotFound(
+            f"{job.id} has no checkpoint of step {changes.step}; GET /v1/jobs/{job.id}/checkpoints lists them"
+        )
+    return clone_request(job, changes.model_copy(update={"overrides": {**changes.overrides, "start": url}}))
 
 
 def clone_request(job: Job, changes: CloneRequest) -> JobRequest:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import Submitter
 from service.jobs import views
 from service.jobs.config_bounds import MAX_WORKERS
-from service.jobs.details import changes, log_search, samples
-from service.jobs.details.schemas import CloneRequest, HistoryView, JobChange, LogMatches, LogRange, SampleFaults
+from service.jobs.details import changes, log_search, samples, trials
+from service.jobs.details.schemas import (
+    CloneRequest,
+    ForkRequest,
+    HistoryView,
+    JobChange,
+    LogMatches,
+    LogRange,
+    SampleFaults,
+)
 from service.jobs.execution.log_sources import open_log
 from service.jobs.routes import Config, JobId, Jobs, Locations, Recorded, StorageCalls, Visible, submit
-from service.jobs.schemas import JobView
+from service.jobs.schemas import JobView, TrialView
 from service.web.parameters import MAX_NUMBER, IdempotencyKey, PageSize
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 MAX_RANGE = 2**20
+MAX_TRIALS = 1_000_000
 
 AttemptNumber = Annotated[
     int | None, Query(ge=1, le=MAX_NUMBER, description="Attempt number. Default: the newest attempt.")
@@ -27,6 +37,7 @@ RankNumber = Annotated[
     int | None,
     Query(ge=0, lt=MAX_WORKERS, description="Rank whose output to read. Default: the attempt's log."),
 ]
+TrialNumber = Annotated[int, Path(ge=0, le=MAX_TRIALS, description="Trial number, starting at 0.")]
 
 
 @router.get("/{job_id}/history", summary="Get a job's history")
@@ -85,6 +96,22 @@ async def bad_samples(job: Visible, settings: Config, storage: StorageCalls, lim
     return await storage.run(samples.sample_faults, settings.root, job.id, limit)
 
 
+@router.post("/{job_id}/trials/{number}/stop", status_code=202, summary="Stop a trial of a sweep")
+async def stop_trial(
+    caller: Submitter,
+    job: Visible,
+    number: TrialNumber,
+    jobs: Jobs,
+    settings: Config,
+    storage: StorageCalls,
+) -> TrialView:
+    """Stop a running trial after a final checkpoint. Its scores are kept, and the sweep continues with other trials."""
+    view, is_new = await storage.run(trials.write_stop_request, settings.root, job, number, caller.id)
+    if is_new:
+        await run_in_threadpool(trials.record_stop_request, jobs, job.id, number, caller.id)
+    return view
+
+
 @router.patch("/{job_id}", summary="Change a job's name, labels or priority")
 def change_job(job_id: JobId, body: JobChange, caller: Submitter, jobs: Jobs, settings: Config) -> JobView:
     """The priority can be changed only while the job is waiting or paused."""
@@ -103,6 +130,25 @@ def clone_job(
     body: CloneRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """The copy starts from scratch, with the original job's config and in the same project."""
+    """The copy has the original job's config and project, and starts where the original job started."""
     request = changes.clone_request(jobs.get(job_id, caller.project), body or CloneRequest())
+    return submit(request, caller, jobs, settings, policy, response, idempotency_key)
+
+
+@router.post("/{job_id}/fork", status_code=202, summary="Submit a copy of a job that starts from a checkpoint")
+def fork_job(
+    body: ForkRequest,
+    job_id: JobId,
+    caller: Submitter,
+    jobs: Jobs,
+    settings: Config,
+    policy: Locations,
+    storage: StorageCalls,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Pre-train from one of the job's checkpoints: weights, optimizer state and step come from it, the schedule and all
+    else from the job's config with changes."""
+    job = jobs.get(job_id, caller.project)
+    request = storage.run_from_thread(changes.fork_request, job, settings.root, body)
     return submit(request, caller, jobs, settings, policy, response, idempotency_key)

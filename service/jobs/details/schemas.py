@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from service.jobs.schemas import EventView
+from service.web.parameters import MAX_NUMBER
 from service.web.schemas import ApiModel, LabelKey, LabelValue, Priority
 
 
@@ -88,3 +89,10 @@ class CloneRequest(ApiModel):
     """Labels. Default: the original job's labels."""
     priority: Priority | None = None
     """Priority. Default: the original job's priority."""
+
+
+class ForkRequest(CloneRequest):
+    """Checkpoint from which the copy of a job starts, and changes to apply to the copy."""
+
+    step: int = Field(ge=1, le=MAX_NUMBER)
+    """Step of one of the job's checkpoints."""

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from amd.training.run_folder import run_folder
 from service.app import create_app
 from service.auth import authentication
 from service.auth.authentication import SCOPES, Scope
@@ -31,6 +32,8 @@ from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, ServingSettings, new_deployment
 from service.settings import Settings
 from service.webhooks.store import WebhookStore
+from tests.support.browser import scenes
+from tests.support.runs import ledgers
 from tests.support.service.apps import key_to
 from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued
@@ -77,6 +80,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs"): Rule("read", lists=True),
     ("GET", "/v1/jobs/{job_id}"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/logs"): Rule("read"),
+    ("POST", "/v1/jobs/{job_id}/trials/{number}/stop"): Rule("submit"),
     ("GET", "/v1/jobs/{job_id}/metrics"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/events"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/trials"): Rule("read"),
@@ -88,6 +92,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs/{job_id}/bad-samples"): Rule("read"),
     ("PATCH", "/v1/jobs/{job_id}"): Rule("submit", {"name": "a"}),
     ("POST", "/v1/jobs/{job_id}/clone"): Rule("submit"),
+    ("POST", "/v1/jobs/{job_id}/fork"): Rule("submit", {"step": 4}),
     ("POST", "/v1/jobs/{job_id}/neighbours"): Rule("read", {"record": 0}),
     ("POST", "/v1/jobs/{job_id}/cancel"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/pause"): Rule("submit"),
@@ -171,6 +176,7 @@ class ApiFixture:
         now = time.time()
         ended = {"state": "succeeded", "attempt": 1, "ended_at": now, "started_at": now}
         job = queued(JobStore(self.engine), project=project, config=CONFIG, **ended)
+        scenes.write_checkpoints(self.root, job.id, (4,))
         key = key_to(self.engine, "read", project=project)["Authorization"].split("_")[1]
         encoder, alias = index_encoder(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
         publish(self.root, encoder)
@@ -187,7 +193,7 @@ class ApiFixture:
     ) -> Any:
         """Send a request. `named` adds the project for routes that take a name; `more` adds fields to the body."""
         method, path = route
-        objects, rule = self.objects[of] | PUBLIC.get(path, {}), RULES[route]
+        objects, rule = {"number": "0"} | self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
         body = {**(rule.body or {}), **{key: value.format(**objects) for key, value in texts.items()}, **more}
         options: dict[str, Any] = {"json": body} if body else {}
@@ -349,7 +355,8 @@ def test_lists_are_limited_to_the_callers_project(api: ApiFixture, route: tuple[
     assert not any(name in shown.text for name in api.objects["theirs"].values())
 
 
-JOB_STATES = {"cancel": "queued", "pause": "queued", "resume": "paused", "retry": "failed"}  # that allow the action
+STOP_TRIAL = ("POST", "/v1/jobs/{job_id}/trials/{number}/stop")
+JOB_STATES = {"cancel": "queued", "pause": "queued", "resume": "paused", "retry": "failed", "stop": "running"}
 
 
 @pytest.mark.parametrize("route", [route for route in RULES if route not in CHANGES_NOTHING], ids=" ".join)
@@ -359,6 +366,9 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
         job = session.get(Job, ours["job_id"])
         assert job is not None
         job.state = JOB_STATES.get(route[1].rpartition("/")[2], "succeeded")
+        if route == STOP_TRIAL:
+            job.kind = "search"
+            ledgers.write_sweep(run_folder(api.root, job.id), ledgers.search(), [ledgers.trial(0, {}, [], "running")])
     if route == ("DELETE", "/v1/encoders/{encoder}"):
         EncoderStore(api.engine).delete_alias("ours", ours["alias"], "test")  # an encoder in use is not deleted
     if route == ("PUT", "/v1/encoders/aliases/{alias}"):
@@ -368,11 +378,13 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
     assert response.status_code < 400, response.text
     (entry,) = AuditLog(api.engine).list(AuditFilter(actor=header["Authorization"].split("_")[1]))[0]
     assert entry.project in ("ours", "default", None)
-    assert entry.target in response.text + route[1].format(**ours | {"project": "ours"}) + header["Authorization"]
+    path = route[1].format(**ours | {"project": "ours", "number": "0"})
+    assert entry.target in response.text + path + header["Authorization"]
 
 
 CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs not in ("infer", "read")]
 CREATING.remove(("PATCH", "/v1/jobs/{job_id}"))  # a job stays in its project
+CREATING.remove(("POST", "/v1/jobs/{job_id}/fork"))  # so does its fork
 CREATING.remove(("PUT", "/v1/projects/{project}"))
 CREATING.remove(("POST", "/v1/gc"))  # concerns all projects
 

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Engine
 
 from amd.storage import write_bytes
+from amd.training.run_folder import run_folder
 from service.app import create_app
 from service.db.engine import open_engine
 from service.db.models import Job
@@ -21,11 +22,13 @@ from service.jobs.execution.reconciler import Reconciler
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
+from tests.support.runs import ledgers
 from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
 from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
 from tests.support.service.server import serve_app
+from tune_spaces.stop_requests import requested_stops
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -317,3 +320,29 @@ def test_the_error_for_a_missing_service_explains_how_to_start_one(
     code, _, err = amd("jobs", "list")
     assert code == 1
     assert "amd up" in err
+
+
+def test_a_trial_of_a_running_sweep_is_stopped(service: Service, amd: Command) -> None:
+    sweep = queued(service.store, kind="search")
+    folder = run_folder(service.root, sweep.id)
+    ledgers.write_sweep(folder, ledgers.search(), [ledgers.trial(3, {}, [], "running")])
+    code, _, err = amd("jobs", "stop-trial", sweep.id, 3)
+    assert (code, requested_stops(folder)) == (2, set())
+    assert "because the sweep is queued" in err
+    service.reconcile()
+    code, out, err = amd("jobs", "stop-trial", short(sweep), 3)
+    assert (code, out.strip(), err) == (0, f"{sweep.id}: trial 3 is saving a final checkpoint", "")
+    assert requested_stops(folder) == {3}
+
+
+def test_a_job_is_forked_from_a_checkpoint(service: Service, amd: Command) -> None:
+    _, out, _ = amd("train", "--preset", "demo-image-amd", "--submit")
+    job = service.store.get(out.strip())
+    code, _, err = amd("jobs", "fork", short(job), 400)
+    assert (code, f"{job.id} has no checkpoint of step 400" in err) == (2, True)
+    write_bytes(f"{run_folder(service.root, job.id)}/checkpoints/step-00000400/manifest.json", b"{}")
+    code, out, err = amd("jobs", "fork", short(job), 400, "optim.base_lr=0.002", "--name", "faster", "--json")
+    assert (code, err) == (0, "")
+    fork = service.store.get(json.loads(out)["id"])
+    assert (fork.name, fork.config["optim"]["base_lr"]) == ("faster", 0.002)
+    assert fork.config["start"].endswith(f"/runs/{job.id}/checkpoints/step-00000400")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from service.jobs.actions import ACTIONS
+from service.console.pages import operations
+from service.jobs.actions import ACTIONS, act
 from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient, text_of
@@ -205,6 +206,7 @@ def test_labels_are_edited_in_a_form_with_one_label_per_line(console: ConsoleCli
     assert console.submit(f"/console/jobs/{job.id}/edit", name="x", labels="a=1\n\nb = two words ").status_code == 204
     assert app.state.jobs.get(job.id).labels == {"a": "1", "b": "two words"}
     assert console.submit(f"/console/jobs/{job.id}/edit", labels="no value\x00").status_code == 422
+    assert "labels: {" in text_of(console.get(f"/console/jobs/{job.id}/history").text)
     console.submit(f"/console/jobs/{job.id}/cancel")
 
 
@@ -258,3 +260,17 @@ def test_the_cluster_queue_hides_the_job_names_of_other_projects(
     app.state.cluster.unavailable = False
     assert broken["resources"] is None
     assert "does not respond" in broken["problem"]
+
+
+def test_the_cluster_page_shows_the_first_jobs_of_a_long_queue_and_counts_all(
+    console: ConsoleClient, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "OCCUPANTS", 1)
+    for number in range(2):
+        queued(app.state.jobs, id=f"train-waiting-{number}", priority=-60)
+    page = console.get("/console/cluster").text
+    assert "train-waiting-" not in page
+    assert "the first 1 of 3" in text_of(page)
+    assert 'href="/console/jobs?state=queued&amp;state=retrying"' in page
+    for number in range(2):
+        act(app.state.jobs, f"train-waiting-{number}", None, "cancel", "test")

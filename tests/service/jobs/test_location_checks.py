@@ -145,7 +145,11 @@ def test_the_base_configs_are_accepted(kind: JobKind, service: JobService) -> No
     assert response.status_code == 202, response.text
 
 
-@pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in KINDS for field in location_fields(kind)])
+FIELDS = [(kind, field) for kind in KINDS for field in location_fields(kind)]
+FIELDS.remove(("search", "train.start"))  # the trials of a sweep start from scratch
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS)
 def test_a_forbidden_location_in_any_field_is_rejected(kind: JobKind, field: str, service: JobService) -> None:
     base = base_of(kind)
     for value in FORBIDDEN:

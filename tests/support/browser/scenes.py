@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine
@@ -127,40 +128,46 @@ def finish(store: JobStore, job_id: str, state: str, **fields: Any) -> None:
 
 def write_metrics(root: str, job_id: str, steps: int, shift: float = 0.0) -> None:
     noise = random.Random(job_id)
-    lines = []
-    for step in range(0, steps, 5):
-        decay = math.exp(-step / 420)
-        jitter = noise.gauss(0, 0.012)
-        line = {
-            "step": step,
-            "time": 1.0 * step,
-            "loss/total": 0.42 + 1.5 * decay + shift + jitter,
-            "loss/reconstruction": 0.21 + 0.6 * decay + shift / 2 + jitter,
-            "loss/direct": 0.11 + 0.5 * decay + jitter / 2,
-            "loss/generation": 0.10 + 0.4 * decay + jitter / 2,
-            "optim/lr": 1.5e-3 * min(1.0, step / 200) * (0.5 + 0.5 * math.cos(math.pi * step / 2000)),
-            "optim/grad_norm": 0.4 + 1.2 * decay + abs(noise.gauss(0, 0.08)),
-            "speed/samples_per_s": 810 + noise.gauss(0, 14),
-            "time/step_s": 0.157 + abs(noise.gauss(0, 0.004)),
-            "time/data_s": 0.009 + abs(noise.gauss(0, 0.003)),
-        }
-        if step % 100 == 0:
-            line["eval/knn_top1"] = 97 - 45 * decay + noise.gauss(0, 0.4)
-        lines.append(json.dumps(line))
+    lines = [json.dumps(metrics_line(step, noise, shift)) for step in range(0, steps, 5)]
     write_bytes(join(run_folder(root, job_id), "metrics", "000000.jsonl"), "\n".join(lines).encode() + b"\n")
 
 
+def metrics_line(step: int, noise: random.Random, shift: float = 0.0) -> dict[str, float]:
+    """Return the metrics that a run of 2000 steps logs at a step."""
+    decay = math.exp(-step / 420)
+    jitter = noise.gauss(0, 0.012)
+    line = {
+        "step": step,
+        "time": 1.0 * step,
+        "loss/total": 0.42 + 1.5 * decay + shift + jitter,
+        "loss/reconstruction": 0.21 + 0.6 * decay + shift / 2 + jitter,
+        "loss/direct": 0.11 + 0.5 * decay + jitter / 2,
+        "loss/generation": 0.10 + 0.4 * decay + jitter / 2,
+        "optim/lr": 1.5e-3 * min(1.0, step / 200) * (0.5 + 0.5 * math.cos(math.pi * step / 2000)),
+        "optim/grad_norm": 0.4 + 1.2 * decay + abs(noise.gauss(0, 0.08)),
+        "speed/samples_per_s": 810 + noise.gauss(0, 14),
+        "time/step_s": 0.157 + abs(noise.gauss(0, 0.004)),
+        "time/data_s": 0.009 + abs(noise.gauss(0, 0.003)),
+    }
+    if step % 100 == 0:
+        line["eval/knn_top1"] = 97 - 45 * decay + noise.gauss(0, 0.4)
+    return line
+
+
 def write_log(root: str, job_id: str, lines: int, text: str | None = None) -> None:
-    rows = [
-        f"\x1b[2m08:15:{index % 60:02d}\x1b[0m \x1b[32mINFO\x1b[0m  step {index * 5} of 2000  "
-        f"loss {1.9 / (1 + index / 40):.4f}  812 samples/s  data wait 5.4 %"
-        for index in range(lines)
-    ]
+    rows = [log_line(index) for index in range(lines)]
     rows[len(rows) // 2] = (
         "\x1b[33mWARNING\x1b[0m  a sample cannot be read: demo:digits/17 (1 so far); see bad_samples.jsonl"
     )
     content = text if text is not None else "\n".join(rows) + "\n"
     write_bytes(join(JobFolder(root, job_id).logs(1), f"{0:016d}.log"), content.encode())
+
+
+def log_line(index: int) -> str:
+    return (
+        f"\x1b[2m08:15:{index % 60:02d}\x1b[0m \x1b[32mINFO\x1b[0m  step {index * 5} of 2000  "
+        f"loss {1.9 / (1 + index / 40):.4f}  812 samples/s  data wait 5.4 %"
+    )
 
 
 def write_checkpoints(root: str, job_id: str, steps: tuple[int, ...]) -> None:
@@ -175,7 +182,14 @@ def write_faults(root: str, job_id: str) -> None:
     write_bytes(join(run_folder(root, job_id), "bad_samples.jsonl"), text.encode())
 
 
-def add_sweep(store: JobStore, root: str, at: float) -> None:
+RATIOS = (
+    *((s / 100, t / 100) for s in (60, 70, 80, 90) for t in (30, 45, 60, 75) if t <= s),
+    *((0.85, 0.5), (0.75, 0.4), (0.95, 0.6), (0.9, 0.2), (0.65, 0.65)),
+)
+"""Student and teacher mask ratios of the sweep's trials."""
+
+
+def add_sweep(store: JobStore, root: str, at: float, ratios: Sequence[tuple[float, float]] = RATIOS) -> None:
     config = resolve(
         "search", "demo-image-amd", {"space": {"use": ["masking"]}, "budget": {"trials": 20}, "seeds": 3}, {}
     )
@@ -191,43 +205,42 @@ def add_sweep(store: JobStore, root: str, at: float) -> None:
     store.note_progress(store.get(SWEEP), {"trials": 18, "of_trials": 20, "seconds_left": 1260.0})
     write_json(join(run_folder(root, SWEEP), "config.json"), values)
     noise = random.Random(7)
-    points = [(s / 100, t / 100) for s in (60, 70, 80, 90) for t in (30, 45, 60, 75) if t <= s]
-    for number, (student, teacher) in enumerate(
-        [*points, (0.85, 0.5), (0.75, 0.4), (0.95, 0.6), (0.9, 0.2), (0.65, 0.65)]
-    ):
-        best = 97.2 - 60 * (student - 0.8) ** 2 - 28 * (teacher - 0.5) ** 2
-        reached = 3 if number % 3 == 0 or best > 96.6 else 1 + number % 2
-        rungs = [
-            {
-                "fraction": fraction,
-                "step": int(500 * fraction),
-                "score": best - loss + noise.gauss(0, 0.2),
-                "figures": {"eval/knn_top1": [best - loss + noise.gauss(0, 0.5) for _ in range(3)]},
-                "clips": int(64000 * fraction),
-                "seconds": 80 * fraction * (1 - 0.4 * (teacher - 0.3)),
-                "time": at + 60 * number,
-            }
-            for fraction, loss in ((0.2, 6.0), (0.5, 2.2), (1.0, 0.0))[:reached]
-        ]
-        state = "failed" if number == 11 else "running" if number == 17 else "succeeded" if reached == 3 else "stopped"
-        point = {"masking.student_ratio": student, "masking.teacher_ratio": teacher}
-        write_json(
-            join(run_folder(root, SWEEP), "trials", f"{number:04d}.json"),
-            {
-                "number": number,
-                "point": point,
-                "overrides": {"mask.student_ratio": student, "mask.teacher_ratio": teacher},
-                "baseline": number == 0,
-                "state": state,
-                "reason": "nan_loss" if state == "failed" else None,
-                "message": "loss/total is not finite" if state == "failed" else "",
-                "runs": [f"{SWEEP}-t{number:04d}-s{seed}" for seed in range(3)],
-                "rungs": rungs,
-                "costs": {"teacher_gflops": 0.42 * (1 - teacher), "step_gflops": 0.9 * (1 - student) + 0.4},
-                "began": at + 60 * number,
-                "ended": None if state == "running" else at + 60 * number + 200,
-            },
-        )
+    for number, (student, teacher) in enumerate(ratios):
+        record = trial_record(number, student, teacher, at, noise)
+        write_json(join(run_folder(root, SWEEP), "trials", f"{number:04d}.json"), record)
+
+
+def trial_record(number: int, student: float, teacher: float, at: float, noise: random.Random) -> dict[str, Any]:
+    """Return the ledger's record of a trial, whose score depends on its mask ratios."""
+    best = 97.2 - 60 * (student - 0.8) ** 2 - 28 * (teacher - 0.5) ** 2
+    reached = 3 if number % 3 == 0 or best > 96.6 else 1 + number % 2
+    rungs = [
+        {
+            "fraction": fraction,
+            "step": int(500 * fraction),
+            "score": best - loss + noise.gauss(0, 0.2),
+            "figures": {"eval/knn_top1": [best - loss + noise.gauss(0, 0.5) for _ in range(3)]},
+            "clips": int(64000 * fraction),
+            "seconds": 80 * fraction * (1 - 0.4 * (teacher - 0.3)),
+            "time": at + 60 * number,
+        }
+        for fraction, loss in ((0.2, 6.0), (0.5, 2.2), (1.0, 0.0))[:reached]
+    ]
+    state = "failed" if number == 11 else "running" if number == 17 else "succeeded" if reached == 3 else "stopped"
+    return {
+        "number": number,
+        "point": {"masking.student_ratio": student, "masking.teacher_ratio": teacher},
+        "overrides": {"mask.student_ratio": student, "mask.teacher_ratio": teacher},
+        "baseline": number == 0,
+        "state": state,
+        "reason": "nan_loss" if state == "failed" else None,
+        "message": "loss/total is not finite" if state == "failed" else "",
+        "runs": [f"{SWEEP}-t{number:04d}-s{seed}" for seed in range(3)],
+        "rungs": rungs,
+        "costs": {"teacher_gflops": 0.42 * (1 - teacher), "step_gflops": 0.9 * (1 - student) + 0.4},
+        "began": at + 60 * number,
+        "ended": None if state == "running" else at + 60 * number + 200,
+    }
 
 
 def add_encoders(engine: Engine, root: str) -> None:

@@ -83,6 +83,26 @@ def ledger(records: list[TrialRecord], folder: Path) -> Ledger:
     return made
 
 
+# Stopped by a user
+
+
+def test_a_member_that_a_user_stops_leaves_the_population_which_continues(tmp_path: Path) -> None:
+    sweep = new_sweep(tmp_path, search(budget={"trials": 4}))
+    for score in (50.0, 60.0, 70.0):
+        record = sweep.next_trial()
+        assert record is not None
+        report_score(sweep, record.number, score)
+    sweep.request_stop(0, "a-key")  # waits for the others at the first rung
+    last = sweep.next_trial()
+    assert (sweep.records[0].state, sweep.records[0].reason) == ("stopped", "stopped_by_user")
+    assert last is not None
+    report_score(sweep, last.number, 80.0)
+    run(sweep)
+    assert len(sweep.records[0].rungs) == 1
+    assert all(record.state in ("succeeded", "stopped") for record in sweep.records.values())
+    assert any(record.state == "succeeded" for record in sweep.records.values())
+
+
 # Replacements
 
 

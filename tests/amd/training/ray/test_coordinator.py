@@ -67,3 +67,13 @@ def test_a_stop_request_applies_only_to_the_current_run() -> None:
     assert coordinator.stop_requested()
     coordinator.submit({"spec": "two"})
     assert not coordinator.stop_requested()
+
+
+def test_one_trial_of_a_sweep_can_be_stopped() -> None:
+    coordinator = CoordinatorActor()
+    coordinator.stop_trial(3)
+    assert coordinator.stop_requested(3)
+    assert not coordinator.stop_requested(4)
+    assert not coordinator.stop_requested()
+    coordinator.stop()
+    assert coordinator.stop_requested(4)
