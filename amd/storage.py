@@ -5,6 +5,7 @@ The only module that resolves fsspec filesystems.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -140,6 +141,23 @@ def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
     data: bytes = retry_on_outage(url, lambda: fs.cat_file(path))
     return data
+
+
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Read bytes [start, stop) of a file; fewer if the file is shorter.
+
+    Raises FileNotFoundError, or StorageUnreachable without retrying, because callers answer requests.
+    """
+    fs, path = filesystem(url)
+    try:
+        data: bytes = fs.cat_file(path, start=start, end=stop) if start < stop else b""  # S3 has no empty ranges
+        return data
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # every backend raises its own exceptions
+        if isinstance(error, OSError) and error.errno == errno.EINVAL:
+            return b""  # the range starts beyond the end
+        raise StorageUnreachable(f"{url}: {type(error).__name__}: {error}") from None
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -61,6 +61,7 @@ from service.serving.protocol import ARROW
 from service.serving.responses import NUMPY
 from service.serving.serve_api import ServeApi
 from service.settings import Settings
+from service.similarity import map_routes
 from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
 from service.web import error_handlers, errors
@@ -153,8 +154,9 @@ def _routes() -> list[BaseRoute]:
     api = APIRouter(responses={"4XX": _problem("Client error."), "5XX": _problem("Server error.")})
     api.include_router(health.router)
     for router in (
-        *(jobs.router, job_details.router, reports.router, neighbours.router, catalog.router, cluster_state.router),
-        *(retention.router, doctor.router, encoders.router, serving.inference, serving.deployments, lab.router),
+        *(jobs.router, job_details.router, reports.router, neighbours.router, map_routes.router, catalog.router),
+        *(cluster_state.router, retention.router, doctor.router, encoders.router, lab.router),
+        *(serving.inference, serving.deployments),
         *(api_keys.router, session_routes.router, webhooks.router, projects.router),
     ):
         api.include_router(router, prefix="/v1")

@@ -10,7 +10,18 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from service.auth.sessions import PREFIX
-from service.console.pages import deployments, encoders, job_data, jobs, lab, new_job, operations, sign_in, sweeps
+from service.console.pages import (
+    deployments,
+    embedding_maps,
+    encoders,
+    job_data,
+    jobs,
+    lab,
+    new_job,
+    operations,
+    sign_in,
+    sweeps,
+)
 from service.console.rendering import STATIC, STATIC_PREFIX
 from service.console.security import ConsoleRoute
 from service.serving.routes import INFERENCE_PATHS
@@ -51,7 +62,7 @@ def unknown_page(request: Request, path: str) -> Response:
 
 
 ROUTERS = (
-    *(router, sign_in.router, new_job.router, job_data.router, jobs.router),
+    *(router, sign_in.router, new_job.router, job_data.router, embedding_maps.router, jobs.router),
     *(sweeps.router, encoders.router, deployments.router, lab.router, operations.router, _rest),
 )
 """All routers, in the order in which their paths are matched."""

@@ -59,7 +59,7 @@ async def neighbours(
     """
     output = JobFolder(settings.root, job_id).output
     job = await run_in_threadpool(jobs.get, job_id, caller.project)
-    index = await storage.run(_load_index, job, cache, output)
+    index = await storage.run(load_index, job, cache, output)
     vector: Any = body.vector
     if body.input is not None:
         item = await run_in_thread(input_size(body.input), parse_input, body.input, "input", policy, caller.project)
@@ -85,22 +85,20 @@ def _search(
     return nearest(with_progress(cache.rows(output, (file.span for file in index.files))), query, k)
 
 
-def _load_index(job: Job, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
+def load_index(job: Job, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
     """Return the index of a job's embeddings.
 
     Raises Refusal if the job is not of kind embed or if its embeddings no longer exist. Raises IllegalAction if the job
     has not succeeded.
     """
     if job.kind != "embed":
-        raise Refusal(
-            "not_possible", f"{job.id} is a job of kind {job.kind}; a neighbour search requires a job of kind embed"
-        )
+        raise Refusal("not_possible", f"{job.id} is a job of kind {job.kind}; only jobs of kind embed have embeddings")
     try:
         if job.state == "succeeded":
             return cache.index(output)
     except FileNotFoundError:
         raise Refusal("not_possible", f"the embeddings of {job.id} are no longer at {output}") from None
     raise IllegalAction(
-        f"{job.id} is {job.state}; its embeddings can be searched once it has succeeded",
+        f"{job.id} is {job.state}; its embeddings can be used once it has succeeded",
         allowed_actions=allowed_actions(job),
     )

@@ -20,6 +20,7 @@ from amd.storage import (
     join,
     read_bytes,
     read_many,
+    read_range,
     remove_empty_folders,
     remove_file,
     remove_leftovers,
@@ -141,6 +142,16 @@ def test_files_are_walked_read_together_and_removed(kind: str, tmp_path: Path, r
     remove_empty_folders(join(root, "a"))
     assert walk_files(root).keys() == {"a/.hidden", "two"}
     assert walk_files(join(root, "missing")) == {}
+
+
+@pytest.mark.parametrize("kind", ["tmp_path", "s3_root"])
+def test_a_range_of_a_file_ends_at_its_end(kind: str, request: pytest.FixtureRequest) -> None:
+    root = str(request.getfixturevalue(kind))
+    write_bytes(f"{root}/digits", b"0123456789")
+    ranges = [(2, 5), (8, 20), (10, 12), (2**60, 2**60 + 1), (5, 5)]
+    assert [read_range(f"{root}/digits", *one) for one in ranges] == [b"234", b"89", b"", b"", b""]
+    with pytest.raises(FileNotFoundError):
+        read_range(f"{root}/nothing", 0, 1)
 
 
 def test_files_behind_symbolic_links_are_not_walked(tmp_path: Path) -> None:

@@ -9,15 +9,13 @@ Shapes: r readable records of a span, D width.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import logging
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from amd.artifacts.weights import WEIGHTS, Card, encoder_url, load_card, load_encoder
 from amd.config import ConfigError, DataConfig, EmbedConfig
-from amd.data.dataset.manifest import NO_LABEL, Manifest
+from amd.data.dataset.manifest import Manifest
 from amd.data.dataset.open import open_manifest
 from amd.data.faults import BadSampleLedger, DamagedSample, UnreadableSample
 from amd.downstream.embedding.cache import FeatureKey, Part
@@ -43,9 +41,11 @@ from amd.downstream.embedding.files import (
     write_index,
     write_rows,
 )
+from amd.downstream.embedding.layout import check_layout, compute_map
+from amd.downstream.embedding.map_files import DamagedMap, read_map, write_map, write_thumbnails
+from amd.downstream.embedding.parquet import encode_rows, read_footer
 from amd.storage import (
     exists,
-    filesystem,
     is_remote,
     join,
     listdir,
@@ -53,7 +53,6 @@ from amd.storage import (
     read_bytes,
     remove_leftovers,
     resolve_root,
-    retry_on_outage,
     write_bytes,
 )
 from amd.training.failures import classify_failure
@@ -62,7 +61,6 @@ from amd.training.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 Log = Callable[[str], None]
-FOOTER = b"amd"  # key of our metadata in the footer of a Parquet file
 FOOTER_READERS = 16
 REPORT_INTERVAL_S = 5.0  # between progress lines
 
@@ -119,6 +117,7 @@ class _Bulk:
         """Open the encoder and the data. Raises ConfigError."""
         self.started = time.monotonic()
         self.config, self.log = config, log
+        check_layout(config.layout)
         root = resolve_root(config.storage)
         url = encoder_url(root, config.encoder)
         self.url = url if is_remote(url) else str(local_path(url))
@@ -154,6 +153,7 @@ class _Bulk:
             if self._is_complete():
                 self.log(f"{self.output} is complete")
                 index = read_index(self.output)
+                self._write_map(index.count)
                 return self._result("succeeded", samples=index.count, bad=len(index.bad), damaged=len(index.damaged))
             self._find_finished()
             missing = [span for span in self.spans if span not in self.done]
@@ -189,21 +189,23 @@ class _Bulk:
 
     def _find_finished(self) -> None:
         """Collect the spans that an interrupted run has already finished."""
-        folder, search = join(self.output, "embeddings"), join(self.output, "search")
-        remove_leftovers(folder)
-        remove_leftovers(search)
-        searchable = set(listdir(search))
+        folder, search, thumbnails = (join(self.output, name) for name in ("embeddings", "search", "thumbnails"))
+        for written in (folder, search, thumbnails):
+            remove_leftovers(written)
+        searchable, illustrated = set(listdir(search)), set(listdir(thumbnails))
         planned = {f"{span_name(span)}.parquet": span for span in self.spans}
         names = [name for name in listdir(folder) if name.endswith(".parquet")]
         for name in names:
             if name not in planned:
                 raise self._mismatch(name, {})
         with ThreadPoolExecutor(FOOTER_READERS) as pool:
-            for name, footer in zip(names, pool.map(_footer, (join(folder, name) for name in names)), strict=True):
+            for name, footer in zip(names, pool.map(read_footer, (join(folder, name) for name in names)), strict=True):
                 if footer is None:
                     logger.warning("%s is damaged; rewriting it", join(folder, name))
                 elif footer["made_of"] != self.key:
                     raise self._mismatch(name, footer["made_of"])
+                elif self.config.thumbnails and f"{span_name(planned[name])}.bin" not in illustrated:
+                    logger.info("%s has no thumbnails; rewriting it", join(folder, name))
                 elif f"{span_name(planned[name])}.npz" in searchable:
                     self.done[planned[name]] = FinishedSpan(
                         footer["rows"], footer["width"], footer["bad"], footer.get("damaged", [])
@@ -242,14 +244,13 @@ class _Bulk:
     ) -> Iterator[Callable[[DataConfig, Manifest, Iterable[range]], Iterable[Part]]]:
         if local:
             encoder, _ = load_encoder(self.url)
-            yield partial(embed_spans, Embedder(encoder, self.card.clip, self.card.pooling, self.config.scaling))
+            embedder = Embedder(encoder, self.card.clip, self.card.pooling, self.config.scaling)
+            yield partial(embed_spans, embedder, thumbnails=self.config.thumbnails)
             return
         from amd.downstream.embedding import ray_features
 
-        with ray_features.workers(self.config.scaling, self.url, self.card.pooling, self.log, signals.stop) as (
-            compute,
-            _,
-        ):
+        cluster_options = (self.config.scaling, self.url, self.card.pooling, self.log, signals.stop)
+        with ray_features.workers(*cluster_options, thumbnails=self.config.thumbnails) as (compute, _):
             signals.install()
             yield compute
 
@@ -272,10 +273,13 @@ class _Bulk:
         names = [self.manifest[number].name for number in part.records.tolist()]
         labels = self.manifest.labels[part.records]
         write_rows(self.output, span, part.values, part.records, labels, names)
+        if self.config.thumbnails:
+            images = dict(zip(part.records.tolist(), part.thumbnails, strict=True))
+            write_thumbnails(self.output, span, images)
         done = FinishedSpan(len(part.records), part.values.shape[1], part.bad, part.damaged)
         footer = {"made_of": self.key, "encoder": self.card.id, **done._asdict()}
         values = unit(part.values) if self.config.normalize else part.values
-        write_bytes(parquet_url(self.output, span), _parquet(part._replace(values=values), names, labels, footer))
+        write_bytes(parquet_url(self.output, span), encode_rows(part._replace(values=values), names, labels, footer))
         self.done[span] = done
         self._check_faults()
 
@@ -284,7 +288,23 @@ class _Bulk:
         if self.ledger.exceeds(limit, samples) or len(self.ledger) == samples:
             raise self.ledger.fault(limit, samples)
 
+    def _write_map(self, count: int) -> None:
+        """Lay out the embedded samples, unless the existing map was made with the same options."""
+        layout, clusters = self.config.layout, self.config.clusters
+        if layout == "none":
+            return
+        with suppress(FileNotFoundError, DamagedMap):
+            found = read_map(self.output)
+            if (found.requested_layout, found.clusters, found.samples) == (layout, clusters, count):
+                return
+        self.log(f"laying out {count} samples ({layout})")
+        write_map(
+            self.output,
+            compute_map(self.output, self.spans, count, encoder=self.card.id, layout=layout, clusters=clusters),
+        )
+
     def _finish(self) -> None:
+        self._write_map(sum(done.rows for done in self.done.values()))
         spans = sorted(self.done.items(), key=lambda item: item[0].start)
         files = [
             SpanFile(
@@ -308,6 +328,7 @@ class _Bulk:
                 normalize=self.config.normalize,
                 bad=tuple({**bad} for _, done in spans for bad in done.bad),
                 damaged=tuple({**damaged} for _, done in spans for damaged in done.damaged),
+                thumbnails=self.config.thumbnails,
                 files=tuple(files),
                 made_of=self.key,
             ),
@@ -346,41 +367,3 @@ class _ProgressReporter:
         seconds_left = (self._samples - processed) / speed if speed else None
         progress = {"run": self._output, "step": processed, "steps": self._samples, "samples_per_s": speed}
         write_progress({**progress, "seconds_left": seconds_left})
-
-
-def _parquet(part: Part, names: list[str], labels: Any, footer: dict[str, Any]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    values = pa.array(np.ascontiguousarray(part.values, np.float32).reshape(-1))
-    # Invalid UTF-8 in a name becomes replacement characters; the record number still identifies the sample.
-    locations = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names]
-    table = pa.table(
-        {
-            "record": pa.array(part.records, pa.int64()),
-            "location": pa.array(locations, pa.string()),
-            "label": pa.array(labels, pa.int64(), mask=labels == NO_LABEL),
-            "embedding": pa.FixedSizeListArray.from_arrays(values, part.values.shape[1]),
-        }
-    ).replace_schema_metadata({FOOTER: json.dumps(footer)})
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd", use_dictionary=False)
-    return out.getvalue()
-
-
-def _footer(url: str) -> dict[str, Any] | None:
-    """Read our metadata from a Parquet file; return None if the file is damaged or was not written by this module."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    fs, path = filesystem(url)
-
-    def read() -> Any:
-        with fs.open(path, "rb") as file:
-            return pq.read_schema(file).metadata
-
-    try:
-        found: dict[str, Any] = json.loads((retry_on_outage(url, read) or {})[FOOTER])
-        return found
-    except (pa.ArrowInvalid, KeyError, ValueError):
-        return None

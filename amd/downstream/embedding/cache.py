@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ class Part(NamedTuple):
     records: Labels  # (r,) record numbers
     bad: list[UnreadableSample]
     damaged: list[DamagedSample]  # videos for which only the decodable frames were used
+    thumbnails: Sequence[bytes] = ()  # r images, if requested; never cached
 
 
 class FeatureKey(BaseModel):

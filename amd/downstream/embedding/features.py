@@ -25,13 +25,14 @@ from amd.data.dataset.open import open_manifest
 from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import DecodedFrames, SampleReader
 from amd.data.faults import BadSampleLedger, DamagedSample, UnreadableSample
-from amd.data.loading.clip_dataset import Records, Sample
+from amd.data.loading.clip_dataset import ClipTransform, Records, Sample
 from amd.data.loading.frame_sampling import middle_chooser, views_chooser
 from amd.data.loading.loader import Batch, ClipLoader
 from amd.data.loading.transforms import clip_view, spatial_views
 from amd.device import autocast, choose_device, choose_precision
 from amd.downstream.arrays import Array, Features, Labels
 from amd.downstream.embedding.cache import Part
+from amd.downstream.embedding.thumbnails import ThumbnailTransform
 from amd.models.encoder import Encoder
 from amd.storage import is_remote, local_path
 
@@ -157,29 +158,37 @@ class Embedder:
         return final.float()
 
 
-def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: Iterable[range]) -> Iterator[Part]:
+def embed_spans(
+    embedder: Embedder, data: DataConfig, manifest: Records, spans: Iterable[range], *, thumbnails: bool = False
+) -> Iterator[Part]:
     """Embed spans of records and yield one part per span."""
     for span in spans:
-        yield embed_records(embedder, data, ManifestSlice(manifest, span), span.start)
+        yield embed_records(embedder, data, ManifestSlice(manifest, span), span.start, thumbnails=thumbnails)
 
 
-def embed_records(embedder: Embedder, data: DataConfig, records: Records, start: int) -> Part:
+def embed_records(
+    embedder: Embedder, data: DataConfig, records: Records, start: int, *, thumbnails: bool = False
+) -> Part:
     """Embed consecutive records; `start` is the first record's index in its manifest."""
     values, numbers = [torch.zeros(0, embedder.width)], []
-    bad, damaged = list[UnreadableSample](), list[DamagedSample]()
-    for found in whole_samples(embedder, data, records):
+    bad, damaged, images = list[UnreadableSample](), list[DamagedSample](), list[bytes]()
+    transform = ThumbnailTransform(data, embedder.clip) if thumbnails else None
+    for found in whole_samples(embedder, data, records, transform):
         if len(found.clips):
             values.append(embedder(found.clips).cpu())
         numbers.append(found.records + start)
+        images += found.extras
         bad += [UnreadableSample({**sample, "record": sample["record"] + start}) for sample in found.bad]
         damaged += [DamagedSample({**sample, "record": sample["record"] + start}) for sample in found.damaged]
-    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad, damaged)
+    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad, damaged, images)
 
 
-def whole_samples(embedder: Embedder, data: DataConfig, records: Records) -> Iterator[Batch]:
-    """Yield the middle clips of all records in order, in batches for the embedder."""
-    data = data.model_copy(update={"repeats": 1})
-    loader = ClipLoader(data, embedder.clip, records, batch_size=min(embedder.batch, len(records)), train=False)
+def whole_samples(
+    embedder: Embedder, data: DataConfig, records: Records, transform: ClipTransform | None = None
+) -> Iterator[Batch]:
+    """Yield the middle clips of all records in order, in batches for the embedder. Default transform: center crop."""
+    data, batch = data.model_copy(update={"repeats": 1}), min(embedder.batch, len(records))
+    loader = ClipLoader(data, embedder.clip, records, batch_size=batch, train=False, transform=transform)
     with loader:
         yield from itertools.chain.from_iterable(loader.steps(0, loader.steps_per_epoch))
 

@@ -80,6 +80,8 @@ class EmbeddingIndex(BaseModel):
     """Record index, location and reason for each sample that could not be read."""
     damaged: tuple[dict[str, Any], ...] = ()
     """Record index, location and damage for each partially decoded video."""
+    thumbnails: bool = False
+    """Whether there are thumbnails of the samples."""
     files: tuple[SpanFile, ...]
     made_of: dict[str, Any]
     """Everything that determines the vectors."""

@@ -31,13 +31,13 @@ POLL_INTERVAL_S = 0.5  # between checks of the stop event
 class SpanWorker:
     """Ray actor that embeds spans with an encoder on its device."""
 
-    def __init__(self, url: str, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
+    def __init__(self, url: str, pooling: FeaturePooling, scaling: ScalingConfig, thumbnails: bool) -> None:
         torch.set_num_threads(scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker)))
         encoder, card = load_encoder(url)
-        self._embedder = Embedder(encoder, card.clip, pooling, scaling)
+        self._embedder, self._thumbnails = Embedder(encoder, card.clip, pooling, scaling), thumbnails
 
     def embed(self, data: DataConfig, records: list[Record], start: int) -> Part:
-        return embed_records(self._embedder, data, records, start)
+        return embed_records(self._embedder, data, records, start, thumbnails=self._thumbnails)
 
 
 @contextmanager
@@ -47,6 +47,8 @@ def workers(
     pooling: FeaturePooling,
     log: Callable[[str], None],
     stop: threading.Event | None = None,
+    *,
+    thumbnails: bool = False,
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
     """Start actors; yield a function that embeds spans of records on them, and the precision that it uses.
 
@@ -68,7 +70,9 @@ def workers(
             "runtime_env": {"env_vars": environment},
         }
         worker_class = ray.remote(SpanWorker).options(**options)
-        pool = _SpanWorkerPool(lambda: worker_class.remote(url, pooling, actor_scaling), count, scaling.retries, log)
+        pool = _SpanWorkerPool(
+            lambda: worker_class.remote(url, pooling, actor_scaling, thumbnails), count, scaling.retries, log
+        )
 
         def embed(data: DataConfig, manifest: Manifest, spans: Iterable[range]) -> Iterator[Part]:
             def submit(actor: Any, span: range) -> Any:

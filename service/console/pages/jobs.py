@@ -80,13 +80,13 @@ def _query(values: dict[str, Any]) -> str:
 def show_job(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
     if job.kind == "search":
         return RedirectResponse(f"{PREFIX}/sweeps/{job.id}", HTTPStatus.SEE_OTHER)
-    return render(request, "job.html", **_job_context(job, jobs, settings.root, caller.project, "overview"))
+    return render(request, "job.html", **job_context(job, jobs, settings.root, caller.project, "overview"))
 
 
 @router.get("/jobs/{job_id}/head")
 def job_head(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
     """Render the part of a job's pages that changes while the job runs."""
-    context = _job_context(job, jobs, settings.root, caller.project, "")
+    context = job_context(job, jobs, settings.root, caller.project, "")
     return render(request, "fragments/job_head.html", **context)
 
 
@@ -101,7 +101,7 @@ async def job_log(
     attempt: Annotated[int | None, Query(ge=1)] = None,
     rank: Annotated[str, Query(pattern=r"^[0-9]{0,6}$")] = "",
 ) -> Response:
-    context = await run_in_threadpool(_job_context, job, jobs, settings.root, caller.project, "log")
+    context = await run_in_threadpool(job_context, job, jobs, settings.root, caller.project, "log")
     chosen: dict[str, Any] = {"chosen_attempt": attempt or job.attempt, "rank": int(rank) if rank else None}
     ranks = await storage.run(ranks_with_log, run_folder(settings.root, job.id))
     return render(request, "job_log.html", **context, **chosen, ranks=ranks)
@@ -109,14 +109,14 @@ async def job_log(
 
 @router.get("/jobs/{job_id}/config")
 def job_config(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
-    context = _job_context(job, jobs, settings.root, caller.project, "config")
+    context = job_context(job, jobs, settings.root, caller.project, "config")
     base = base_config(job.kind, job.preset, job.config)
     return render(request, "job_config.html", **context, rows=config_rows(job.config, base), has_base=base is not None)
 
 
 @router.get("/jobs/{job_id}/history")
 def job_history(request: Request, job: Recorded, jobs: Jobs, settings: Config, caller: Reader) -> Response:
-    context = _job_context(job, jobs, settings.root, caller.project, "history")
+    context = job_context(job, jobs, settings.root, caller.project, "history")
     return render(request, "job_history.html", **context, events=details_api.job_history(job, jobs, 0, HISTORY).items)
 
 
@@ -124,7 +124,7 @@ def job_history(request: Request, job: Recorded, jobs: Jobs, settings: Config, c
 async def job_files(
     request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls, caller: Reader
 ) -> Response:
-    context = await run_in_threadpool(_job_context, job, jobs, settings.root, caller.project, "files")
+    context = await run_in_threadpool(job_context, job, jobs, settings.root, caller.project, "files")
     return render(
         request,
         "job_files.html",
@@ -169,7 +169,7 @@ def act_on_job(
     return redirect(request, f"{PREFIX}/jobs" if action == "delete" else f"{PREFIX}/jobs/{job_id}")
 
 
-def _job_context(job: Job, jobs: JobStore, root: str, project: str | None, tab: str) -> dict[str, Any]:
+def job_context(job: Job, jobs: JobStore, root: str, project: str | None, tab: str) -> dict[str, Any]:
     """Return the template context shared by all pages of a job."""
     detail = views.job_detail(job, jobs.attempts(job.id), root)
     return {"job": detail, "tab": tab, "place": queue_place(jobs, job, project)}

@@ -94,6 +94,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/jobs/{job_id}/clone"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/fork"): Rule("submit", {"step": 4}),
     ("POST", "/v1/jobs/{job_id}/neighbours"): Rule("read", {"record": 0}),
+    ("GET", "/v1/jobs/{job_id}/map"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/map/thumbnails/{record}"): Rule("read"),
     ("POST", "/v1/jobs/{job_id}/cancel"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/pause"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/resume"): Rule("submit"),
@@ -193,7 +195,7 @@ class ApiFixture:
     ) -> Any:
         """Send a request. `named` adds the project for routes that take a name; `more` adds fields to the body."""
         method, path = route
-        objects, rule = {"number": "0"} | self.objects[of] | PUBLIC.get(path, {}), RULES[route]
+        objects, rule = {"number": "0", "record": "0"} | self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
         body = {**(rule.body or {}), **{key: value.format(**objects) for key, value in texts.items()}, **more}
         options: dict[str, Any] = {"json": body} if body else {}
