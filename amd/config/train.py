@@ -5,6 +5,7 @@ from __future__ import annotations
 from amd.config.probe import RunProbeConfig
 from amd.config.run import RunConfig
 from amd.config.sections import POSITION_PARTS, MaskConfig, ObjectiveConfig, StudentConfig, TeacherConfig
+from amd.config.training_sections import MediaConfig
 
 
 class TrainConfig(RunConfig):
@@ -20,6 +21,8 @@ class TrainConfig(RunConfig):
     """Training objective."""
     probe: RunProbeConfig | None = None
     """Probes that evaluate the encoder on labelled data during training, in a separate process. Default: no probes."""
+    media: MediaConfig = MediaConfig()
+    """Pictures of fixed training samples, written during training."""
 
     def _problems(self) -> list[str]:
         return [*self._teacher_problems(), *self._mask_problems(), *super()._problems()]
