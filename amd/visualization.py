@@ -1,12 +1,13 @@
-"""Render clips on one page: the input, the masked views of student and teacher, and the reconstruction.
+"""Render clips: on one page with the masked views and the reconstruction, or as a sheet of samples.
 
-Takes tensors and returns a PIL image; does not import models.
+Takes tensors and returns PIL images or their bytes; does not import models.
 Shapes: B samples, T frames, H height, W width.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import io
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BACKGROUND, TEXT_COLOUR, CAPTION_COLOUR = (250, 249, 246), (33, 37, 41), (134, 142, 150)
+SHEET_FRAMES = 8  # frames of a video on a sheet, evenly spaced
+SHEET_SIDE = 2048  # maximum width and height of a sheet
+LOSSLESS_PIXELS = 2**18  # larger images are encoded lossily
 
 
 class Views(NamedTuple):
@@ -67,3 +71,37 @@ def draw(views: Views, title: str, caption: str, *, zoom: int = 4, frames: int =
                     tile = Image.fromarray(pixels).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
                     page.paste(tile, (label + column * block_w + f * cell_w, top))
     return page
+
+
+def sample_sheet(clips: Tensor) -> Image:
+    """Tile clips (S, 3, T, H, W) uint8 on one image: images side by side, videos row by row.
+
+    A video has up to SHEET_FRAMES evenly spaced frames. The image is reduced to SHEET_SIDE pixels per side.
+    """
+    from PIL import Image
+
+    length = clips.shape[2]
+    shown = np.linspace(0, length - 1, num=min(SHEET_FRAMES, length)).round().astype(int).tolist()
+    rows = clips[:, :, shown]  # (S, 3, F, H, W)
+    if length == 1:
+        rows = rows.transpose(0, 2)  # (1, 3, S, H, W)
+    pixels = rows.permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)  # (rows * H, columns * W, 3)
+    sheet = Image.fromarray(pixels.contiguous().numpy())
+    sheet.thumbnail((SHEET_SIDE, SHEET_SIDE))
+    return sheet
+
+
+def webp_bytes(picture: Image, limit: int) -> bytes:
+    """Encode an image as WebP with at most `limit` bytes: lossless if it is small, else as well as fits.
+
+    Raises ValueError if even the lowest quality does not fit.
+    """
+    choices: list[dict[str, Any]] = [{"quality": quality} for quality in (85, 60, 30, 5)]
+    if picture.width * picture.height <= LOSSLESS_PIXELS:
+        choices.insert(0, {"lossless": True})
+    for options in choices:
+        file = io.BytesIO()
+        picture.save(file, "WEBP", **options)
+        if file.tell() <= limit:
+            return file.getvalue()
+    raise ValueError(f"an image of {picture.width}x{picture.height} pixels does not fit in {limit} bytes")

@@ -23,7 +23,7 @@ from amd.config.training_sections import (
 )
 
 # Fields that do not affect the result of a run: they may change when the run resumes.
-NOT_IN_DIGEST = ("storage", "name", "tracking", "checkpoint", "scaling", "probe")
+NOT_IN_DIGEST = ("storage", "name", "tracking", "checkpoint", "scaling", "probe", "media")
 
 # Fields of `data` that change how samples are read but not their content: they may change when the run resumes.
 READER_FIELDS = (

@@ -6,6 +6,7 @@ from amd.config.locations import WeightsLocation
 from amd.config.probe import RunProbeConfig
 from amd.config.run import RunConfig
 from amd.config.sections import POSITION_PARTS, MaskConfig, ObjectiveConfig, StudentConfig, TeacherConfig
+from amd.config.training_sections import MediaConfig
 
 
 class TrainConfig(RunConfig):
@@ -24,6 +25,8 @@ class TrainConfig(RunConfig):
     schedule and all else from this config. Default: start from scratch."""
     probe: RunProbeConfig | None = None
     """Probes that evaluate the encoder on labelled data during training, in a separate process. Default: no probes."""
+    media: MediaConfig = MediaConfig()
+    """Pictures of fixed training samples, written during training."""
 
     def _problems(self) -> list[str]:
         return [*self._teacher_problems(), *self._mask_problems(), *super()._problems()]

@@ -278,3 +278,13 @@ class TrackingConfig(Section):
     guard_min_rank: float = Field(0.02, ge=0, le=1)
     """Minimum effective rank of the student's features, as a fraction of their width; the guard warns below this
     value."""
+
+
+class MediaConfig(Section):
+    """Pictures of fixed training samples during pre-training: the input, the student's view, and the reconstruction."""
+
+    samples: int = Field(8, ge=0, le=8)
+    """Number of samples in the pictures, which are written after probes and after the steps of checkpoint.pin_steps;
+    0 disables pictures."""
+    every_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between pictures, in addition to probes and pinned steps. Default: no further steps."""

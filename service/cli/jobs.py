@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amd.config import ConfigError, parse_overrides
-from amd.storage import local_path
+from amd.storage import join, local_path, write_bytes
 from service.cli.connection import connected, default_project
 from service.cli.console import fail, out
 from service.cli.exit_codes import FAILURE, SUCCESS
@@ -31,6 +31,7 @@ from service.cli.times import ago, duration
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.jobs.details.schemas import PictureView
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobDetail, JobView, State
     from service.serving.schemas import NeighbourView
@@ -238,6 +239,31 @@ def report(
 
 
 @app.command()
+def media(
+    job: JobId,
+    download: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder to download the pictures to, with a subfolder per step."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List or download the pictures of samples and their reconstructions that a job writes while it trains."""
+    with connected(as_json) as client:
+        id = find_job(client, job).id
+        steps = client.jobs.media(id)
+        pictures = [(found.step, file) for found in steps for file in found.files]
+        for step, file in pictures if download is not None else ():
+            content = client.jobs.picture(id, step, file.name)
+            write_bytes(join(str(download), f"step-{step:08d}", file.name), content)
+    if as_json:
+        print(json.dumps([step.model_dump(mode="json") for step in steps]))
+    elif download is not None:
+        out.print(f"{len(pictures)} pictures of {len(steps)} steps in {download}", markup=False)
+    else:
+        out.print(fitted_table(MEDIA, pictures, out.width))
+
+
+@app.command()
 def neighbours(
     job: JobId,
     record: Annotated[int | None, typer.Option(min=0, help="Index of the query record in the data set.")] = None,
@@ -362,6 +388,12 @@ JOBS: Listing[JobView] = Listing(
         Column("created", lambda job: ago(job.created_at), wraps=False, drop=1),
     ),
     empty="no jobs",
+)
+
+MEDIA: tuple[Column[tuple[int, PictureView]], ...] = (
+    Column("step", lambda found: str(found[0]), wraps=False),
+    Column("picture", lambda found: found[1].name, wraps=False),
+    Column("bytes", lambda found: str(found[1].bytes), wraps=False),
 )
 
 NEIGHBOURS: tuple[Column[NeighbourView], ...] = (

@@ -26,15 +26,14 @@ def capture(
 
     `extra`: additional tensors, by file and name.
     """
-    model = {name: _to_host(value) for name, value in student.state_dict().items()}
+    model = _copied(student.state_dict())
     moments: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in optimizer.state[parameter].items():
                 moments[f"{name}:{key}"] = _to_host(value)
-    more = {file: {name: _to_host(value) for name, value in part.items()} for file, part in (extra or {}).items()}
-    if any(value.is_pinned() for value in model.values()):
-        torch.cuda.synchronize()
+    more = {file: _copied(part) for file, part in (extra or {}).items()}
+    _wait_for_copies(model)
     return Snapshot({"model": model, "optimizer": moments, **more}, cursor)
 
 
@@ -50,6 +49,22 @@ def restore(student: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snap
         blank = optimizer.state_dict()  # hyper-parameters come from the config, not from the checkpoint
         optimizer.load_state_dict({**blank, "state": {i: moments[name] for i, name in enumerate(names)}})
     return snapshot.state
+
+
+def host_copy(module: nn.Module) -> dict[str, Tensor]:
+    """Copy a module's state to the host."""
+    copied = _copied(module.state_dict())
+    _wait_for_copies(copied)
+    return copied
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _to_host(value) for name, value in tensors.items()}
+
+
+def _wait_for_copies(copied: Mapping[str, Tensor]) -> None:
+    if any(value.is_pinned() for value in copied.values()):
+        torch.cuda.synchronize()
 
 
 def _to_host(value: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Write a run's metrics to immutable JSONL chunks under the storage root, TensorBoard event files and MLflow.
 
+TensorBoard and MLflow also receive its pictures, which `media_writer` draws.
+
 Ray keeps only metrics that are tied to a checkpoint, so runs write their metrics themselves. `metrics_reader`
 reads the chunks.
 """
@@ -14,19 +16,31 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from amd.config import ConfigError, TrackingConfig, flatten
 from amd.storage import filesystem, is_remote, join, local_path, write_bytes
 from amd.training.reporting.metrics_reader import Line, chunk_names
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 logger = logging.getLogger(__name__)
+
+
+class StepImages(NamedTuple):
+    """Images of one step, for trackers."""
+
+    step: int
+    images: Mapping[str, Image]
+    """Images by tag, such as media/rebuilt."""
 
 
 class MetricsSink(Protocol):
     def write(self, line: Line) -> None: ...
+    def write_images(self, images: StepImages) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
@@ -45,6 +59,9 @@ class ChunkSink:
         self._lines.append(line)
         if time.monotonic() - self._written >= self._seconds:
             self.flush()
+
+    def write_images(self, images: StepImages) -> None:
+        pass
 
     def flush(self) -> None:
         self._written = time.monotonic()
@@ -75,6 +92,12 @@ class EventFileSink:
             self._writer.add_scalar(name, value, line["step"], line["time"])
         if self._remote and time.monotonic() - self._uploaded >= self._seconds:
             self.flush()
+
+    def write_images(self, images: StepImages) -> None:
+        import numpy as np
+
+        for name, image in images.images.items():
+            self._writer.add_image(name, np.asarray(image), images.step, dataformats="HWC")
 
     def flush(self) -> None:
         self._writer.flush()
@@ -110,12 +133,17 @@ class MLflowSink:
         self._run = ""
         self._warned = False
         self._lines: deque[Line] = deque(maxlen=100_000)
+        self._images: deque[StepImages] = deque(maxlen=100)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
     def write(self, line: Line) -> None:
         self._lines.append(line)
+        self._wake.set()
+
+    def write_images(self, images: StepImages) -> None:
+        self._images.append(images)
         self._wake.set()
 
     def flush(self) -> None:
@@ -152,6 +180,11 @@ class MLflowSink:
                 batch = [Metric(name, value, milliseconds, line["step"]) for name, value in _numbers(line)]
                 self._client.log_batch(self._run, metrics=batch)
                 self._lines.popleft()
+            while self._images:
+                step, images = self._images[0]
+                for name, image in images.items():
+                    self._client.log_image(self._run, image, key=name, step=step, synchronous=True)
+                self._images.popleft()
             if self._closing.is_set():
                 self._client.set_terminated(self._run)
         except Exception as error:  # any network or server error
@@ -197,6 +230,21 @@ class MetricsWriter:
         """Queue a line. Blocks only while MAX_WAITING calls are queued."""
         self._submit(lambda sink: sink.write(line))
 
+    def write_images(self, images: StepImages) -> None:
+        """Queue images. Never blocks or raises: images are dropped if a sink has failed or too many calls wait."""
+
+        def write(sink: MetricsSink) -> None:
+            try:
+                sink.write_images(images)
+            except Exception as error:
+                logger.warning(
+                    "step %d: a tracker did not accept the pictures (%s); training continues", images.step, error
+                )
+
+        with self._changed:
+            if self._error is None and len(self._calls) < self.MAX_WAITING:
+                self._start(write)
+
     def flush(self) -> None:
         """Wait until all lines are stored."""
         self._submit(lambda sink: sink.flush())
@@ -211,10 +259,13 @@ class MetricsWriter:
         with self._changed:
             self._changed.wait_for(lambda: len(self._calls) < self.MAX_WAITING)
             self._raise_error()
-            self._calls.append(call)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
-                self._thread.start()
+            self._start(call)
+
+    def _start(self, call: Callable[[MetricsSink], None]) -> None:
+        self._calls.append(call)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
+            self._thread.start()
 
     def _wait(self) -> None:
         with self._changed:

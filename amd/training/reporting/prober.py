@@ -118,7 +118,17 @@ class Prober:
 
 def is_probed(step: int, steps: int, steps_per_epoch: float, every_epochs: int) -> bool:
     """Return whether the encoder is probed after this step: every `every_epochs` epochs and at the end of the run."""
-    return step == steps or (steps_per_epoch > 0 and step % max(1, round(steps_per_epoch * every_epochs)) == 0)
+    return step == steps or (steps_per_epoch > 0 and step % _interval(steps_per_epoch, every_epochs) == 0)
+
+
+def probed_steps(steps: int, steps_per_epoch: float, every_epochs: int) -> set[int]:
+    """Return all steps of a run after which the encoder is probed."""
+    interval = _interval(steps_per_epoch, every_epochs)
+    return {*range(interval, steps + 1, interval), steps}
+
+
+def _interval(steps_per_epoch: float, every_epochs: int) -> int:
+    return max(1, round(steps_per_epoch * every_epochs))
 
 
 def _lower_priority() -> None:

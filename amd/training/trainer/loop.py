@@ -124,6 +124,12 @@ class Training(ABC):
         """
         return {}
 
+    def close_reports(self, wait: bool) -> None:
+        """Complete reports that are written in the background, before the metrics are closed. Called on every rank.
+
+        `wait`: whether to wait for them, for a limited time; False after a stop request.
+        """
+
     def run(self) -> LoopResult:
         with self.watchdog:
             return self._run()
@@ -346,7 +352,9 @@ class Training(ABC):
                 self._wait_for_checkpoint()
                 raise self.bad.fault()
         metrics: dict[str, float] = {}
-        if done >= self.last and not interrupted:
+        ended = done >= self.last and not interrupted
+        self.close_reports(ended)
+        if ended:
             saved = self.group.broadcast_from_main(self.store.wait)
             try:
                 metrics = self.finalize(done) if finished else {}

@@ -14,6 +14,8 @@ from amd.device import autocast
 from amd.exchange.load import load_teacher
 from amd.flops import step_flops
 from amd.training.process_group import ProcessGroup
+from amd.training.reporting.media_writer import MediaWriter, picture_steps
+from amd.training.reporting.metrics import StepImages
 from amd.training.reporting.prober import is_probed
 from amd.training.run_folder import RunSpec
 from amd.training.trainer import collapse_guard
@@ -41,6 +43,11 @@ class Pretraining(Training):
         self.config = config = spec.parsed(TrainConfig)
         super().__init__(spec, config, group, hooks, clock)
         self.learner = Distiller(config, group, load_teacher(config) if config.teacher is not None else None)
+        self.picture_steps = frozenset(picture_steps(config, self.steps, self.loader.steps_per_epoch))
+        self.media: MediaWriter | None = None  # on rank 0, if there are pictures to write
+        if group.is_main and self.picture_steps:
+            student = self.learner.student
+            self.media = MediaWriter(spec.folder, config, student, self.manifest, self._track_images)
 
     def flops_per_clip(self) -> float:
         return float(step_flops(self.config).total)
@@ -58,6 +65,26 @@ class Pretraining(Training):
         return probe is not None and is_probed(done, self.steps, self.loader.steps_per_epoch, probe.every_epochs)
 
     def after_step(self, done: int, batches: list[Batch]) -> None:
+        if self.media is not None:
+            if done in self.picture_steps:
+                self.media.write(done, self.learner.student)
+            self._warn_about_pictures(self.media)
+        self._guard(done, batches)
+
+    def close_reports(self, wait: bool) -> None:
+        if self.media is not None:
+            self.media.close(wait)
+            self._warn_about_pictures(self.media)
+
+    def _warn_about_pictures(self, media: MediaWriter) -> None:
+        for text in media.warnings():
+            self.emit("warning", text=text)
+
+    def _track_images(self, images: StepImages) -> None:
+        if self.metrics is not None:
+            self.metrics.write_images(images)
+
+    def _guard(self, done: int, batches: list[Batch]) -> None:
         """Run the collapse guard on rank 0, using that rank's clips."""
         tracking, learner = self.config.tracking, self.learner
         if self.metrics is None or not tracking.guard_every_steps or done % tracking.guard_every_steps:

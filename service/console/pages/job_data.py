@@ -1,12 +1,13 @@
-"""Data and downloads of a job's pages: metrics, events, logs and its report, with the responses of the REST routes."""
+"""Data and downloads of a job's pages: metrics, events, logs, pictures and its report, as the REST routes return them."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
+from amd.training.reporting.media_files import PictureName
 from service.auth.authentication import Reader
 from service.auth.sessions import PREFIX
 from service.console.security import ConsoleRoute
@@ -27,6 +28,7 @@ MATCHES = 200
 Attempt = Annotated[int | None, Query(ge=1, le=MAX_NUMBER)]
 Rank = Annotated[int | None, Query(ge=0, lt=MAX_WORKERS)]
 Offset = Annotated[int, Query(ge=0, le=MAX_NUMBER)]
+Step = Annotated[int, Path(ge=0, le=MAX_NUMBER)]
 
 
 @router.get("/jobs/{job_id}/metrics.json")
@@ -34,6 +36,13 @@ async def metrics(
     job: Visible, settings: Config, storage: StorageCalls, cache: Metrics, since_step: Offset = 0
 ) -> MetricsView:
     return await jobs_api.job_metrics(job, settings, storage, cache, None, MAX_POINTS, since_step)
+
+
+@router.get("/jobs/{job_id}/media/{step}/{picture}")
+async def job_picture(
+    job: Visible, settings: Config, storage: StorageCalls, step: Step, picture: PictureName
+) -> Response:
+    return await details_api.job_picture(job, settings, storage, step, picture)
 
 
 @router.get("/jobs/{job_id}/events")

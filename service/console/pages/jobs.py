@@ -37,6 +37,7 @@ PAGE = 50
 HISTORY = 200
 KINDS = get_args(JobKind)
 STATES = get_args(State)
+LAYERS = (("input.webp", "Input"), ("student.webp", "Student's view"), ("rebuilt.webp", "Rebuilt"))
 
 
 @router.get("/jobs")
@@ -133,6 +134,15 @@ async def job_files(
         faults=await details_api.bad_samples(job, settings, storage),
         output=JobFolder(settings.root, job.id).output,
     )
+
+
+@router.get("/jobs/{job_id}/pictures")
+async def job_pictures(
+    request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls, caller: Reader
+) -> Response:
+    context = await run_in_threadpool(_job_context, job, jobs, settings.root, caller.project, "pictures")
+    steps = [found.step for found in await details_api.job_media(job, settings, storage)]
+    return render(request, "job_pictures.html", **context, steps=steps, layers=LAYERS)
 
 
 @router.post("/jobs/{job_id}/edit")

@@ -1,4 +1,4 @@
-"""Routes under /v1/jobs/{id} for details: history, log search and ranges, bad samples, changes and clones."""
+"""Routes under /v1/jobs/{id} for details: history, log search and ranges, samples, pictures, changes and clones."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from amd.training.reporting.media_files import PictureName
 from service.auth.authentication import Submitter
 from service.jobs import views
 from service.jobs.config_bounds import MAX_WORKERS
-from service.jobs.details import changes, log_search, samples, trials
+from service.jobs.details import changes, log_search, media, samples, trials
 from service.jobs.details.schemas import (
     CloneRequest,
     ForkRequest,
@@ -18,6 +19,7 @@ from service.jobs.details.schemas import (
     JobChange,
     LogMatches,
     LogRange,
+    MediaStepView,
     SampleFaults,
 )
 from service.jobs.execution.log_sources import open_log
@@ -110,6 +112,30 @@ async def stop_trial(
     if is_new:
         await run_in_threadpool(trials.record_stop_request, jobs, job.id, number, caller.id)
     return view
+
+
+@router.get("/{job_id}/media", summary="List the pictures that a job writes while it trains")
+async def job_media(job: Visible, settings: Config, storage: StorageCalls) -> list[MediaStepView]:
+    """Return the steps with pictures, ascending, once all pictures of a step are stored."""
+    return await storage.run(media.list_media, settings.root, job.id)
+
+
+@router.get(
+    "/{job_id}/media/{step}/{picture}",
+    summary="Get a picture of a job's training",
+    response_class=Response,
+    responses={200: {"content": {media.WEBP: {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def job_picture(
+    job: Visible,
+    settings: Config,
+    storage: StorageCalls,
+    step: Annotated[int, Path(ge=0, le=MAX_NUMBER, description="Training step.")],
+    picture: Annotated[PictureName, Path(description="File name of the picture.")],
+) -> Response:
+    """Return a WebP image of all samples: images side by side, videos row by row."""
+    content = await storage.run(media.read, settings.root, job.id, step, picture)
+    return Response(content, media_type=media.WEBP, headers=media.HEADERS)
 
 
 @router.patch("/{job_id}", summary="Change a job's name, labels or priority")

@@ -67,6 +67,22 @@ class SampleFaults(ApiModel):
     damaged: int
 
 
+class PictureView(ApiModel):
+    """A stored picture."""
+
+    name: str
+    """File name: `input.webp`, `student.webp` or `rebuilt.webp`."""
+    bytes: int
+    """Size in bytes."""
+
+
+class MediaStepView(ApiModel):
+    """Pictures of a job's run after one training step. Samples and mask are the same at every step."""
+
+    step: int
+    files: list[PictureView]
+
+
 class JobChange(ApiModel):
     """Changes to a job; omitted fields are left unchanged."""
 

@@ -37,11 +37,14 @@ from tests.support.runs import ledgers
 from tests.support.service.apps import key_to
 from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued
+from tests.support.service.pictures import write_pictures
 
 OPEN = None  # requires no key
 JOB = {"kind": "train", "preset": "demo-image-amd"}
 CONFIG = resolve("train", "demo-image-amd", None, {}).model_dump(mode="json")  # a clone needs a complete one
 PICTURE = {"input": "data:image/png;base64,AAAA"}
+# Values of path parameters that are the same for all objects.
+FIXED = {"number": "0", "record": "0", "step": "1", "picture": "input.webp"}
 
 
 class Rule(NamedTuple):
@@ -90,6 +93,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs/{job_id}/logs/search"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/logs/range"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/bad-samples"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/media"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/media/{step}/{picture}"): Rule("read"),
     ("PATCH", "/v1/jobs/{job_id}"): Rule("submit", {"name": "a"}),
     ("POST", "/v1/jobs/{job_id}/clone"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/fork"): Rule("submit", {"step": 4}),
@@ -179,6 +184,7 @@ class ApiFixture:
         ended = {"state": "succeeded", "attempt": 1, "ended_at": now, "started_at": now}
         job = queued(JobStore(self.engine), project=project, config=CONFIG, **ended)
         scenes.write_checkpoints(self.root, job.id, (4,))
+        write_pictures(self.root, job.id, (1,))
         key = key_to(self.engine, "read", project=project)["Authorization"].split("_")[1]
         encoder, alias = index_encoder(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
         publish(self.root, encoder)
@@ -195,7 +201,7 @@ class ApiFixture:
     ) -> Any:
         """Send a request. `named` adds the project for routes that take a name; `more` adds fields to the body."""
         method, path = route
-        objects, rule = {"number": "0", "record": "0"} | self.objects[of] | PUBLIC.get(path, {}), RULES[route]
+        objects, rule = FIXED | self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
         body = {**(rule.body or {}), **{key: value.format(**objects) for key, value in texts.items()}, **more}
         options: dict[str, Any] = {"json": body} if body else {}

@@ -27,6 +27,7 @@ from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
 from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
+from tests.support.service.pictures import write_pictures
 from tests.support.service.server import serve_app
 from tune_spaces.stop_requests import requested_stops
 
@@ -277,6 +278,25 @@ def test_logs_and_events_of_a_finished_job_are_printed_without_waiting(service: 
     assert (code, history[0]["type"], history[-1]["data"]["state"]) == (0, "created", "succeeded")
     assert [event["id"] for event in history] == list(range(1, len(history) + 1))
     assert "by test" in amd("jobs", "events", short(job))[1]
+
+
+def test_pictures_are_listed_and_downloaded(service: Service, amd: Command, tmp_path: Path) -> None:
+    job = queued(service.store)
+    write_pictures(service.root, job.id, (5, 10))
+    _, listed, _ = amd("jobs", "media", job.id)
+    assert [line.split()[:2] for line in listed.splitlines()[1:4]] == [
+        ["5", "input.webp"],
+        ["5", "rebuilt.webp"],
+        ["5", "student.webp"],
+    ]
+    code, printed, _ = amd("jobs", "media", job.id, "--download", str(tmp_path / "pictures"))
+    assert (code, printed.split(" in ")[0]) == (0, "6 pictures of 2 steps")
+    stored = Path(run_folder(service.root, job.id)) / "media"
+    downloaded = {str(path.relative_to(tmp_path / "pictures")) for path in (tmp_path / "pictures").rglob("*.webp")}
+    assert downloaded == {str(path.relative_to(stored)) for path in stored.rglob("*.webp")}
+    for name in downloaded:
+        assert (tmp_path / "pictures" / name).read_bytes() == (stored / name).read_bytes()
+    assert [step["step"] for step in json.loads(amd("jobs", "media", job.id, "--json")[1])] == [5, 10]
 
 
 def test_a_job_is_paused_and_resumed(service: Service, amd: Command) -> None:

@@ -83,7 +83,7 @@ def test_the_list_links_to_older_jobs(console: ConsoleClient, monkeypatch: pytes
     assert "Newest" in second
 
 
-@pytest.mark.parametrize("tab", ["", "/log", "/config", "/history", "/files", "/head"])
+@pytest.mark.parametrize("tab", ["", "/log", "/config", "/history", "/pictures", "/files", "/head"])
 def test_every_page_of_a_job_shows_its_state(console: ConsoleClient, tab: str) -> None:
     response = console.get(f"/console/jobs/{scenes.RUNNING}{tab}")
     assert response.status_code == 200
@@ -117,6 +117,18 @@ def test_the_files_page_shows_checkpoints_and_bad_samples(console: ConsoleClient
     text = text_of(console.get(f"/console/jobs/{scenes.RUNNING}/files").text)
     assert "step-00001000" in text
     assert "moov atom not found" in text
+
+
+def test_the_pictures_page_has_one_slider_over_all_steps(console: ConsoleClient) -> None:
+    page = console.get(f"/console/jobs/{scenes.RUNNING}/pictures").text
+    assert 'data-steps="500,1000"' in page
+    assert page.count('type="range"') == 1
+    (url,) = re.findall(r'data-url="([^"]+)"', page)
+    for name in re.findall(r'data-name="([^"]+)"', page):
+        picture = console.get(f"{url}/1000/{name}")
+        assert (picture.status_code, picture.headers["content-type"]) == (200, "image/webp")
+        assert picture.headers["x-content-type-options"] == "nosniff"
+    assert "No pictures yet" in console.get(f"/console/jobs/{scenes.QUEUED}/pictures").text
 
 
 def test_metrics_can_be_requested_from_a_given_step(console: ConsoleClient) -> None:

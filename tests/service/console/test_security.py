@@ -182,13 +182,14 @@ CONSOLE_PAGES = {
         "/console/lab",
     ),
     *("/console/failures", "/console/keys", "/console/webhooks", "/console/new", "/console/jobs/{job_id}"),
-    *(f"/console/jobs/{{job_id}}/{tab}" for tab in ("head", "log", "config", "history", "files", "map")),
+    *(f"/console/jobs/{{job_id}}/{tab}" for tab in ("head", "log", "config", "history", "pictures", "files", "map")),
     *(f"/console/jobs/{{job_id}}/{action}" for action in ("clone", "report")),
     *("/console/encoders/{encoder}", "/console/encoders/{encoder}/compare", "/console/deployments/{name}"),
 }
 OTHER_ROUTES = {  # no pages: files, data for scripts, streams, redirects and the sign-in, which shows no stored text
     *("/console", "/console/sign-in", "/console/link", "/console/{path:path}", "/console/sweeps/{job_id}"),
     *("/console/jobs/{job_id}/metrics.json", "/console/jobs/{job_id}/events", "/console/sweeps/{job_id}/charts.json"),
+    "/console/jobs/{job_id}/media/{step}/{picture}",
     *(f"/console/jobs/{{job_id}}/log/{data}" for data in ("follow", "range", "search", "download")),
     "/console/jobs/{job_id}/map.json",
     *(f"/console/jobs/{{job_id}}/map/{data}" for data in ("thumbnails/{record}", "neighbours.json")),

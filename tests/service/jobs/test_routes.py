@@ -16,11 +16,14 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
+from amd.storage import write_bytes
 from amd.training.reporting.log_chunks import LogShipper, rank_log_folder
+from amd.training.reporting.media_files import PICTURES, step_url
 from amd.training.run_folder import run_folder
 from service.jobs.execution.protocol import JobFolder
 from tests.support.service.control_plane import wait_for
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
+from tests.support.service.pictures import webp, write_pictures
 from tests.support.service.server import Server, serving
 
 DEMO = {"kind": "train", "preset": "demo-image-amd"}
@@ -81,6 +84,40 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
     "wrong method": ("PUT", "/jobs", {}, 405, "method_not_allowed", ""),
     "no such preset": ("GET", "/presets/best", {}, 404, "not_found", "GET /v1/presets"),
 }
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_pictures_are_listed_and_served_as_images_that_run_no_scripts(client: httpx.Client, server: Server) -> None:
+    job = client.post("/jobs", json=DEMO).json()["id"]
+    assert client.get(f"/jobs/{job}/media").json() == []
+    root = server.app.state.settings.root
+    write_pictures(root, job, (3, 12))
+    listed = client.get(f"/jobs/{job}/media").json()
+    assert [step["step"] for step in listed] == [3, 12]
+    assert {file["name"] for file in listed[0]["files"]} == {*PICTURES}
+    response = client.get(f"/jobs/{job}/media/12/rebuilt.webp")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
+    assert len(response.content) == next(file["bytes"] for file in listed[1]["files"] if file["name"] == "rebuilt.webp")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in response.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_only_the_pictures_of_a_job_can_be_read(client: httpx.Client, server: Server) -> None:
+    job = client.post("/jobs", json=DEMO).json()["id"]
+    root = server.app.state.settings.root
+    write_pictures(root, job, (3,))
+    folder = step_url(run_folder(root, job), 3)
+    write_bytes(f"{run_folder(root, job)}/config.json", b"{}")
+    for name in ("../../config.json", "..%2F..%2Fconfig.json", "%2e%2e/config.json", "notes.txt", "input.webp%00", "."):
+        assert client.get(f"/jobs/{job}/media/3/{name}").status_code in (404, 405, 422), name
+    for step in ("-1", "3.5", "../3", "9" * 30, "x"):
+        assert client.get(f"/jobs/{job}/media/{step}/input.webp").status_code in (404, 422), step
+    assert client.get(f"/jobs/{job}/media/4/input.webp").json()["code"] == "not_found"
+    for content in (b"<script>alert(1)</script>", webp().ljust(2**20 + 1)):
+        write_bytes(f"{folder}/input.webp", content)
+        damaged = client.get(f"/jobs/{job}/media/3/input.webp")
+        assert (damaged.status_code, damaged.json()["code"]) == (422, "not_possible")
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of the requests reaches the database

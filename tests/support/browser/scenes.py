@@ -23,6 +23,7 @@ from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.schemas import ServingSettings
 from tests.support.service.encoder_cards import publish, score
 from tests.support.service.fake_cluster import new_job
+from tests.support.service.pictures import write_pictures
 
 RUNNING = "train-20261129-081500-1a2b3c4d"
 SUCCEEDED = "train-20261128-190000-5e6f7a8b"
@@ -49,6 +50,7 @@ def populate(engine: Engine, root: str) -> None:
     write_metrics(root, RUNNING, 1320)
     write_log(root, RUNNING, 400)
     write_checkpoints(root, RUNNING, (500, 1000))
+    write_pictures(root, RUNNING, (500, 1000))
     write_faults(root, RUNNING)
     job = add_job(store, root, SUCCEEDED, "Digits baseline without a teacher", now - 54000, preset="demo-image-mae")
     start(store, job)

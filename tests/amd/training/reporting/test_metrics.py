@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amd.config import ConfigError, TrackingConfig
 from amd.storage import StorageUnreachable, join, listdir
 from amd.training.failures import classify_failure
-from amd.training.reporting.metrics import ChunkSink, MetricsWriter, check_mlflow, open_metrics
+from amd.training.reporting.metrics import ChunkSink, MetricsWriter, StepImages, check_mlflow, open_metrics
 from amd.training.reporting.metrics_reader import read_metrics
 
 
@@ -65,6 +66,9 @@ class RecordingSink:
 
     def write(self, line: dict[str, Any]) -> None:
         self._record("write", line["step"])
+
+    def write_images(self, images: StepImages) -> None:
+        self._record("write_images", images.step)
 
     def flush(self) -> None:
         self._record("flush", None)
@@ -144,6 +148,56 @@ def test_a_sink_error_is_raised_in_the_run(call: str) -> None:
     with pytest.raises(StorageUnreachable) as raised:
         train()
     assert classify_failure([raised.value]).reason == "storage_unreachable"
+
+
+def test_pictures_reach_every_sink_and_their_errors_never_reach_the_run() -> None:
+    broken, healthy = RecordingSink(write_images=OSError("no space left on device")), RecordingSink()
+    writer = MetricsWriter([broken, healthy])
+    writer.write_images(StepImages(3, {}))
+    writer.write(line(4, 9.0))
+    writer.close()
+    assert broken.calls == healthy.calls == [("write_images", 3), ("write", 4), ("close", None)]
+
+
+def test_pictures_are_dropped_while_too_many_calls_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MetricsWriter, "MAX_WAITING", 2)
+    sink = RecordingSink()
+    writer = MetricsWriter([sink])
+    sink.open.clear()
+    for step in range(10):
+        writer.write_images(StepImages(step, {}))
+    sink.open.set()
+    writer.close()
+    assert 2 <= len([name for name, _ in sink.calls if name == "write_images"]) <= 3
+
+
+def test_a_picture_does_not_hide_the_error_of_a_line() -> None:
+    sink = RecordingSink(write=StorageUnreachable("the store has not responded"))
+    writer = MetricsWriter([sink])
+    writer.write(line(1, 9.0))
+    for thread in threading.enumerate():
+        if thread.name == "metrics":
+            thread.join(60)
+    writer.write_images(StepImages(1, {}))
+    with pytest.raises(StorageUnreachable):
+        writer.flush()
+
+
+def test_tensorboard_and_mlflow_receive_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracking = TrackingConfig(mlflow=f"file:{tmp_path}/mlruns")
+    metrics = open_metrics(str(tmp_path / "run"), "one", tracking, {}, from_step=0)
+    metrics.write_images(StepImages(7, {"media/rebuilt": Image.new("RGB", (6, 4), "red")}))
+    metrics.close()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (event,) = events.Images("media/rebuilt")
+    assert (event.step, event.width, event.height) == (7, 6, 4)
+    client = mlflow.MlflowClient(tracking_uri=tracking.mlflow)
+    (run,) = client.search_runs([client.get_experiment_by_name("amd").experiment_id])
+    names = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    assert any("media~rebuilt+step+7" in name and name.endswith(".png") for name in names)
 
 
 def test_a_flush_waits_until_every_line_is_stored(run_folder: str) -> None:

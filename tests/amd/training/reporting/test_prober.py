@@ -9,7 +9,7 @@ import pytest
 
 from amd.config import RunProbeConfig, validate
 from amd.training.reporting.metrics_reader import read_metrics
-from amd.training.reporting.prober import Prober, is_probed
+from amd.training.reporting.prober import Prober, is_probed, probed_steps
 from amd.training.reporting.progress import NullWatcher
 from amd.training.runs import launch
 from tests.support.runs.tiny_runs import tiny_images, tiny_run
@@ -57,6 +57,7 @@ def test_a_failed_probe_is_reported_and_the_run_continues(tmp_path: Path, monkey
 @pytest.mark.parametrize(("step", "probed"), [(9, False), (10, True), (15, False), (20, True), (23, True)])
 def test_probes_run_at_the_end_of_epochs_and_of_the_run(step: int, probed: bool) -> None:
     assert is_probed(step, steps=23, steps_per_epoch=5, every_epochs=2) is probed
+    assert (step in probed_steps(23, 5, 2)) is probed
 
 
 def test_a_checkpoint_removed_before_it_is_probed_is_skipped_with_a_warning(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from amd.data.faults import DataFault
 from amd.storage import listdir
 from amd.training.failures import NonFinite
 from amd.training.process_group import ProcessGroup
+from amd.training.reporting.media_files import media_steps
 from amd.training.run_folder import RunSpec, spec_of
 from amd.training.trainer.pretraining import work
 from amd.training.trainer.run_hooks import LoopResult
@@ -49,11 +50,14 @@ def run_rank(specs: list[dict[str, Any]], rank: int, world: int, folder: str) ->
 @pytest.mark.timeout(1500)  # eight ranks on two cores take minutes
 @pytest.mark.parametrize("world", [2, *(pytest.param(world, marks=pytest.mark.chaos) for world in (4, 8))])
 def test_a_run_of_any_world_size_resumes_bit_for_bit_after_a_rank_is_killed(tmp_path: Path, world: int) -> None:
-    config = tiny_run(tmp_path, name="killed", schedule__steps=8, checkpoint__every_steps=3, scaling__workers=world)
+    schedule = {"schedule__steps": 8, "checkpoint__every_steps": 3, "checkpoint__pin_steps": [2, 7]}
+    config = tiny_run(tmp_path, name="killed", scaling__workers=world, **schedule)
     train_in_processes(config, world, killed_at_poll=5)
-    resumed = final_state(train_in_processes(config, world), config)
-    whole = train_in_processes(with_overrides(config, {"name": "whole"}), world)
-    assert_same_bits(resumed, final_state(whole, config))
+    folder = train_in_processes(config, world)
+    assert 7 in [pictures.step for pictures in media_steps(folder)]
+    whole = train_in_processes(with_overrides(config, {"name": "whole", "media.samples": 0}), world)
+    assert media_steps(whole) == []
+    assert_same_bits(final_state(folder, config), final_state(whole, config))
 
 
 def test_all_ranks_end_with_the_same_result_or_error(tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def test_a_job_is_removed_with_its_trials_unless_one_of_them_is_in_use() -> None
     assert removed(found._replace(protected=frozenset({"s-0001-s0"}))) == {}
 
 
+def test_pictures_are_kept_as_long_as_their_run() -> None:
+    picture = "media/step-00000001/input.webp"
+    found = inventory(record("a"), runs={"a": {"run.json": OLD, picture: OLD}})
+    assert removed(found, RetentionPolicy(checkpoints_days=30, logs_days=30, orphans_days=30)) == {}
+    assert removed(found) == {"jobs a": (f"runs/a/{picture}", "runs/a/run.json")}
+
+
 def test_the_end_of_a_job_counts_rather_than_the_age_of_its_files() -> None:
     assert removed(inventory(record("a", days=29), runs={"a": {"run.json": OLD}})) == {}
     assert removed(inventory(record("a", days=31), runs={"a": {"run.json": YOUNG}})) == {"jobs a": ("runs/a/run.json",)}
