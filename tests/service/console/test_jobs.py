@@ -258,3 +258,9 @@ def test_the_cluster_queue_hides_the_job_names_of_other_projects(
     app.state.cluster.unavailable = False
     assert broken["resources"] is None
     assert "does not respond" in broken["problem"]
+
+
+def test_the_history_shows_the_fields_that_a_user_changed(app: Any, console: ConsoleClient) -> None:
+    job = queued(app.state.jobs)
+    app.state.jobs.edit(job, {"name": "another name"}, "alice")
+    assert "name: another name" in text_of(console.get(f"/console/jobs/{job.id}/history").text)
