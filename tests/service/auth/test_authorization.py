@@ -125,7 +125,9 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/projects/{project}"): Rule("admin"),
     ("PUT", "/v1/projects/{project}"): Rule("admin", {"share": 2}, all_projects=True),
     ("GET", "/v1/usage"): Rule("read"),
+    ("GET", "/v1/events"): Rule("read", lists=True),
     ("GET", "/v1/doctor"): Rule("admin", all_projects=True),
+    ("GET", "/v1/gc"): Rule("admin", all_projects=True),
     ("POST", "/v1/gc"): Rule("admin", {"dry_run": False}, all_projects=True),
     ("POST", "/v1/lab/masks"): Rule("infer", {"encoder": "{encoder}"}),  # which has no decoder, and is refused
     ("GET", "/v1/audit"): Rule("admin", lists=True),
