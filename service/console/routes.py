@@ -10,7 +10,20 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from service.auth.sessions import PREFIX
-from service.console.pages import deployments, encoders, job_data, jobs, lab, new_job, operations, sign_in, sweeps
+from service.console.pages import (
+    activity,
+    deployments,
+    encoders,
+    job_data,
+    jobs,
+    lab,
+    new_job,
+    operations,
+    projects,
+    retention,
+    sign_in,
+    sweeps,
+)
 from service.console.rendering import STATIC, STATIC_PREFIX
 from service.console.security import ConsoleRoute
 from service.serving.routes import INFERENCE_PATHS
@@ -52,6 +65,7 @@ def unknown_page(request: Request, path: str) -> Response:
 
 ROUTERS = (
     *(router, sign_in.router, new_job.router, job_data.router, jobs.router),
-    *(sweeps.router, encoders.router, deployments.router, lab.router, operations.router, _rest),
+    *(sweeps.router, encoders.router, deployments.router, lab.router, operations.router, projects.router),
+    *(retention.router, activity.router, _rest),
 )
 """All routers, in the order in which their paths are matched."""
