@@ -62,9 +62,7 @@ def list_sweeps(
 
 
 @router.get("/sweeps/{job_id}")
-def show_sweep(
-    request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls, caller: Reader
-) -> Response:
+def show_sweep(request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls) -> Response:
     sweep, problem = storage.run_from_thread(_read, job, settings.root)
     detail = views.job_detail(job, jobs.attempts(job.id), settings.root)
     trials = trial_points(sweep) if sweep is not None else []
@@ -73,7 +71,7 @@ def show_sweep(
         "sweep.html",
         job=detail,
         tab="overview",
-        place=queue_place(jobs, job, caller.project),
+        place=queue_place(jobs, job),
         problem=problem,
         trials=sorted(trials, key=lambda one: (one.state == "failed", -one.rung, -(one.score or 0.0), one.number)),
         verdict=storage.run_from_thread(current_verdict, job, sweep, settings.root),
