@@ -216,6 +216,7 @@ class Delivery(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     job_id: Mapped[str] = mapped_column(String(100))
+    """ID of the job; `ping-` and a random number for a test delivery."""
     version: Mapped[int]
     body: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16))

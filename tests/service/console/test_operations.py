@@ -15,6 +15,7 @@ from service.console.pages.projects import Month
 from service.db.models import Attempt, Job
 from service.projects.schemas import ProjectPolicy
 from service.projects.store import ProjectStore
+from service.webhooks.store import WebhookStore
 from tests.support.browser.console_client import ConsoleClient, text_of
 from tests.support.service.apps import key_to
 from tests.support.service.fake_cluster import queued
@@ -138,3 +139,12 @@ def test_activity_describes_events_and_links_their_objects(app: Any, console: Co
     assert "The loss became NaN or infinite" in text
     assert "Submitted" not in text
     assert console.get("/console/activity?type=key").status_code == 422
+
+
+def test_a_webhook_is_tested_and_a_delivery_repeated(console: ConsoleClient, database: Engine) -> None:
+    webhook = WebhookStore(database).add("https://hooks.example.com", None, [], "test")
+    assert console.submit(f"/console/webhooks/{webhook.id}/test").status_code == 204
+    (delivery,) = WebhookStore(database).deliveries(webhook.id, None, 10)
+    action = f"/console/webhooks/{webhook.id}/deliveries/{delivery.id}/redeliver"
+    assert f'hx-post="{action}"' in console.get("/console/webhooks").text
+    assert console.submit(action).status_code == 204

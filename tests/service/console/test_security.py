@@ -254,7 +254,7 @@ def test_a_read_only_key_cannot_make_any_change(app: Any, reader: ConsoleClient)
     job = queued(app.state.jobs)
     values = {"job_id": job.id, "action": "cancel", "encoder": "first", "name": "deployed", "alias": "alias"}
     for path in sorted(changes - {"/console/encoders/{encoder}/try", "/console/lab/masks"}):
-        url = path.format(**values, number=0, key_id="abc", webhook_id="wh_abc")
+        url = path.format(**values, number=0, key_id="abc", webhook_id="wh_abc", delivery_id=1)
         assert reader.submit(url).status_code == 403, path
         assert ConsoleClient(app).post(url, follow_redirects=False).status_code == 303, path
     assert len(changes) > 15
