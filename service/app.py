@@ -58,6 +58,7 @@ from service.serving import routes as serving
 from service.serving.deployments import DeploymentStore
 from service.serving.gateway import Gateway
 from service.serving.protocol import ARROW
+from service.serving.reservations import projects_in_use
 from service.serving.responses import NUMPY
 from service.serving.serve_api import ServeApi
 from service.settings import Settings
@@ -126,6 +127,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.monitors = list[StepMonitor]()
     app.state.encoders = EncoderStore(engine)
     app.state.deployments = DeploymentStore(engine)
+    app.state.projects_in_use = projects_in_use(engine)
     app.state.gateway = Gateway(app.state.deployments, settings.serve)
     app.state.serve_api = ServeApi(
         settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port, settings.serve

@@ -151,6 +151,9 @@ def usage(
 
 def audit(
     target: Annotated[str | None, typer.Option(help="ID or name of the changed object; default: all.")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="Kind of object and verb, such as job.cancel, or only the kind; default: all.")
+    ] = None,
     actor: Annotated[str | None, typer.Option(help="ID of the key that made the change; default: all.")] = None,
     since: Since = None,
     until: Until = None,
@@ -160,7 +163,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """List the changes that users made, newest first; requires an admin key."""
-    options: dict[str, Any] = {"target": target, "actor": actor, "project": project}
+    options: dict[str, Any] = {"target": target, "action": action, "actor": actor, "project": project}
     options |= {"since": _utc(since), "until": _utc(until)}
     print_service_list(
         CHANGES, lambda client: list(islice(client.projects.changes(**options), limit)), output, False, as_json
@@ -171,13 +174,15 @@ def _print_project(project: ProjectView, as_json: bool) -> None:
     if as_json:
         print(project.model_dump_json())
         return
-    figures = {"gpu_hours", "cpu_hours", "stored_gib"}
+    figures = {"gpu_hours", "cpu_hours", "stored_gib", "in_use"}
     limits = project.model_dump(exclude={"name", "created_at", "changed_at", "changed_by", *figures})
     facts = [(name, _quota(value)) for name, value in limits.items()]
+    held = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in project.in_use)
     used = f"{project.gpu_hours:.1f} GPU-hours, {project.cpu_hours:.1f} CPU-hours"
     changed = f"{project.changed_at:%Y-%m-%d %H:%M} by {project.changed_by}"
-    stored = ("stored", f"{project.stored_gib:.1f} GiB")
-    out.print(facts_table([("project", project.name), *facts, ("this month", used), stored, ("changed", changed)]))
+    stored = f"{project.stored_gib:.1f} GiB"
+    usage = [("in use now", held), ("this month", used), ("stored", stored)]
+    out.print(facts_table([("project", project.name), *facts, *usage, ("changed", changed)]))
 
 
 def _parsed(values: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`amd webhooks …`: create, inspect and delete webhooks on the service."""
+"""`amd webhooks …`: create, inspect, test and delete webhooks on the service."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ WEBHOOKS: Listing[WebhookView] = Listing(
 
 DELIVERIES: Listing[DeliveryView] = Listing(
     columns=(
-        Column("job", lambda delivery: delivery.job_id, wraps=False),
+        Column("id", lambda delivery: str(delivery.id), wraps=False),
+        Column("job", lambda delivery: delivery.job_id or "", wraps=False),
         Column("event", lambda delivery: delivery.type),
         Column("state", lambda delivery: delivery.state, wraps=False),
         Column("tries", lambda delivery: str(delivery.tries), wraps=False, drop=2),
@@ -125,6 +126,24 @@ def deliveries(
     print_service_list(DELIVERIES, fetch, output, watch, as_json)
 
 
+@app.command("test")
+def send_test(webhook: WebhookId, as_json: AsJson = False) -> None:
+    """Send a signed test event of type ping; `amd webhooks deliveries` shows its outcome."""
+    with connected(as_json) as client:
+        _print_delivery(client.webhooks.test(_find(client, webhook).id), as_json)
+
+
+@app.command()
+def redeliver(
+    webhook: WebhookId,
+    delivery: Annotated[int, typer.Argument(min=1, help="ID of the delivery, as `amd webhooks deliveries` prints it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Send a delivery again, now; one that was accepted or given up is retried for a day, like a new one."""
+    with connected(as_json) as client:
+        _print_delivery(client.webhooks.redeliver(_find(client, webhook).id, delivery), as_json)
+
+
 @app.command()
 def delete(webhook: WebhookId, as_json: AsJson = False) -> None:
     """Delete a webhook and its pending deliveries."""
@@ -132,6 +151,10 @@ def delete(webhook: WebhookId, as_json: AsJson = False) -> None:
         id = _find(client, webhook).id
         client.webhooks.delete(id)
     print(json.dumps({"id": id, "deleted": True}) if as_json else f"{id}: deleted")
+
+
+def _print_delivery(delivery: DeliveryView, as_json: bool) -> None:
+    print(delivery.model_dump_json() if as_json else f"delivery {delivery.id}: {delivery.type} queued")
 
 
 def _find(client: Client, text: str) -> WebhookView:

@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 
 from service.auth.sessions import PREFIX
 from service.console.pages import (
+    activity,
     deployments,
     embedding_maps,
     encoders,
@@ -19,6 +20,8 @@ from service.console.pages import (
     lab,
     new_job,
     operations,
+    projects,
+    retention,
     sign_in,
     sweeps,
 )
@@ -63,6 +66,7 @@ def unknown_page(request: Request, path: str) -> Response:
 
 ROUTERS = (
     *(router, sign_in.router, new_job.router, job_data.router, embedding_maps.router, jobs.router),
-    *(sweeps.router, encoders.router, deployments.router, lab.router, operations.router, _rest),
+    *(sweeps.router, encoders.router, deployments.router, lab.router, operations.router),
+    *(projects.router, retention.router, activity.router, _rest),
 )
 """All routers, in the order in which their paths are matched."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from service.jobs.schemas import EventView
 from service.jobs.store import SERVICE
+from service.projects.schemas import ActivityView
 
 STATES: dict[str, str] = {
     "queued": "Waiting in the queue",
@@ -101,15 +103,35 @@ _EVENTS: dict[str, str] = {
 }
 
 
+_CHANGES: dict[str, str] = {
+    "alias.move": "Alias moved to {outcome}",
+    "alias.delete": "Alias deleted",
+    "deployment.put": "Deployment {outcome}",
+    "deployment.delete": "Deployment deleted",
+    "encoder.delete": "Encoder deleted",
+}
+
+
 def event_title(event: EventView) -> str:
     """Return a short title for an event."""
-    template = _EVENTS.get(event.type, event.type.replace("_", " ").capitalize())
+    return _job_event_title(event.type, event.data)
+
+
+def activity_title(event: ActivityView) -> str:
+    """Return a short title for an event of a job, or for a change to another object."""
+    if event.type in _CHANGES:
+        return _CHANGES[event.type].replace("{outcome}", str(event.data.get("outcome", "")))
+    return _job_event_title(event.type.removeprefix("job."), event.data)
+
+
+def _job_event_title(type: str, data: Mapping[str, Any]) -> str:
+    template = _EVENTS.get(type, type.replace("_", " ").capitalize())
     for name in ("attempt", "trial"):
-        template = template.replace(f"{{{name}}}", str(event.data.get(name, "")))
+        template = template.replace(f"{{{name}}}", str(data.get(name, "")))
     return template
 
 
-def event_details(event: EventView) -> list[str]:
+def event_details(event: EventView | ActivityView) -> list[str]:
     """Return an event's details: a description of its reason, its message, and any changed fields."""
     lines = []
     reason, message = event.data.get("reason"), event.data.get("message")
@@ -117,7 +139,7 @@ def event_details(event: EventView) -> list[str]:
         lines.append(REASONS.get(str(reason), str(reason)))
     if message:
         lines.append(str(message))
-    if event.type == "edit":
+    if event.type in ("edit", "job.edit"):
         lines += [f"{name}: {value}" for name, value in event.data.items()]
     return lines
 

@@ -216,6 +216,7 @@ class Delivery(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     job_id: Mapped[str] = mapped_column(String(100))
+    """ID of the job; `ping-` and a random number for a test delivery."""
     version: Mapped[int]
     body: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16))
@@ -355,6 +356,7 @@ class AuditEntry(Base):
         Index("audit_by_time", "at", "id"),
         Index("audit_of_project", "project", "at", "id"),
         Index("audit_of_target", "target", "at", "id"),
+        Index("audit_by_action", "action", "at", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -369,3 +371,25 @@ class AuditEntry(Base):
     """ID or name of the changed object."""
     outcome: Mapped[str] = mapped_column(String(200))
     """Result of the change, such as the job's new state."""
+
+
+class GarbageCollection(Base):
+    """A completed garbage collection. Dry runs are not recorded."""
+
+    __tablename__ = "collections"
+    __table_args__ = (Index("collections_by_time", "started_at"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    started_at: Mapped[float]
+    ended_at: Mapped[float]
+    actor: Mapped[str] = mapped_column(String(100))
+    """ID of the API key or OIDC subject that started it, or `service` if it was periodic."""
+    items: Mapped[int]
+    """Number of removals made."""
+    skipped: Mapped[int]
+    """Number of planned removals that were not made."""
+    files: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    """Total size of the removed files."""
+    rows: Mapped[int]
+    """Number of rows removed from the database."""

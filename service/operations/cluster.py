@@ -1,4 +1,4 @@
-"""Route /v1/cluster: the cluster's resources, which jobs use them, and which jobs wait for them, in queue order."""
+"""Route /v1/cluster: the cluster's resources, which jobs use them, and which jobs wait for them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ClusterView(ApiModel):
     """Explanation of why the cluster is not responding; empty if it is responding."""
     running: list[OccupantView]
     waiting: list[OccupantView]
-    """Waiting jobs in queue order: highest priority first, then oldest; at most 500."""
+    """Waiting jobs: highest priority first, then oldest; at most 500. Fair shares decide between projects."""
 
 
 @router.get("/cluster", summary="Get the cluster's resources and queue")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import Engine, select
+from sqlalchemy import ColumnElement, Engine, select
 from sqlalchemy.orm import Session
 
 from service.db.models import AuditEntry
@@ -16,6 +16,8 @@ class AuditFilter(NamedTuple):
 
     project: str | None = None
     target: str | None = None
+    action: str | None = None
+    """Kind of the target and verb, such as `job.cancel`, or only the kind."""
     actor: str | None = None
     since: float | None = None
     until: float | None = None
@@ -35,6 +37,8 @@ class AuditLog:
         for column in ("project", "target", "actor"):
             if (value := getattr(where, column)) is not None:
                 query = query.where(getattr(AuditEntry, column) == value)
+        if where.action is not None:
+            query = query.where(_matches(where.action))
         if where.since is not None:
             query = query.where(AuditEntry.at >= where.since)
         if where.until is not None:
@@ -45,3 +49,9 @@ class AuditLog:
             found = list(session.scalars(query))
         last = found[limit - 1] if len(found) > limit else None
         return found[:limit], cursor_of(last.at, last.id) if last is not None else None
+
+
+def _matches(action: str) -> ColumnElement[bool]:
+    if "." in action:
+        return AuditEntry.action == action
+    return AuditEntry.action.startswith(f"{action}.", autoescape=True)

@@ -1,20 +1,24 @@
-"""Routes /v1/projects, /v1/usage and /v1/audit: policies of projects, the hours that jobs used, and users' changes."""
+"""Routes /v1/projects, /v1/usage, /v1/events and /v1/audit: policies of projects, hours used, events and changes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 
 from service.auth.authentication import Admin, Reader
 from service.db.models import ProjectSettings
+from service.projects.activity import ActivityFeed, ActivityFilter
 from service.projects.audit import AuditFilter, AuditLog
 from service.projects.schemas import (
+    ActivityPage,
     AuditPage,
     AuditView,
     ProjectList,
     ProjectPolicy,
+    ProjectUse,
     ProjectView,
     UsageGroup,
     UsageList,
@@ -28,6 +32,8 @@ from service.web.schemas import Project, utc_datetime
 
 router = APIRouter(tags=["projects"])
 
+ACTION_PATTERN = r"^[a-z]{1,20}(\.[a-z_]{1,40})?$"
+ACTIVITY_PATTERN = r"^(job|deployment|alias|encoder)(\.[a-z_]{1,40})?$"
 ProjectName = Annotated[Project, Path(description="Name of the project.")]
 
 
@@ -37,15 +43,14 @@ def list_projects(request: Request, caller: Admin) -> ProjectList:
 
     Projects without one have the service's defaults, a share of 1 and no budgets.
     """
-    month, stored = _usage_this_month(request, caller.project), _stored(request)
     found = _projects(request).list(caller.project)
-    return ProjectList(items=[_view(project, month, stored) for project in found])
+    return ProjectList(items=_views(request, found, caller.project))
 
 
 @router.get("/projects/{project}", summary="Get a project")
 def get_project(request: Request, caller: Admin, project: ProjectName) -> ProjectView:
     found = _projects(request).get(project, caller.project)
-    return _view(found, _usage_this_month(request, project), _stored(request))
+    return _views(request, [found], project)[0]
 
 
 @router.put("/projects/{project}", summary="Create a project, or replace its policy")
@@ -56,7 +61,7 @@ def put_project(request: Request, caller: Admin, project: ProjectName, body: Pro
     """
     caller.require_all_projects()
     stored = _projects(request).put(project, body, caller.id)
-    return _view(stored, _usage_this_month(request, project), _stored(request))
+    return _views(request, [stored], project)[0]
 
 
 @router.get("/usage", summary="Get the hours for which jobs reserved resources")
@@ -88,12 +93,41 @@ def get_usage(
     )
 
 
+@router.get("/events", summary="List events of a project, newest first")
+def list_events(
+    request: Request,
+    caller: Reader,
+    type: Annotated[
+        list[Annotated[str, Query(pattern=ACTIVITY_PATTERN)]] | None,
+        Query(
+            max_length=20,
+            description="Types such as `job.failed` or `alias.move`, or kinds: job, deployment, alias, encoder. "
+            "Default: all types.",
+        ),
+    ] = None,
+    since: Annotated[Timestamp | None, Query(description="Earliest time of an event.")] = None,
+    project: ProjectFilter = None,
+    cursor: Annotated[str | None, Query(max_length=300, description=CURSOR)] = None,
+    limit: PageSize = 50,
+) -> ActivityPage:
+    """Events of jobs, including deleted ones, and users' changes to deployments, aliases and encoders."""
+    where = ActivityFilter(caller.own_project(project), type or (), since.timestamp() if since else None)
+    return ActivityFeed(request.app.state.engine).page(where, cursor, limit)
+
+
 @router.get("/audit", summary="List changes made by users, newest first")
 def list_changes(
     request: Request,
     caller: Admin,
     target: Annotated[
         str | None, Query(max_length=200, description="ID or name of the changed object. Default: all objects.")
+    ] = None,
+    action: Annotated[
+        str | None,
+        Query(
+            pattern=ACTION_PATTERN,
+            description="Kind of the object and verb, such as `job.cancel`, or only the kind. Default: all actions.",
+        ),
     ] = None,
     actor: Annotated[
         str | None, Query(max_length=100, description="ID of the key or token that made the change. Default: all.")
@@ -106,7 +140,7 @@ def list_changes(
 ) -> AuditPage:
     """Changes to jobs, encoders, aliases, deployments, keys, console links, webhooks and projects."""
     bounds = (since.timestamp() if since else None, until.timestamp() if until else None)
-    where = AuditFilter(caller.own_project(project), target, actor, *bounds)
+    where = AuditFilter(caller.own_project(project), target, action, actor, *bounds)
     found, next_cursor = AuditLog(request.app.state.engine).list(where, cursor, limit)
     items = [
         AuditView(
@@ -122,23 +156,30 @@ def _projects(request: Request) -> ProjectStore:
     return ProjectStore(request.app.state.engine)
 
 
-def _usage_this_month(request: Request, project: str | None) -> dict[str, ResourceHours]:
-    now = time.time()
-    return UsageStore(request.app.state.engine).by_project(start_of_month(now), now, project)
+def _views(request: Request, projects: Sequence[ProjectSettings], visible: str | None) -> list[ProjectView]:
+    now, state = time.time(), request.app.state
+    month = UsageStore(state.engine).by_project(start_of_month(now), now, visible)
+    in_use: Mapping[str, ProjectUse] = state.projects_in_use()
+    stored = StoredBytesStore(state.engine).by_project()
+    return [
+        _view(
+            each,
+            in_use.get(each.name, ProjectUse()),
+            month.get(each.name, ResourceHours()),
+            stored.get(each.name, 0) / GIB,
+        )
+        for each in projects
+    ]
 
 
-def _stored(request: Request) -> dict[str, int]:
-    return StoredBytesStore(request.app.state.engine).by_project()
-
-
-def _view(project: ProjectSettings, month: dict[str, ResourceHours], stored: dict[str, int]) -> ProjectView:
-    hours = month.get(project.name, ResourceHours())
+def _view(project: ProjectSettings, in_use: ProjectUse, hours: ResourceHours, stored_gib: float) -> ProjectView:
     return ProjectView(
         **policy_of(project).model_dump(),
         name=project.name,
+        in_use=in_use,
         gpu_hours=hours.gpus,
         cpu_hours=hours.cpus,
-        stored_gib=stored.get(project.name, 0) / GIB,
+        stored_gib=stored_gib,
         created_at=utc_datetime(project.created_at),
         changed_at=utc_datetime(project.changed_at),
         changed_by=project.changed_by,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -50,10 +50,26 @@ class ProjectPolicy(ApiModel):
     """Budget of CPU-hours per calendar month (UTC). Once it is used up, jobs wait for the next month."""
 
 
+class ProjectUse(ApiModel):
+    """What a project holds now, as its quotas count it."""
+
+    running_jobs: int = 0
+    """Number of concurrent jobs."""
+    workers: int = 0
+    """Number of workers of concurrent jobs."""
+    gpus: float = 0.0
+    """GPUs of concurrent jobs and of all replicas that deployments may start."""
+    deployments: int = 0
+    replicas: int = 0
+    """Number of replicas that all deployments may start."""
+
+
 class ProjectView(ProjectPolicy):
-    """A project with its policy and its usage in the current calendar month (UTC)."""
+    """A project with its policy, what it holds now, and its usage in the current calendar month (UTC)."""
 
     name: str
+    in_use: ProjectUse
+    """What the project holds now."""
     gpu_hours: float
     """GPU-hours that jobs have used this month."""
     cpu_hours: float
@@ -91,6 +107,32 @@ class UsageList(ApiModel):
     """Total GPU-hours, including those of items beyond the limit."""
     cpu_hours: float
     """Total CPU-hours, including those of items beyond the limit."""
+
+
+class ActivityView(ApiModel):
+    """An event of a job, or a change to a deployment, an alias or an encoder."""
+
+    at: datetime
+    type: str
+    """Kind of the object and what happened, such as `job.failed` or `alias.move`."""
+    target: str
+    """ID or name of the object."""
+    project: str | None
+    """Project of the object."""
+    version: int | None
+    """Number of the event in the job's history; null for other objects."""
+    actor: str
+    """ID of the API key, `oidc:` followed by the token's subject, or `service`."""
+    data: dict[str, Any]
+    """Details: the changed fields of a job, or the `outcome` of another change."""
+
+
+class ActivityPage(ApiModel):
+    """A page of events, newest first."""
+
+    items: list[ActivityView]
+    next_cursor: str | None
+    """Cursor for the next page; null on the last page."""
 
 
 class AuditView(ApiModel):

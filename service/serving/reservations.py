@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import Engine, Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from service.db.models import Attempt, Deployment, Job
 from service.jobs.execution.backfill import Usage
 from service.jobs.execution.ray_jobs import Capacity
 from service.jobs.schemas import ACTIVE
+from service.projects.schemas import ProjectUse
 from service.projects.store import locked_policy
 from service.serving.deployments import DeploymentStore
 from service.serving.schemas import ServingSettings
@@ -44,6 +45,32 @@ def deployed_gpus(store: DeploymentStore) -> Callable[[], Mapping[str, float]]:
     return compute
 
 
+def projects_in_use(engine: Engine) -> Callable[[], Mapping[str, ProjectUse]]:
+    """Return a function that computes what each project's jobs and deployments hold, as the quotas count it."""
+
+    def compute() -> Mapping[str, ProjectUse]:
+        with Session(engine.execution_options(reads_only=True)) as session:
+            jobs = {row[0]: (row[1], row[2], row[3]) for row in session.execute(_active_jobs())}
+        deployments = defaultdict[str, list[Deployment]](list)
+        for one in DeploymentStore(engine).all():
+            deployments[one.project].append(one)
+        return {
+            project: _use(*jobs.get(project, (0, 0, 0.0)), deployments[project]) for project in {*jobs, *deployments}
+        }
+
+    return compute
+
+
+def _use(running_jobs: int, workers: int, gpus: float, deployments: list[Deployment]) -> ProjectUse:
+    return ProjectUse(
+        running_jobs=running_jobs,
+        workers=workers,
+        gpus=gpus + sum(map(_max_gpus, deployments)),
+        deployments=len(deployments),
+        replicas=sum(map(_max_replicas, deployments)),
+    )
+
+
 def check_quotas(session: Session, desired: Deployment) -> None:
     """Raise QuotaExceeded if a deployment exceeds its project's quotas. Locks them until the end of the transaction.
 
@@ -69,10 +96,17 @@ def check_quotas(session: Session, desired: Deployment) -> None:
             raise QuotaExceeded(message, field=field, quota=quota, needed=needed, used=used, limit=limit)
 
 
-def _gpus_of_jobs(session: Session, project: str) -> float:
+def _active_jobs() -> Select[str, int, int, float]:
+    """Return the query for each project's active jobs: their number, their workers and the GPUs of their attempts."""
     newest = and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt)
-    active = (Job.project == project, Job.state.in_(ACTIVE))
-    return session.scalar(select(func.sum(Attempt.gpus)).join(Job, newest).where(*active)) or 0.0
+    gpus = func.coalesce(func.sum(Attempt.gpus), 0.0)
+    query = select(Job.project, func.count(), func.sum(Job.workers), gpus).outerjoin(Attempt, newest)
+    return query.where(Job.state.in_(ACTIVE), Job.origin == "api").group_by(Job.project)
+
+
+def _gpus_of_jobs(session: Session, project: str) -> float:
+    found = session.execute(_active_jobs().where(Job.project == project)).first()
+    return found[3] if found is not None else 0.0
 
 
 def _max_replicas(deployment: Deployment) -> int:

@@ -64,6 +64,11 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if math.isfinite(value) else "not finite"
 
 
+def amount(value: float | None) -> str:
+    """Format an amount with at most one decimal: `12`, `1 234.5`."""
+    return DASH if value is None else f"{value:,.1f}".removesuffix(".0").replace(",", "\u202f")
+
+
 def large(value: float | None) -> str:
     """Format a large number with a suffix: `5.7 M`, `1.2 G`."""
     if value is None:
@@ -111,6 +116,7 @@ def plain(text: str) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "ago": ago,
+    "amount": amount,
     "between": between,
     "compact": compact,
     "duration": duration,

@@ -1,4 +1,4 @@
-"""Webhook routes, for admins: create, list and delete webhooks, and list their deliveries."""
+"""Webhook routes, for admins: create, list, test and delete webhooks, and list and repeat their deliveries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.web.errors import UriNotAllowed
 from service.web.parameters import PageSize
 from service.web.schemas import ApiModel, Project, utc_datetime
 from service.webhooks.addresses import AddressNotAllowed, checked_url
-from service.webhooks.store import WAITING, WebhookStore
+from service.webhooks.store import PING, WAITING, WebhookStore
 
 EventType = Literal["created", "edit", "time_limit", "preempt", "stop_trial"] | State | Action
 
@@ -67,10 +67,13 @@ class WebhookList(ApiModel):
 class DeliveryView(ApiModel):
     """Delivery of one event to a webhook."""
 
-    job_id: str
+    id: int
+    job_id: str | None
+    """ID of the job; null for a test."""
     version: int
-    """Event number in the job's history."""
+    """Event number in the job's history; 0 for a test."""
     type: str
+    """Type of the event, such as `job.failed`, or `ping` for a test."""
     state: Literal["waiting", "taken", "given_up"]
     tries: int
     answer: str
@@ -86,6 +89,8 @@ class DeliveryList(ApiModel):
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
 WebhookId = Annotated[str, InPath(pattern=r"^wh_[0-9a-f]{1,29}$", description="ID of the webhook.")]
+
+DeliveryId = Annotated[int, InPath(ge=1, lt=2**31, description="ID of the delivery.")]
 
 
 @router.post("", status_code=HTTPStatus.CREATED)
@@ -119,6 +124,25 @@ def list_deliveries(request: Request, caller: Admin, webhook_id: WebhookId, limi
     return DeliveryList(items=[_delivery_view(delivery) for delivery in found])
 
 
+@router.post("/{webhook_id}/test", status_code=HTTPStatus.ACCEPTED)
+def test_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> DeliveryView:
+    """Send a signed event of type `ping`, whichever events the webhook receives.
+
+    `GET /v1/webhooks/{webhook_id}/deliveries` shows its outcome.
+    """
+    return _delivery_view(_webhooks(request).add_test(webhook_id, caller.project, caller.id))
+
+
+@router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=HTTPStatus.ACCEPTED)
+def redeliver(request: Request, caller: Admin, webhook_id: WebhookId, delivery_id: DeliveryId) -> DeliveryView:
+    """Send a delivery again, with the same `webhook-id`.
+
+    A delivery that was accepted or given up is retried for a day, like a new one. The next attempt of a waiting one is
+    made at once.
+    """
+    return _delivery_view(_webhooks(request).redeliver(webhook_id, delivery_id, caller.project, caller.id))
+
+
 def _webhooks(request: Request) -> WebhookStore:
     return WebhookStore(request.app.state.engine)
 
@@ -137,7 +161,8 @@ def _view(webhook: Webhook) -> WebhookView:
 def _delivery_view(delivery: Delivery) -> DeliveryView:
     return DeliveryView.model_validate(
         {
-            "job_id": delivery.job_id,
+            "id": delivery.id,
+            "job_id": delivery.job_id if delivery.body["type"] != PING else None,
             "version": delivery.version,
             "type": delivery.body["type"],
             "state": delivery.state,

@@ -25,6 +25,7 @@ from service.web.errors import NotFound
 from service.web.schemas import utc_datetime
 
 WAITING, TAKEN, GIVEN_UP = "waiting", "taken", "given_up"
+PING = "ping"  # type of a test delivery
 MINUTE, HOUR = 60, 3600
 # Pause after each failed attempt: a day in total, then the delivery is given up.
 PAUSES_S = (5, 30, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 8 * HOUR)
@@ -41,20 +42,22 @@ def queue_deliveries(session: Session, job: Job, event: JobEvent) -> None:
     listening = select(Webhook).where(or_(Webhook.project.is_(None), Webhook.project == job.project))
     for webhook in session.scalars(listening.with_for_update(read=True, key_share=True)):
         if not webhook.events or event.type in webhook.events:
-            session.add(
-                Delivery(
-                    webhook_id=webhook.id,
-                    job_id=job.id,
-                    version=event.version,
-                    body=_body(job, event),
-                    state=WAITING,
-                    tries=0,
-                    not_before=event.at,
-                    answer="",
-                    created_at=event.at,
-                    tried_at=None,
-                )
-            )
+            session.add(_delivery(webhook.id, job.id, event.version, event.at, _body(job, event)))
+
+
+def _delivery(webhook_id: str, job_id: str, version: int, at: float, body: dict[str, Any]) -> Delivery:
+    return Delivery(
+        webhook_id=webhook_id,
+        job_id=job_id,
+        version=version,
+        body=body,
+        state=WAITING,
+        tries=0,
+        not_before=at,
+        answer="",
+        created_at=at,
+        tried_at=None,
+    )
 
 
 def _body(job: Job, event: JobEvent) -> dict[str, Any]:
@@ -139,6 +142,34 @@ class WebhookStore:
             _of(session, webhook_id, project)
             query = select(Delivery).where(Delivery.webhook_id == webhook_id)
             return list(session.scalars(query.order_by(Delivery.id.desc()).limit(limit)))
+
+    def add_test(self, webhook_id: str, project: str | None, actor: str) -> Delivery:
+        """Queue a delivery of type `ping`, whichever events the webhook receives. Raises NotFound."""
+        now = time.time()
+        body = {
+            "type": PING,
+            "timestamp": utc_datetime(now).isoformat(),
+            "data": {"webhook_id": webhook_id, "actor": actor},
+        }
+        delivery = _delivery(webhook_id, f"{PING}-{secrets.token_hex(8)}", 0, now, body)
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            webhook = _of(session, webhook_id, project)
+            session.add(delivery)
+            record_change(session, actor, "webhook.test", webhook_id, webhook.project, "queued")
+        return delivery
+
+    def redeliver(self, webhook_id: str, delivery_id: int, project: str | None, actor: str) -> Delivery:
+        """Make a delivery due now. One that was accepted or given up gets all its attempts again. Raises NotFound."""
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            webhook = _of(session, webhook_id, project)
+            delivery = session.get(Delivery, delivery_id, with_for_update=True)
+            if delivery is None or delivery.webhook_id != webhook_id:
+                raise NotFound(f"webhook {webhook_id!r} has no delivery {delivery_id}")
+            if delivery.state != WAITING:
+                delivery.state, delivery.tries = WAITING, 0
+            delivery.not_before = time.time()
+            record_change(session, actor, "webhook.redeliver", webhook_id, webhook.project, "queued")
+        return delivery
 
     # Sending
 

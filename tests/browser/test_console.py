@@ -248,9 +248,12 @@ def test_a_user_with_a_read_only_key_sees_no_buttons(open_page: OpenPage, servic
         f"/jobs/{scenes.RUNNING}",
         f"/encoders/{scenes.ENCODER}",
         f"/deployments/{scenes.DEPLOYMENT}",
+        "/activity",
+        "/usage",
     ):
         page.goto(path(service, rest))
         names = ("New job", "Cancel", "Pause", "Clone", "Edit", "Deploy", "Promote", "Withdraw", "Delete")
+        names += ("Audit", "Keys", "Webhooks", "Retention", "Apply", "Send")
         for role in ("button", "link"):
             for name in names:
                 expect(page.get_by_role(role, name=name)).to_have_count(1 if (role, name) == ("link", "Deploy") else 0)
@@ -277,6 +280,18 @@ def test_a_sign_in_link_can_be_used_once(browser: object, open_page: OpenPage, s
     page.wait_for_url("**/console/jobs")
 
 
+def test_a_retention_policy_and_a_webhook_can_be_tried_out(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.get_by_role("link", name="Retention").click()
+    page.get_by_label("Checkpoints", exact=True).fill("36500")
+    page.get_by_role("button", name="Dry run").click()
+    expect(page.locator("#report")).to_contain_text("There is nothing to remove.")
+    service.api("POST", "/webhooks", json={"url": "https://hooks.example.com"})
+    page.get_by_role("link", name="Webhooks").click()
+    page.get_by_role("button", name="Send a test").click()
+    expect(page.locator("#webhooks tbody tr")).to_contain_text("ping")
+
+
 PAGES = {
     "jobs": "/jobs",
     "job": f"/jobs/{scenes.RUNNING}",
@@ -296,7 +311,12 @@ PAGES = {
     "deployment": f"/deployments/{scenes.DEPLOYMENT}",
     "lab": "/lab",
     "cluster": "/cluster",
+    "activity": "/activity",
     "failures": "/failures",
+    "usage": "/usage",
+    "usage by job": "/usage?by=job",
+    "audit": "/audit",
+    "retention": "/retention",
     "keys": "/keys",
     "webhooks": "/webhooks",
 }

@@ -24,7 +24,7 @@ from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
 from service.lab.schemas import LabView
 from service.operations.doctor.findings import Diagnosis
-from service.operations.retention.routes import GcReport, GcRequest
+from service.operations.retention.routes import GcReport, GcRequest, RetentionView
 from service.serving.requests import DEADLINE_S
 from service.serving.schemas import ClassificationView, EmbeddingView, ReconstructionView
 
@@ -100,6 +100,10 @@ class AsyncClient(AsyncApiMethods):
         """
         body = fields_of(request)
         return await self._request("POST", api_path("gc"), GcReport, body=body, deadline_s=deadline_s)
+
+    async def retention(self, limit: int | None = None) -> RetentionView:
+        """Get the retention policy and the latest garbage collections. Requires an admin key for all projects."""
+        return await self._request("GET", api_path("gc"), RetentionView, query={"limit": limit})
 
     async def doctor(self) -> Diagnosis:
         """Run all checks of the service and its dependencies. Requires an admin key for all projects."""

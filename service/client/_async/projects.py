@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
 from service.client._async.requests import AsyncApiMethods
 from service.client.messages import api_path
 from service.projects.schemas import (
+    ActivityPage,
+    ActivityView,
     AuditPage,
     AuditView,
     ProjectList,
@@ -49,13 +51,28 @@ class AsyncProjects(AsyncApiMethods):
         *,
         project: str | None = None,
         target: str | None = None,
+        action: str | None = None,
         actor: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> AsyncIterator[AuditView]:
-        """Iterate over changes made by users, newest first, fetching pages as needed."""
-        query = {"target": target, "actor": actor, "since": _text(since), "until": _text(until), "project": project}
+        """Iterate over changes made by users, newest first, fetching pages as needed.
+
+        `action`: kind of the object and verb, such as `job.cancel`, or only the kind.
+        """
+        query = {"target": target, "action": action, "actor": actor, "project": project}
+        query |= {"since": _text(since), "until": _text(until)}
         return self._pages(api_path("audit"), AuditPage, query)
+
+    def events(
+        self, *, types: Sequence[str] = (), since: datetime | None = None, project: str | None = None
+    ) -> AsyncIterator[ActivityView]:
+        """Iterate over events of jobs and changes to deployments, aliases and encoders, newest first.
+
+        `types`: types such as `job.failed`, or kinds such as `job`. Pages are fetched as needed.
+        """
+        query = {"type": list(types) or None, "since": _text(since), "project": project}
+        return self._pages(api_path("events"), ActivityPage, query)
 
 
 def _text(at: datetime | None) -> str | None:

@@ -24,5 +24,14 @@ class AsyncWebhooks(AsyncApiMethods):
         path = api_path("webhooks", webhook_id, "deliveries")
         return (await self._request("GET", path, DeliveryList, query={"limit": limit})).items
 
+    async def test(self, webhook_id: str) -> DeliveryView:
+        """Send a signed event of type `ping`. `deliveries` shows its outcome."""
+        return await self._request("POST", api_path("webhooks", webhook_id, "test"), DeliveryView)
+
+    async def redeliver(self, webhook_id: str, delivery_id: int) -> DeliveryView:
+        """Send a delivery again, now, with the same `webhook-id`."""
+        path = api_path("webhooks", webhook_id, "deliveries", str(delivery_id), "redeliver")
+        return await self._request("POST", path, DeliveryView, repeatable=True)
+
     async def list(self) -> list[WebhookView]:
         return (await self._request("GET", api_path("webhooks"), WebhookList)).items

@@ -14,7 +14,7 @@ from httpx_sse import ServerSentEvent
 
 from service.client._sync.requests import POLL_INTERVAL_S, ApiMethods
 from service.client.messages import api_path, fields_of, idempotency, input_item, parse, present
-from service.jobs.details.schemas import ForkRequest
+from service.jobs.details.schemas import ForkRequest, MediaStepView
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import (
     ENDED,
@@ -142,6 +142,14 @@ class Jobs(ApiMethods):
 
     def checkpoints(self, job_id: str) -> list[CheckpointView]:
         return self._request("GET", api_path("jobs", job_id, "checkpoints"), list[CheckpointView])
+
+    def media(self, job_id: str) -> list[MediaStepView]:
+        """List the pictures that a run writes while it trains, by step."""
+        return self._request("GET", api_path("jobs", job_id, "media"), list[MediaStepView])
+
+    def picture(self, job_id: str, step: int, name: str) -> bytes:
+        """Get a picture, a WebP image. `name` is one of the step's files that `media` lists."""
+        return (self._send("GET", api_path("jobs", job_id, "media", str(step), name))).content
 
     def neighbours(
         self,

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from service.client._sync.requests import ApiMethods
 from service.client.messages import api_path
 from service.projects.schemas import (
+    ActivityPage,
+    ActivityView,
     AuditPage,
     AuditView,
     ProjectList,
@@ -50,13 +52,28 @@ class Projects(ApiMethods):
         *,
         project: str | None = None,
         target: str | None = None,
+        action: str | None = None,
         actor: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Iterator[AuditView]:
-        """Iterate over changes made by users, newest first, fetching pages as needed."""
-        query = {"target": target, "actor": actor, "since": _text(since), "until": _text(until), "project": project}
+        """Iterate over changes made by users, newest first, fetching pages as needed.
+
+        `action`: kind of the object and verb, such as `job.cancel`, or only the kind.
+        """
+        query = {"target": target, "action": action, "actor": actor, "project": project}
+        query |= {"since": _text(since), "until": _text(until)}
         return self._pages(api_path("audit"), AuditPage, query)
+
+    def events(
+        self, *, types: Sequence[str] = (), since: datetime | None = None, project: str | None = None
+    ) -> Iterator[ActivityView]:
+        """Iterate over events of jobs and changes to deployments, aliases and encoders, newest first.
+
+        `types`: types such as `job.failed`, or kinds such as `job`. Pages are fetched as needed.
+        """
+        query = {"type": list(types) or None, "since": _text(since), "project": project}
+        return self._pages(api_path("events"), ActivityPage, query)
 
 
 def _text(at: datetime | None) -> str | None:

@@ -25,5 +25,14 @@ class Webhooks(ApiMethods):
         path = api_path("webhooks", webhook_id, "deliveries")
         return (self._request("GET", path, DeliveryList, query={"limit": limit})).items
 
+    def test(self, webhook_id: str) -> DeliveryView:
+        """Send a signed event of type `ping`. `deliveries` shows its outcome."""
+        return self._request("POST", api_path("webhooks", webhook_id, "test"), DeliveryView)
+
+    def redeliver(self, webhook_id: str, delivery_id: int) -> DeliveryView:
+        """Send a delivery again, now, with the same `webhook-id`."""
+        path = api_path("webhooks", webhook_id, "deliveries", str(delivery_id), "redeliver")
+        return self._request("POST", path, DeliveryView, repeatable=True)
+
     def list(self) -> list[WebhookView]:
         return (self._request("GET", api_path("webhooks"), WebhookList)).items

@@ -37,7 +37,7 @@ async def show_map(
     other: Annotated[str, Query(max_length=100)] = "",
 ) -> Response:
     """Show the page. Its script requests the map, and shows why a job has none."""
-    context = await run_in_threadpool(job_context, job, jobs, settings.root, caller.project, "map")
+    context = await run_in_threadpool(job_context, job, jobs, settings.root, "map")
     compared = await run_in_threadpool(jobs.get, other, caller.project) if other else None
     embedded = JobFilter(caller.project, kinds=("embed",), states=("succeeded",))
     offered = (await run_in_threadpool(jobs.list, embedded, limit=COMPARABLE)).jobs

@@ -1,4 +1,4 @@
-"""Data and downloads of a job's pages: metrics, events, logs, pictures and its report, as the REST routes return them."""
+"""Data and downloads of a job's pages: metrics, events, logs, pictures and reports, as returned by the REST routes."""
 
 from __future__ import annotations
 

@@ -78,16 +78,16 @@ def _query(values: dict[str, Any]) -> str:
 
 
 @router.get("/jobs/{job_id}")
-def show_job(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
+def show_job(request: Request, job: Visible, jobs: Jobs, settings: Config) -> Response:
     if job.kind == "search":
         return RedirectResponse(f"{PREFIX}/sweeps/{job.id}", HTTPStatus.SEE_OTHER)
-    return render(request, "job.html", **job_context(job, jobs, settings.root, caller.project, "overview"))
+    return render(request, "job.html", **job_context(job, jobs, settings.root, "overview"))
 
 
 @router.get("/jobs/{job_id}/head")
-def job_head(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
+def job_head(request: Request, job: Visible, jobs: Jobs, settings: Config) -> Response:
     """Render the part of a job's pages that changes while the job runs."""
-    context = job_context(job, jobs, settings.root, caller.project, "")
+    context = job_context(job, jobs, settings.root, "")
     return render(request, "fragments/job_head.html", **context)
 
 
@@ -98,11 +98,10 @@ async def job_log(
     jobs: Jobs,
     settings: Config,
     storage: StorageCalls,
-    caller: Reader,
     attempt: Annotated[int | None, Query(ge=1)] = None,
     rank: Annotated[str, Query(pattern=r"^[0-9]{0,6}$")] = "",
 ) -> Response:
-    context = await run_in_threadpool(job_context, job, jobs, settings.root, caller.project, "log")
+    context = await run_in_threadpool(job_context, job, jobs, settings.root, "log")
     chosen: dict[str, Any] = {"chosen_attempt": attempt or job.attempt, "rank": int(rank) if rank else None}
     ranks = await storage.run(ranks_with_log, run_folder(settings.root, job.id))
     return render(request, "job_log.html", **context, **chosen, ranks=ranks)
@@ -110,14 +109,14 @@ async def job_log(
 
 @router.get("/jobs/{job_id}/config")
 def job_config(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
-    context = job_context(job, jobs, settings.root, caller.project, "config")
+    context = job_context(job, jobs, settings.root, "config")
     base = base_config(job.kind, job.preset, job.config)
     return render(request, "job_config.html", **context, rows=config_rows(job.config, base), has_base=base is not None)
 
 
 @router.get("/jobs/{job_id}/history")
 def job_history(request: Request, job: Recorded, jobs: Jobs, settings: Config, caller: Reader) -> Response:
-    context = job_context(job, jobs, settings.root, caller.project, "history")
+    context = job_context(job, jobs, settings.root, "history")
     return render(request, "job_history.html", **context, events=details_api.job_history(job, jobs, 0, HISTORY).items)
 
 
@@ -125,7 +124,7 @@ def job_history(request: Request, job: Recorded, jobs: Jobs, settings: Config, c
 async def job_files(
     request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls, caller: Reader
 ) -> Response:
-    context = await run_in_threadpool(job_context, job, jobs, settings.root, caller.project, "files")
+    context = await run_in_threadpool(job_context, job, jobs, settings.root, "files")
     return render(
         request,
         "job_files.html",
@@ -140,7 +139,7 @@ async def job_files(
 async def job_pictures(
     request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls, caller: Reader
 ) -> Response:
-    context = await run_in_threadpool(_job_context, job, jobs, settings.root, caller.project, "pictures")
+    context = await run_in_threadpool(job_context, job, jobs, settings.root, "pictures")
     steps = [found.step for found in await details_api.job_media(job, settings, storage)]
     return render(request, "job_pictures.html", **context, steps=steps, layers=LAYERS)
 
@@ -179,7 +178,7 @@ def act_on_job(
     return redirect(request, f"{PREFIX}/jobs" if action == "delete" else f"{PREFIX}/jobs/{job_id}")
 
 
-def job_context(job: Job, jobs: JobStore, root: str, project: str | None, tab: str) -> dict[str, Any]:
+def job_context(job: Job, jobs: JobStore, root: str, tab: str) -> dict[str, Any]:
     """Return the template context shared by all pages of a job."""
     detail = views.job_detail(job, jobs.attempts(job.id), root)
-    return {"job": detail, "tab": tab, "place": queue_place(jobs, job, project)}
+    return {"job": detail, "tab": tab, "place": queue_place(jobs, job)}

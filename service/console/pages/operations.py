@@ -104,6 +104,20 @@ def show_webhooks(request: Request, caller: Admin) -> Response:
     return render(request, "webhooks.html", webhooks=webhooks, deliveries=deliveries)
 
 
+@router.post("/webhooks/{webhook_id}/test")
+def test_webhook(request: Request, caller: Admin, webhook_id: webhooks_api.WebhookId) -> Response:
+    webhooks_api.test_webhook(request, caller, webhook_id)
+    return redirect(request, f"{PREFIX}/webhooks")
+
+
+@router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver")
+def redeliver(
+    request: Request, caller: Admin, webhook_id: webhooks_api.WebhookId, delivery_id: webhooks_api.DeliveryId
+) -> Response:
+    webhooks_api.redeliver(request, caller, webhook_id, delivery_id)
+    return redirect(request, f"{PREFIX}/webhooks")
+
+
 @router.post("/webhooks/{webhook_id}/delete")
 def delete_webhook(request: Request, caller: Admin, webhook_id: webhooks_api.WebhookId) -> Response:
     webhooks_api.delete_webhook(request, caller, webhook_id)

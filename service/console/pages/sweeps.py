@@ -59,7 +59,7 @@ def show_sweep(
         "sweep.html",
         job=detail,
         tab="overview",
-        place=queue_place(jobs, job, caller.project),
+        place=queue_place(jobs, job),
         problem=problem,
         active=job.state in ACTIVE,
         trials=ranked(trials),

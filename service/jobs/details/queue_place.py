@@ -1,4 +1,8 @@
-"""Find a waiting job's position in the queue and the job directly ahead of it. Reads few rows, even in a long queue."""
+"""Find a waiting job's position in its project's queue, and the job directly ahead of it. Reads few rows.
+
+Which project is next depends on priorities and on what each project uses when resources become free, so a position
+among all projects is not known in advance.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,21 @@ from service.jobs.store import JobStore
 
 
 class QueuePlace(NamedTuple):
-    """Position of a waiting job in the queue."""
+    """Position of a waiting job in the queue of its project: by priority, then by age."""
 
     place: int
     """Position, starting at 1."""
     length: int
-    """Number of waiting jobs."""
+    """Number of waiting jobs of the project."""
     ahead: Job | None
-    """Job directly ahead, without its config; None for the first job, or if the caller may not see that job."""
+    """Job directly ahead, without its config; None for the first job."""
 
 
-def queue_place(jobs: JobStore, job: Job, project: str | None) -> QueuePlace | None:
-    """Return a job's position in the queue, or None if it is not waiting. `project` is the caller's project."""
+def queue_place(jobs: JobStore, job: Job) -> QueuePlace | None:
+    """Return a job's position in the queue of its project, or None if it is not waiting."""
     if job.state not in WAITING:
         return None
-    waiting = (Job.state.in_(WAITING), Job.origin == "api")
+    waiting = (Job.state.in_(WAITING), Job.origin == "api", Job.project == job.project)
     older = or_(Job.created_at < job.created_at, and_(Job.created_at == job.created_at, Job.id < job.id))
     before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, older))
     nearest = select(Job).options(defer(Job.config, raiseload=True)).where(*waiting, before)
@@ -36,5 +40,4 @@ def queue_place(jobs: JobStore, job: Job, project: str | None) -> QueuePlace | N
     with Session(jobs.engine.execution_options(reads_only=True), expire_on_commit=False) as session:
         length, ahead = session.scalar(count) or 0, session.scalar(nearest)
         place = 1 + (session.scalar(count.where(before)) or 0)
-    visible = ahead is not None and project in (None, ahead.project)
-    return QueuePlace(place, length, ahead if visible else None)
+    return QueuePlace(place, length, ahead)

@@ -21,11 +21,11 @@ from amd.storage import StorageError, join, remove_empty_folders, remove_file
 from amd.training.lease import Lease
 from amd.training.run_folder import LEASE, run_folder
 from service.background import StepMonitor
-from service.db.audit import record_change
 from service.db.leases import LeaseKeeper
-from service.db.models import Job
+from service.db.models import GarbageCollection, Job
 from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import SERVICE, JobStore, StaleJob
+from service.operations.retention.history import record_collection
 from service.operations.retention.inventory import live_references, old_rows, take_inventory
 from service.operations.retention.plan import Removal, plan_removals
 from service.operations.retention.policy import RetentionPolicy
@@ -82,10 +82,20 @@ def collect(
         len(planned),
         sum(each.size for each in removed),
     )
-    if store is not None and actor != SERVICE:
-        with Session(store.engine) as session, session.begin():
-            record_change(session, actor, "gc.collect", "gc", None, f"removed {len(removed)} of {len(planned)}")
-    return CollectionResult(removed, len(planned) - len(removed))
+    skipped = len(planned) - len(removed)
+    if store is not None:
+        collection = GarbageCollection(
+            started_at=now,
+            ended_at=clock(),
+            actor=actor,
+            items=len(removed),
+            skipped=skipped,
+            files=sum(len(each.paths) for each in removed),
+            bytes=sum(each.size for each in removed),
+            rows=sum(each.rows for each in removed),
+        )
+        record_collection(store.engine, collection, len(planned))
+    return CollectionResult(removed, skipped)
 
 
 class _Collector:

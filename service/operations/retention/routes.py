@@ -1,10 +1,11 @@
-"""Route /v1/gc: remove what a retention policy no longer keeps, or report what it would remove."""
+"""Route /v1/gc: the retention policy and past collections; remove what a policy no longer keeps, or report it."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 from collections.abc import Iterable
+from datetime import datetime
 from functools import partial
 
 from fastapi import APIRouter, Request
@@ -13,10 +14,12 @@ from pydantic import Field
 from amd.storage import StorageError
 from service.auth.authentication import Admin
 from service.operations.retention.collection import CollectionResult, collect
+from service.operations.retention.history import last_collections
 from service.operations.retention.plan import Removal
 from service.operations.retention.policy import RemovalKind, RetentionPolicy, policy_of
 from service.web.errors import StorageUnavailable
-from service.web.schemas import ApiModel
+from service.web.parameters import PageSize
+from service.web.schemas import ApiModel, utc_datetime
 
 router = APIRouter(tags=["operations"])
 
@@ -74,6 +77,33 @@ class GcReport(ApiModel):
     """The largest removals, at most 100."""
 
 
+class CollectionView(ApiModel):
+    """A completed garbage collection."""
+
+    started_at: datetime
+    ended_at: datetime
+    actor: str
+    """ID of the API key, or `oidc:` followed by the token's subject; `service` for a periodic collection."""
+    items: int
+    """Number of removals."""
+    skipped: int
+    """Number of items that were kept after all, since a job or process used them, or they could not be removed."""
+    files: int
+    bytes: int
+    """Total size of the removed files."""
+    rows: int
+    """Number of rows removed from the database."""
+
+
+class RetentionView(ApiModel):
+    """The service's retention policy and its latest garbage collections."""
+
+    policy: RetentionPolicy
+    """Policy of the settings `AMD_RETAIN_*`. It is applied every hour if it limits user data."""
+    collections: list[CollectionView]
+    """Collections of the last 30 days, newest first. Dry runs are not listed."""
+
+
 def report_of(result: CollectionResult, policy: RetentionPolicy, *, dry_run: bool) -> GcReport:
     """Summarise a collection."""
     by_kind: dict[RemovalKind, list[Removal]] = {}
@@ -102,6 +132,23 @@ def _totals(removals: Iterable[Removal]) -> dict[str, int]:
         "bytes": sum(removal.size for removal in removals),
         "rows": sum(removal.rows for removal in removals),
     }
+
+
+@router.get("/gc", summary="Get the retention policy and the latest garbage collections")
+def get_retention(request: Request, caller: Admin, limit: PageSize = 20) -> RetentionView:
+    """Requires a key for all projects."""
+    caller.require_all_projects()
+    found = last_collections(request.app.state.engine, limit)
+    names = CollectionView.model_fields.keys() - {"started_at", "ended_at"}
+    collections = [
+        CollectionView(
+            started_at=utc_datetime(each.started_at),
+            ended_at=utc_datetime(each.ended_at),
+            **{name: getattr(each, name) for name in names},
+        )
+        for each in found
+    ]
+    return RetentionView(policy=policy_of(request.app.state.settings), collections=collections)
 
 
 @router.post("/gc", summary="Collect garbage")

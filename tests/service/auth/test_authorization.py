@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fastapi.routing import iter_route_contexts
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -133,11 +133,15 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/webhooks"): Rule("admin", lists=True),
     ("DELETE", "/v1/webhooks/{webhook_id}"): Rule("admin"),
     ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Rule("admin"),
+    ("POST", "/v1/webhooks/{webhook_id}/test"): Rule("admin"),
+    ("POST", "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"): Rule("admin"),
     ("GET", "/v1/projects"): Rule("admin"),
     ("GET", "/v1/projects/{project}"): Rule("admin"),
     ("PUT", "/v1/projects/{project}"): Rule("admin", {"share": 2}, all_projects=True),
     ("GET", "/v1/usage"): Rule("read"),
+    ("GET", "/v1/events"): Rule("read", lists=True),
     ("GET", "/v1/doctor"): Rule("admin", all_projects=True),
+    ("GET", "/v1/gc"): Rule("admin", all_projects=True),
     ("POST", "/v1/gc"): Rule("admin", {"dry_run": False}, all_projects=True),
     ("POST", "/v1/lab/masks"): Rule("infer", {"encoder": "{encoder}"}),  # which has no decoder, and is refused
     ("GET", "/v1/audit"): Rule("admin", lists=True),
@@ -156,6 +160,7 @@ NEVER = {  # IDs of objects that do not exist
     "job_id": "train-never",
     "key_id": "abc",
     "webhook_id": "wh_abc",
+    "delivery_id": "2000000000",
     **dict.fromkeys(("encoder", "other", "alias", "name"), "never"),
 }
 
@@ -194,7 +199,16 @@ class ApiFixture:
         plain: dict[str, Any] = {"candidate": None, "share": 0.0, "settings": ServingSettings()}
         DeploymentStore(self.engine).put(new_deployment(deployed, project, "test", encoder="another", **plain))
         names = {"encoder": encoder, "other": encoder, "alias": alias, "name": deployed}
-        return {"job_id": job.id, "key_id": key, "webhook_id": webhook.id, **names}
+        webhooks = {"webhook_id": webhook.id, "delivery_id": str(self._add_delivery(webhook.id))}
+        return {"job_id": job.id, "key_id": key, **webhooks, **names}
+
+    def _add_delivery(self, webhook_id: str) -> int:
+        """Add a delivery whose ID is so long that `answer` replaces it in no other number."""
+        delivery = WebhookStore(self.engine).add_test(webhook_id, None, "test")
+        long_id = delivery.id if delivery.id > 10**9 else delivery.id + 10**9  # following IDs are long, too
+        with Session(self.engine) as session, session.begin():
+            session.execute(update(Delivery).where(Delivery.id == delivery.id).values(id=long_id))
+        return long_id
 
     def request(
         self, route: tuple[str, str], header: dict[str, str], of: str = "ours", named: bool = False, **more: str

@@ -48,6 +48,18 @@ def test_the_deliveries_of_a_webhook_are_listed(service: Server, amd: Command) -
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
+def test_a_test_is_sent_and_a_delivery_repeated(service: Server, amd: Command) -> None:
+    created = json.loads(amd("webhooks", "create", URL, "--json")[1])
+    code, out, _ = amd("webhooks", "test", created["id"][:7])
+    assert (code, out.endswith(": ping queued\n")) == (0, True)
+    (row,) = json.loads(amd("webhooks", "deliveries", created["id"], "--json")[1])
+    assert (row["type"], row["job_id"]) == ("ping", None)
+    again = json.loads(amd("webhooks", "redeliver", created["id"], row["id"], "--json")[1])
+    assert (again["id"], again["state"]) == (row["id"], "waiting")
+    code, _, err = amd("webhooks", "redeliver", created["id"], 12345)
+    assert (code, "has no delivery 12345" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

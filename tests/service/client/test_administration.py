@@ -45,6 +45,8 @@ def test_a_webhook_is_created_listed_monitored_and_deleted(client_case: tuple[An
     job = resolve(client.jobs.submit(JobRequest(kind="train", preset="demo-image-amd")))
     deliveries = resolve(client.webhooks.deliveries(created.id, limit=1))
     assert [(found.job_id, found.type) for found in deliveries] == [(job.id, "job.created")]
+    assert resolve(client.webhooks.redeliver(created.id, deliveries[0].id)).id == deliveries[0].id
+    assert resolve(client.webhooks.test(created.id)).type == "ping"
     resolve(client.webhooks.delete(created.id))
     assert resolve(client.webhooks.list()) == []
     with pytest.raises(ApiError, match="not_found"):

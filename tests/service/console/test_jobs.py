@@ -91,13 +91,17 @@ def test_every_page_of_a_job_shows_its_state(console: ConsoleClient, tab: str) -
     assert 'class="state busy">running' in response.text
 
 
-def test_a_waiting_job_shows_its_queue_position_and_what_it_is_waiting_for(console: ConsoleClient, app: Any) -> None:
+def test_a_waiting_job_shows_its_place_in_its_projects_queue_and_what_it_is_waiting_for(
+    console: ConsoleClient, app: Any
+) -> None:
     first = queued(app.state.jobs, priority=5, name="urgent")
+    other = queued(app.state.jobs, priority=9, project="another")
     text = text_of(console.get(f"/console/jobs/{scenes.QUEUED}").text)
-    assert "2nd of 2 waiting jobs" in text
+    assert "2nd of 2 waiting jobs in project default" in text
     assert "waiting for 8 CPUs to become free" in text
     assert "urgent" in text
-    console.submit(f"/console/jobs/{first.id}/cancel")
+    for job in (first, other):
+        console.submit(f"/console/jobs/{job.id}/cancel")
 
 
 def test_a_failure_is_explained(console: ConsoleClient) -> None:
@@ -286,3 +290,9 @@ def test_the_cluster_page_shows_the_first_jobs_of_a_long_queue_and_counts_all(
     assert 'href="/console/jobs?state=queued&amp;state=retrying"' in page
     for number in range(2):
         act(app.state.jobs, f"train-waiting-{number}", None, "cancel", "test")
+
+
+def test_the_history_shows_the_fields_that_a_user_changed(app: Any, console: ConsoleClient) -> None:
+    job = queued(app.state.jobs)
+    app.state.jobs.edit(job, {"name": "another name"}, "alice")
+    assert "name: another name" in text_of(console.get(f"/console/jobs/{job.id}/history").text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 import pytest
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from amd.storage import join, write_bytes
 from amd.training.run_folder import run_folder
 from service.auth.sessions import csrf_token
 from service.console import rendering as pages
+from service.db.audit import record_change
+from service.db.models import GarbageCollection
 from service.jobs.store import JobFilter
+from service.operations.retention.history import record_collection
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
 from service.webhooks.store import WebhookStore
@@ -169,6 +174,16 @@ def hostile(app: Any, database: Engine) -> dict[str, dict[str, Any]]:
     stored, _ = app.state.deployments.put(deployment)
     app.state.deployments.record_status(stored, "failed", NASTY[0], {"main": "first"})
     WebhookStore(database).add(f"https://example.com/{NASTY[0]}", None, [], "test")
+    with Session(database) as session, session.begin():
+        for text in NASTY:
+            for action in ("job.cancel", "alias.move", "deployment.put", "key.create"):
+                record_change(session, text[:100], action, text, "default", text)
+    for text in NASTY:
+        numbers = dict.fromkeys(("items", "skipped", "files", "bytes", "rows"), 1)
+        now = time.time()
+        record_collection(
+            database, GarbageCollection(started_at=now, ended_at=now, actor=text[:100], **numbers), planned=1
+        )
     return {"job_id": {"job_id": job.id}, "encoder": {"encoder": "first"}, "name": {"name": "deployed"}}
 
 
@@ -182,10 +197,12 @@ CONSOLE_PAGES = {
         "/console/lab",
     ),
     *("/console/failures", "/console/keys", "/console/webhooks", "/console/new", "/console/jobs/{job_id}"),
+    *("/console/activity", "/console/audit", "/console/retention", "/console/usage"),
     *(f"/console/jobs/{{job_id}}/{tab}" for tab in ("head", "log", "config", "history", "pictures", "files", "map")),
     *(f"/console/jobs/{{job_id}}/{action}" for action in ("clone", "report")),
     *("/console/encoders/{encoder}", "/console/encoders/{encoder}/compare", "/console/deployments/{name}"),
 }
+QUERIES = {"/console/encoders/{encoder}/compare": "?other=second", "/console/usage": "?by=user"}
 OTHER_ROUTES = {  # no pages: files, data for scripts, streams, redirects and the sign-in, which shows no stored text
     *("/console", "/console/sign-in", "/console/link", "/console/{path:path}", "/console/sweeps/{job_id}"),
     *("/console/jobs/{job_id}/metrics.json", "/console/jobs/{job_id}/events", "/console/sweeps/{job_id}/charts.json"),
@@ -209,7 +226,7 @@ def test_hostile_text_is_escaped_on_every_page(
     jobs = [job.id for job in app.state.jobs.list(JobFilter(), limit=200).jobs] if "{job_id}" in path else [""]
     for job_id in jobs:
         url = path.format(job_id=job_id, encoder="first", name="deployed")
-        response = console.get(url + ("?other=second" if path.endswith("/compare") else ""))
+        response = console.get(url + QUERIES.get(path, ""))
         assert response.status_code == 200, response.text[:300]
         assert "text/html" in response.headers["content-type"]
         assert dangerous(response.text) == []
@@ -241,7 +258,7 @@ def test_a_read_only_key_cannot_make_any_change(app: Any, reader: ConsoleClient)
     job = queued(app.state.jobs)
     values = {"job_id": job.id, "action": "cancel", "encoder": "first", "name": "deployed", "alias": "alias"}
     for path in sorted(changes - {"/console/encoders/{encoder}/try", "/console/lab/masks"}):
-        url = path.format(**values, number=0, key_id="abc", webhook_id="wh_abc")
+        url = path.format(**values, number=0, key_id="abc", webhook_id="wh_abc", delivery_id=1)
         assert reader.submit(url).status_code == 403, path
         assert ConsoleClient(app).post(url, follow_redirects=False).status_code == 303, path
     assert len(changes) > 15

@@ -121,6 +121,26 @@ def test_deployments_beyond_a_quota_are_rejected_with_the_numbers(
     assert client.put("/v1/deployments/first", json={**request, **accepted}, headers=admin).status_code == 202
 
 
+def test_a_project_shows_what_its_jobs_and_deployments_hold(
+    client: TestClient, admin: dict[str, str], sqlite_engine: Engine
+) -> None:
+    store, encoder = JobStore(sqlite_engine), index_encoder(sqlite_engine, "encoder", "video")
+    ProjectStore(sqlite_engine).put("video", ProjectPolicy(), "test")
+    for number, state in enumerate(("running", "pausing", "failed", "queued")):
+        job = queued(store, project="video", state=state, attempt=2, workers=3)
+        for attempt_number in (1, 2):
+            ended_at = None if attempt_number == 2 and state in ("running", "pausing") else 1.0
+            attempt(sqlite_engine, job, attempt_number, gpus=1.0 + number, ended_at=ended_at)
+    queued(store, project="audio", state="running", workers=8)
+    queued(store, project="video", state="running", workers=8, origin="external")
+    request = {"encoder": encoder, "project": "video", "gpus": 0.5, "replicas": {"min": 0, "max": 3}}
+    assert client.put("/v1/deployments/digits", json=request, headers=admin).status_code == 202
+    held = {"running_jobs": 2, "workers": 6, "gpus": 1.0 + 2.0 + 1.5, "deployments": 1, "replicas": 3}
+    assert client.get("/v1/projects/video", headers=admin).json()["in_use"] == held
+    (listed,) = client.get("/v1/projects", headers=admin).json()["items"]
+    assert listed["in_use"] == held
+
+
 def test_usage_counts_what_attempts_reserved_within_the_period(engine: Engine) -> None:
     store, usage = JobStore(engine), UsageStore(engine)
     job = queued(store, project="a", created_by="alice")
@@ -178,6 +198,11 @@ def test_changes_are_listed_in_pages_and_filtered(
     assert {entry["actor"] for entry in first["items"]} == {admin["Authorization"].split("_")[1]}
     of_target = client.get("/v1/audit", params={"target": jobs[1]}, headers=admin).json()["items"]
     assert [entry["action"] for entry in of_target] == ["job.submit"]
+    of_action = client.get("/v1/audit", params={"action": "job.cancel"}, headers=admin).json()["items"]
+    assert [entry["target"] for entry in of_action] == [jobs[0]]
+    assert len(client.get("/v1/audit", params={"action": "job"}, headers=admin).json()["items"]) == 3
+    assert client.get("/v1/audit", params={"action": "jo"}, headers=admin).json()["items"] == []
+    assert client.get("/v1/audit", params={"action": "job%"}, headers=admin).status_code == 422
     after = datetime.now(UTC).isoformat()
     assert client.get("/v1/audit", params={"since": after}, headers=admin).json()["items"] == []
     other = key_to(sqlite_engine, "admin", project="audio")

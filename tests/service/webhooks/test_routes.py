@@ -9,13 +9,14 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.db.models import Webhook
+from service.projects.audit import AuditFilter, AuditLog
 from service.settings import Settings
 from service.webhooks.routes import router
 from service.webhooks.store import WebhookStore, job_store
 from tests.support.service.apps import client_of, key_to
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Receiver, Reply
-from tests.support.service.webhooks import SettableClock, deliveries, loopback_sender, verified_body
+from tests.support.service.webhooks import SettableClock, add_webhook, deliveries, loopback_sender, verified_body
 
 
 def test_a_webhook_can_be_created_listed_monitored_and_deleted(
@@ -102,3 +103,51 @@ def test_an_unknown_event_type_is_rejected(engine: Engine) -> None:
     client = client_of(engine, router)
     body = {"url": "https://a.example.com", "events": ["suceeded"]}
     assert client.post("/v1/webhooks", json=body, headers=key_to(engine, "admin")).status_code == 422
+
+
+def test_a_test_is_signed_and_sent_whichever_events_the_webhook_receives(
+    engine: Engine, receiver: Receiver, clock: SettableClock
+) -> None:
+    client, admin = client_of(engine, router), key_to(engine, "admin")
+    webhook = add_webhook(engine, receiver.url(), "failed")
+    queued_test = client.post(f"/v1/webhooks/{webhook.id}/test", headers=admin)
+    assert queued_test.status_code == 202
+    assert (queued_test.json()["type"], queued_test.json()["state"]) == ("ping", "waiting")
+    assert client.post(f"/v1/webhooks/{webhook.id}/test", headers=admin).json()["id"] != queued_test.json()["id"]
+    loopback_sender(engine, clock).step()
+    body = verified_body(webhook.secret, receiver.received[0])
+    assert (body["type"], body["data"]["webhook_id"]) == ("ping", webhook.id)
+    assert len({message.headers["webhook-id"] for message in receiver.received}) == 2
+    found = client.get(f"/v1/webhooks/{webhook.id}/deliveries", headers=admin).json()["items"]
+    assert {(each["job_id"], each["version"], each["state"]) for each in found} == {(None, 0, "taken")}
+    changes = AuditLog(engine).list(AuditFilter(action="webhook.test"))[0]
+    assert [entry.target for entry in changes] == [webhook.id] * 2
+    assert client.post("/v1/webhooks/wh_abc/test", headers=admin).status_code == 404
+
+
+def test_a_delivery_is_sent_again_with_the_same_id_and_all_attempts(
+    engine: Engine, receiver: Receiver, clock: SettableClock
+) -> None:
+    client, admin = client_of(engine, router), key_to(engine, "admin")
+    webhook, other = add_webhook(engine, receiver.url()), add_webhook(engine, receiver.url(), "failed")
+    queued(job_store(engine))
+    sender = loopback_sender(engine, clock)
+    sender.step()
+    (delivery,) = deliveries(engine)
+    path = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}/redeliver"
+    receiver.reply = Reply(500)
+    again = client.post(path, headers=admin)
+    assert (again.status_code, again.json()["state"], again.json()["tries"]) == (202, "waiting", 0)
+    sender.step()
+    assert len({message.headers["webhook-id"] for message in receiver.received}) == 1 < len(receiver.received)
+    sender.step()
+    assert len(receiver.received) == 2, "the next attempt is not due yet"
+    waiting = client.post(path, headers=admin).json()
+    assert (waiting["state"], waiting["tries"]) == ("waiting", 1), "a waiting delivery keeps its attempts"
+    sender.step()
+    assert len(receiver.received) == 3
+    for wrong in (f"{webhook.id}/deliveries/{delivery.id + 1}", f"{other.id}/deliveries/{delivery.id}"):
+        assert client.post(f"/v1/webhooks/{wrong}/redeliver", headers=admin).status_code == 404
+    for number in (0, 2**31, "x"):
+        path = f"/v1/webhooks/{webhook.id}/deliveries/{number}/redeliver"
+        assert client.post(path, headers=admin).status_code == 422

@@ -1,0 +1,150 @@
+"""Tests for the operations pages: usage and quotas, the audit log, retention, and activity."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from amd.storage import exists, join, write_bytes
+from amd.training.run_folder import run_folder
+from service.console.pages.projects import Month
+from service.db.models import Attempt, Job
+from service.projects.schemas import ProjectPolicy
+from service.projects.store import ProjectStore
+from service.webhooks.store import WebhookStore
+from tests.support.browser.console_client import ConsoleClient, text_of
+from tests.support.service.apps import key_to
+from tests.support.service.fake_cluster import queued
+
+
+def words_of(page: str) -> str:
+    return " ".join(text_of(page).split())
+
+
+def add_attempt(engine: Engine, job: Job, hours: float, ended: bool = True) -> None:
+    now = time.time()
+    facts: dict[str, Any] = {"submission_id": job.id, "state": "failed", "message": "", "cpus": 4.0, "gpus": 2.0}
+    with Session(engine) as session, session.begin():
+        started = now - hours * 3600
+        session.add(Attempt(job_id=job.id, number=1, started_at=started, ended_at=now if ended else None, **facts))
+
+
+def test_usage_shows_quotas_against_what_is_in_use_and_hours_by_month(
+    app: Any, console: ConsoleClient, database: Engine
+) -> None:
+    policy = ProjectPolicy(share=3, max_running_jobs=4, max_gpus=16, gpu_hours_per_month=1.0, max_priority=7)
+    ProjectStore(database).put("quotas", policy, "test")
+    job = queued(app.state.jobs, project="quotas", state="running", attempt=1, workers=2, created_by="alice")
+    add_attempt(database, job, 0.001, ended=False)
+    text = words_of(console.get("/console/usage").text)
+    assert "quotas 3 1 of 4 2 2 of 16 0 0 0 of 1 0 7" in text
+    assert job.id not in text
+    by_job = console.get("/console/usage?by=job").text
+    assert f'href="/console/jobs/{job.id}/history"' in by_job
+    assert "alice" in text_of(console.get("/console/usage?by=user").text)
+    assert "No job ran in this month." in text_of(console.get("/console/usage?by=job&month=2021-02").text)
+    assert 'href="/console/usage?month=2021-01&amp;by=job"' in console.get("/console/usage?by=job&month=2021-02").text
+    for month in ("2021-13", "2021", "1999-01", "x"):
+        assert console.get(f"/console/usage?month={month}").status_code == 422
+    app.state.jobs.change(job, "failed", state="failed")
+
+
+def test_a_reader_sees_the_usage_of_its_project_but_no_quotas(app: Any, database: Engine) -> None:
+    ProjectStore(database).put("seen", ProjectPolicy(max_gpus=5), "test")
+    ours, theirs = (queued(app.state.jobs, project=project) for project in ("seen", "hidden"))
+    for job in (ours, theirs):
+        add_attempt(database, job, 0.001)
+    reader = ConsoleClient(app)
+    reader.sign_in(key_to(database, "read", project="seen")["Authorization"])
+    page = reader.get("/console/usage?by=job").text
+    assert ours.id in page
+    assert theirs.id not in page
+    assert "Quotas" not in page
+    for path in ("audit", "retention"):
+        assert f'href="/console/{path}"' not in page
+        assert reader.get(f"/console/{path}").status_code == 403
+
+
+def test_months_are_added_across_years() -> None:
+    assert str(Month(2025, 12).plus(1)) == "2026-01"
+    assert str(Month(2026, 1).plus(-1)) == "2025-12"
+    assert Month.parse("2026-07").start.isoformat() == "2026-07-01T00:00:00+00:00"
+
+
+def test_the_audit_log_is_filtered_and_paged_by_the_service(app: Any, console: ConsoleClient, database: Engine) -> None:
+    store = ProjectStore(database)
+    for number in range(60):
+        store.put("audited", ProjectPolicy(max_gpus=number), "a-user")
+    page = console.get("/console/audit?actor=a-user&action=project").text
+    assert page.count("<td>project.put</td>") == 50
+    older = re.search(r'href="(/console/audit\?[^"]*cursor[^"]*)"', page)
+    assert older is not None
+    rest = console.get(older[1].replace("&amp;", "&")).text
+    assert rest.count("<td>project.put</td>") == 10
+    assert "Newest" in text_of(rest)
+    assert "No changes match." in text_of(console.get("/console/audit?target=nothing").text)
+    assert "No changes match." in text_of(console.get("/console/audit?action=project.get").text)
+    assert console.get("/console/audit?action=%25").status_code == 422
+    own = ConsoleClient(app)
+    own.sign_in(key_to(database, "admin", project="other")["Authorization"])
+    assert "project.put" not in own.get("/console/audit").text
+
+
+def test_a_dry_run_reports_bytes_and_only_applying_it_removes_them(
+    app: Any, console: ConsoleClient, database: Engine
+) -> None:
+    root = app.state.settings.root
+    old = time.time() - 90 * 86_400
+    job = queued(app.state.jobs, state="failed", attempt=1, ended_at=old, created_at=old, changed_at=old)
+    checkpoint = join(run_folder(root, job.id), "checkpoints", "step-00000001", "weights")
+    write_bytes(checkpoint, b"x" * 1234)
+    assert "There was no collection in the last 30 days." in text_of(console.get("/console/retention").text)
+    planned = console.submit("/console/retention/dry-run", checkpoints_days="30")
+    assert planned.status_code == 200
+    assert "Would free 1\u202f234 bytes in 1 file" in text_of(planned.text)
+    assert '<input type="hidden" name="checkpoints_days" value="30.0">' in planned.text
+    assert exists(checkpoint)
+    nothing = console.submit("/console/retention/dry-run", checkpoints_days="365").text
+    assert "There is nothing to remove." in text_of(nothing)
+    assert "Apply" not in nothing
+    applied = console.submit("/console/retention/apply", checkpoints_days="30.0")
+    assert "Freed 1\u202f234 bytes" in text_of(applied.text)
+    assert not exists(checkpoint)
+    assert "1\u202f234" in text_of(console.get("/console/retention").text)
+    invalid = console.submit("/console/retention/dry-run", checkpoints_days="-1")
+    assert invalid.status_code == 422
+    assert "checkpoints_days" in invalid.text
+
+
+def test_retention_requires_an_admin_of_all_projects(app: Any, database: Engine) -> None:
+    admin = ConsoleClient(app)
+    admin.sign_in(key_to(database, "admin", project="own")["Authorization"])
+    assert admin.get("/console/retention").status_code == 403
+    for path in ("dry-run", "apply"):
+        assert admin.submit(f"/console/retention/{path}").status_code == 403
+    assert 'href="/console/retention"' not in admin.get("/console/usage").text
+
+
+def test_activity_describes_events_and_links_their_objects(app: Any, console: ConsoleClient) -> None:
+    job = queued(app.state.jobs, project="active")
+    app.state.jobs.change(job, "failed", state="failed", reason="nan_loss", message="step 3")
+    page = console.get("/console/activity?type=job.failed").text
+    assert f'href="/console/jobs/{job.id}/history"' in page
+    text = words_of(page)
+    assert f"{job.id} Failed by the service, project active" in text
+    assert "The loss became NaN or infinite" in text
+    assert "Submitted" not in text
+    assert console.get("/console/activity?type=key").status_code == 422
+
+
+def test_a_webhook_is_tested_and_a_delivery_repeated(console: ConsoleClient, database: Engine) -> None:
+    webhook = WebhookStore(database).add("https://hooks.example.com", None, [], "test")
+    assert console.submit(f"/console/webhooks/{webhook.id}/test").status_code == 204
+    (delivery,) = WebhookStore(database).deliveries(webhook.id, None, 10)
+    action = f"/console/webhooks/{webhook.id}/deliveries/{delivery.id}/redeliver"
+    assert f'hx-post="{action}"' in console.get("/console/webhooks").text
+    assert console.submit(action).status_code == 204
