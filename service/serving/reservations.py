@@ -50,7 +50,9 @@ def projects_in_use(engine: Engine) -> Callable[[], Mapping[str, ProjectUse]]:
 
     def compute() -> Mapping[str, ProjectUse]:
         with Session(engine.execution_options(reads_only=True)) as session:
-            jobs = {row[0]: row[1:] for row in session.execute(_active_jobs())}
+            jobs = {
+                project: (count, workers, gpus) for project, count, workers, gpus in session.execute(_active_jobs())
+            }
         deployments = defaultdict[str, list[Deployment]](list)
         for one in DeploymentStore(engine).all():
             deployments[one.project].append(one)
@@ -96,7 +98,7 @@ def check_quotas(session: Session, desired: Deployment) -> None:
             raise QuotaExceeded(message, field=field, quota=quota, needed=needed, used=used, limit=limit)
 
 
-def _active_jobs() -> Select[tuple[str, int, int, float]]:
+def _active_jobs() -> Select[str, int, int, float]:
     """Return the query for each project's active jobs: their number, their workers and the GPUs of their attempts."""
     newest = and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt)
     gpus = func.coalesce(func.sum(Attempt.gpus), 0.0)
