@@ -50,7 +50,9 @@ def projects_in_use(engine: Engine) -> Callable[[], Mapping[str, ProjectUse]]:
 
     def compute() -> Mapping[str, ProjectUse]:
         with Session(engine.execution_options(reads_only=True)) as session:
-            jobs = {row[0]: (row[1], row[2], row[3]) for row in session.execute(_active_jobs())}
+            jobs = {
+                project: (count, workers, gpus) for project, count, workers, gpus in session.execute(_active_jobs())
+            }
         deployments = defaultdict[str, list[Deployment]](list)
         for one in DeploymentStore(engine).all():
             deployments[one.project].append(one)

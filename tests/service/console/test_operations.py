@@ -21,7 +21,7 @@ from tests.support.service.apps import key_to
 from tests.support.service.fake_cluster import queued
 
 
-def words_of(page: str) -> str:
+def plain_text_of(page: str) -> str:
     return " ".join(text_of(page).split())
 
 
@@ -40,7 +40,7 @@ def test_usage_shows_quotas_against_what_is_in_use_and_hours_by_month(
     ProjectStore(database).put("quotas", policy, "test")
     job = queued(app.state.jobs, project="quotas", state="running", attempt=1, workers=2, created_by="alice")
     add_attempt(database, job, 0.001, ended=False)
-    text = words_of(console.get("/console/usage").text)
+    text = plain_text_of(console.get("/console/usage").text)
     assert "quotas 3 1 of 4 2 2 of 16 0 0 0 of 1 0 7" in text
     assert job.id not in text
     by_job = console.get("/console/usage?by=job").text
@@ -134,7 +134,7 @@ def test_activity_describes_events_and_links_their_objects(app: Any, console: Co
     app.state.jobs.change(job, "failed", state="failed", reason="nan_loss", message="step 3")
     page = console.get("/console/activity?type=job.failed").text
     assert f'href="/console/jobs/{job.id}/history"' in page
-    text = words_of(page)
+    text = plain_text_of(page)
     assert f"{job.id} Failed by the service, project active" in text
     assert "The loss became NaN or infinite" in text
     assert "Submitted" not in text
