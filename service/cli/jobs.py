@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from amd.config import ConfigError, parse_overrides
@@ -24,10 +23,11 @@ from service.cli.connection import connected, default_project
 from service.cli.console import fail, out
 from service.cli.exit_codes import FAILURE, SUCCESS
 from service.cli.ids import completed_id
+from service.cli.job_views import details_table, progress_text, reason_text, state_text
 from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
-from service.cli.tables import Column, facts_table, fitted_table
-from service.cli.times import ago, duration
+from service.cli.tables import Column, fitted_table
+from service.cli.times import ago
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 SEARCHED_JOBS = 2000  # number of newest jobs searched for a shortened id
 COMPLETE_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")  # as `service.jobs.store.new_job_id` creates it
-COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow", "paused": "yellow"}
 
 app = typer.Typer(help="List, follow, stop and resume jobs on the service.", no_args_is_help=True)
 
@@ -90,7 +89,7 @@ def show(job: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print(found.model_dump_json())
     else:
-        out.print(_details(found))
+        out.print(details_table(found))
 
 
 @app.command()
@@ -331,60 +330,19 @@ def print_job(job: JobView, as_json: bool) -> None:
     if as_json:
         print(job.model_dump_json())
         return
-    out.print(Text.assemble(f"{job.id}: ", _state(job), _why(job)), soft_wrap=True)
-
-
-def _why(job: JobView) -> str:
-    reason = f" ({job.reason})" if job.reason else ""
-    return f"{reason}: {job.message}" if job.message else reason
+    out.print(Text.assemble(f"{job.id}: ", state_text(job), reason_text(job)), soft_wrap=True)
 
 
 def exit_code(job: JobView) -> int:
     return SUCCESS if job.state == "succeeded" else FAILURE
 
 
-def _state(job: JobView) -> Text:
-    return Text(job.state, style=COLOURS.get(job.state, ""))
-
-
-def _progress(job: JobView) -> str:
-    progress = job.progress
-    if progress is None:
-        return ""
-    if progress.of_trials:
-        return f"{progress.trials or 0}/{progress.of_trials} trials"
-    if not progress.steps:
-        return ""
-    left = f", {duration(progress.seconds_left)} left" if progress.seconds_left and job.state == "running" else ""
-    return f"{progress.step or 0}/{progress.steps}{left}"
-
-
-def _details(job: JobDetail) -> Table:
-    return facts_table(
-        [
-            ("id", job.id),
-            ("state", Text.assemble(_state(job), _why(job))),
-            ("kind", job.kind + (f", preset {job.preset}" if job.preset else "")),
-            ("name", job.name or ""),
-            ("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())),
-            ("project", job.project),
-            ("progress", _progress(job)),
-            ("attempt", f"{job.attempt} (up to {job.max_retries} automatic retries)" if job.attempt else ""),
-            ("created", f"{ago(job.created_at)} by {job.created_by}"),
-            ("run", job.run_folder),
-            ("encoder", job.encoder or ""),
-            ("actions", ", ".join(job.allowed_actions)),
-            ("log tail", job.failure.log_tail if job.failure is not None and job.failure.log_tail else ""),
-        ]
-    )
-
-
 JOBS: Listing[JobView] = Listing(
     columns=(
         Column("id", lambda job: job.id, wraps=False),
-        Column("state", _state, wraps=False),
+        Column("state", state_text, wraps=False),
         Column("name", lambda job: job.name or job.preset or ""),
-        Column("progress", _progress, drop=2),
+        Column("progress", progress_text, drop=2),
         Column("created", lambda job: ago(job.created_at), wraps=False, drop=1),
     ),
     empty="no jobs",

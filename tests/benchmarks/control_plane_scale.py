@@ -35,7 +35,7 @@ from service.projects.store import ProjectStore
 from service.projects.usage import REFRESH_S, UsageStore, start_of_month
 from service.registry.discovery import SCAN_INTERVAL_S, EncoderDiscovery
 from service.registry.store import EncoderStore
-from tests.support.service.encoder_cards import card
+from tests.support.encoders.encoder_cards import card
 from tests.support.service.fake_cluster import FakeCluster, new_job
 from tests.support.service.fake_control_plane import FakeControlPlane
 

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
-from tests.support.service.published_encoders import picture
+from tests.support.encoders.published_encoders import picture
 
 expect.set_options(timeout=PATIENCE_MS)
 OpenPage = Callable[..., Page]

@@ -18,8 +18,8 @@ from amd.training.runs.checks import check_data
 from amd.training.runs.teachers import teacher_id
 from tests.browser.conftest import PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
+from tests.support.encoders.published_encoders import film, picture
 from tests.support.runs.published_students import publish_student, save_checkpoint
-from tests.support.service.published_encoders import film, picture
 
 expect.set_options(timeout=PATIENCE_MS)
 OpenPage = Callable[..., Page]

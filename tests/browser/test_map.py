@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PATIENCE_MS, ConsoleService
-from tests.support.service.embedded_digits import HOSTILE, add_embedded_digits
+from tests.support.encoders.embedded_digits import HOSTILE, add_embedded_digits
 
 expect.set_options(timeout=PATIENCE_MS)
 OpenPage = Callable[..., Page]

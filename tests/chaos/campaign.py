@@ -42,8 +42,8 @@ from service.serving.schemas import DeploymentRequest
 from tests.support.chaos.exclusivity import ExclusivityObserver
 from tests.support.chaos.stack import SupervisedStack, environment
 from tests.support.chaos.victims import ROLES, Role, job_of, with_role
+from tests.support.encoders.published_encoders import picture, publish
 from tests.support.runs.tiny_runs import final_state, tiny_run, tiny_teacher
-from tests.support.service.published_encoders import picture, publish
 
 STEPS, LOG_EVERY = 600, 10
 PICTURES, PICTURE_PX = 24, 192  # large enough that decoding takes most of a step's time
@@ -75,7 +75,7 @@ class Observed(NamedTuple):
 
 
 class Violation(Exception):
-    """Raised when the campaign cannot continue, because the stack does not recover."""
+    """Raised when a campaign or a soak cannot continue, because what it tests does not recover."""
 
 
 def plan(kills: int, seed: int, roles: Sequence[Role]) -> list[Kill]:

@@ -38,7 +38,7 @@ from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult
 from amd.training.runs.launch import train
-from tests.chaos.campaign import write_pictures
+from tests.chaos.campaign import Violation, say, write_pictures
 from tests.support.chaos.stack import environment
 from tests.support.processes import run_in_subprocess
 from tests.support.ray_cluster import RAY_SETTINGS, end_head, second_node, start_head
@@ -316,10 +316,6 @@ class Soak:
         yield f"{len(self.violations)} violations"
 
 
-class Violation(Exception):
-    """Raised when the soak cannot continue, because the run has ended or does not recover."""
-
-
 def _train(config: TrainConfig, watcher: EventWriter) -> RunResult:
     return train(config, watcher=watcher)
 
@@ -342,10 +338,6 @@ def _kill_tree(pid: int) -> None:
         for process in [node, *node.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,9 +26,9 @@ from service.serving.protocol import CANDIDATE, pack, unpack
 from service.serving.requests import RequestOptions
 from service.stack.ports import free_ports
 from tests.support.data.videos import pictures, write_video
+from tests.support.encoders.published_encoders import IMAGE, VIDEO, publish
 from tests.support.ray_cluster import RayCluster
 from tests.support.service.control_plane import ControlPlane, wait_for
-from tests.support.service.published_encoders import IMAGE, VIDEO, publish
 
 pytestmark = pytest.mark.ray
 START_S = 300

@@ -27,7 +27,7 @@ from service.stack import StackError, down, find_stack, status, up
 from service.stack.ports import free_ports, is_free
 from service.stack.processes import find_problem
 from service.stack.state import MARK, PartProcess, StackFolder, StackState
-from tests.support.service.published_encoders import picture, publish
+from tests.support.encoders.published_encoders import picture, publish
 
 TIMEOUT_S = 900
 JOB = (

@@ -27,8 +27,8 @@ from service.jobs.store import JobStore
 from service.registry.store import EncoderStore
 from service.settings import Settings
 from service.web.errors import KeyReused, NotFound, ServiceError, UriNotAllowed
+from tests.support.encoders.encoder_cards import index_encoder, publish
 from tests.support.service.apps import key_to
-from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, new_job, queued
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.amd.downstream.embedding.test_bulk import assert_each_record_once
 from tests.amd.downstream.embedding.test_features import write_images
+from tests.support.encoders.published_encoders import publish
 from tests.support.service.command import amd
-from tests.support.service.published_encoders import publish
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 
 from service.cli.context_store import ContextFile, ServiceContext, write_contexts
 from service.client import Client
-from tests.support.service.encoder_cards import publish
+from tests.support.encoders.encoder_cards import publish
 from tests.support.service.server import Server
 
 Command = Callable[..., tuple[int, str, str]]

@@ -16,8 +16,8 @@ from sqlalchemy import Engine
 from service.client import ApiError, AsyncClient, Client, ImportRequest
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
+from tests.support.encoders.encoder_cards import publish, score
 from tests.support.service.command import amd as run_command
-from tests.support.service.encoder_cards import publish, score
 from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import Server, serving
 

@@ -12,8 +12,8 @@ from service.projects.audit import AuditFilter, AuditLog
 from service.webhooks.store import WebhookStore
 from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.apps import key_to
-from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import queued
 
 CHANGE_NOTHING = {  # forms whose result is only shown

@@ -13,7 +13,7 @@ from service.auth.sessions import csrf_token
 from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient
-from tests.support.service.encoder_cards import index_encoder
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.local_lab import LocalLab
 
 DECODER = {"network": {}, "mask_strategy": "random", "mask_ratio": 0.75, "pixels": "unit"}

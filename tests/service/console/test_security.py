@@ -28,8 +28,8 @@ from service.serving.schemas import ServingSettings
 from service.webhooks.store import WebhookStore
 from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient
+from tests.support.encoders.encoder_cards import index_encoder, score
 from tests.support.service.apps import key_to
-from tests.support.service.encoder_cards import index_encoder, score
 from tests.support.service.fake_cluster import queued
 
 

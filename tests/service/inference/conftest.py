@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.inference.engine import Engine, EngineSettings
+from tests.support.encoders.published_encoders import IMAGE, VIDEO, film, picture, publish, run
 from tests.support.service.engines import NO_TIME_LIMIT
-from tests.support.service.published_encoders import IMAGE, VIDEO, film, picture, publish, run
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 
 from service.inference.engine import Engine, EngineSettings
 from service.web.errors import Refusal
+from tests.support.encoders.published_encoders import IMAGE, run
 from tests.support.service.engines import DEADLINE_S, EMBEDDING, NO_TIME_LIMIT, infer, load_slots, upload
-from tests.support.service.published_encoders import IMAGE, run
 
 
 class PausedModel:

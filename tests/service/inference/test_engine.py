@@ -33,6 +33,12 @@ from service.inference.engine import (
 )
 from service.inference.model import InferencePlan
 from service.web.errors import Refusal
+from tests.support.encoders.published_encoders import (
+    VIDEO,
+    decoding_processes,
+    publish_classifier,
+    run,
+)
 from tests.support.service.engines import (
     DEADLINE_S,
     EMBEDDING,
@@ -42,12 +48,6 @@ from tests.support.service.engines import (
     load_slots,
     reference,
     upload,
-)
-from tests.support.service.published_encoders import (
-    VIDEO,
-    decoding_processes,
-    publish_classifier,
-    run,
 )
 
 

@@ -16,7 +16,7 @@ from service.inference.engine import Engine, EngineSettings, InferenceOptions, I
 from service.web.errors import Refusal
 from tests.support.data.hostile_decoder import HostileReader
 from tests.support.data.hostile_files import FRAMES, HostileFile, corpus
-from tests.support.service.published_encoders import VIDEO, decoding_processes, film, picture, publish, run
+from tests.support.encoders.published_encoders import VIDEO, decoding_processes, film, picture, publish, run
 
 LIMIT_S = 2.0
 SLACK_MIB = 64

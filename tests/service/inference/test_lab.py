@@ -15,7 +15,7 @@ from service.inference.lab import CACHED_CLIPS, MAX_WAITING, LabEngine
 from service.inference.options import RequestLimits
 from service.web.errors import Refusal
 from tests.support.data.hostile_files import FRAMES, corpus
-from tests.support.service.published_encoders import picture, run
+from tests.support.encoders.published_encoders import picture, run
 
 CONFIG = PRESETS_BY_KIND["train"]["demo-video-mae"].config.model_dump(mode="json")
 

@@ -41,9 +41,9 @@ from service.inference.replica import Replica
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
 from service.web.errors import Refusal
+from tests.support.encoders.published_encoders import film, picture, publish, run
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
 from tests.support.runs.published_students import publish_student
-from tests.support.service.published_encoders import film, picture, publish, run
 from tests.support.service.server import Server, serving
 
 NO_TIME_LIMIT = RequestLimits(decode_timeout_s=30)

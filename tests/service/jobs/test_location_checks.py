@@ -15,10 +15,10 @@ from service.jobs.kinds import KINDS, JobKind
 from service.settings import Settings
 from tests.support.config_fields import ANY_KEY, ITEM, nested, text_fields
 from tests.support.config_fields import Path as FieldPath
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.runs.configs import mae, tiny_image_config
 from tests.support.service.apps import key_to
 from tests.support.service.connections import refused_connections
-from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import FakeCluster
 
 # Text fields that are not locations, and why they cannot name one.

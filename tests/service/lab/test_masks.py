@@ -35,13 +35,13 @@ from service.lab.gateway import APPLICATION, FAILED, NAME
 from service.lab.schemas import LabView
 from service.registry.discovery import EncoderDiscovery
 from service.serving.serve_api import ServeApplication
+from tests.support.encoders.published_encoders import film, picture, publish, run
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 from tests.support.runs.published_students import publish_student, save_checkpoint
 from tests.support.service.apps import key_to
 from tests.support.service.engines import NO_TIME_LIMIT
 from tests.support.service.fake_cluster import queued
 from tests.support.service.local_lab import LocalLab
-from tests.support.service.published_encoders import film, picture, publish, run
 from tests.support.service.server import Server, serving
 
 PRESET = "demo-image-amd"

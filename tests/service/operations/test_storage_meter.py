@@ -16,7 +16,7 @@ from service.operations.storage_meter import INTERVAL_S, StorageMeter
 from service.projects.schemas import ProjectPolicy
 from service.projects.storage import StoredBytesStore
 from service.projects.store import ProjectStore
-from tests.support.service.encoder_cards import index_encoder
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import queued
 from tests.support.service.fake_control_plane import FakeControlPlane
 

@@ -16,8 +16,8 @@ from service.projects.activity import CHANGES, ActivityFeed, ActivityFilter
 from service.projects.routes import router
 from service.registry.store import EncoderStore
 from service.web.pagination import cursor_of
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.apps import client_of, key_to
-from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import queued
 
 

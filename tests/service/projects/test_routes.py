@@ -20,8 +20,8 @@ from service.projects.schemas import ProjectPolicy
 from service.projects.store import ProjectStore
 from service.projects.usage import HOUR_S, UsageStore, start_of_month
 from service.settings import Settings
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.apps import key_to
-from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import FakeCluster, queued
 
 JOB = {"kind": "train", "preset": "demo-image-amd"}

@@ -21,7 +21,7 @@ from service.registry import discovery
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderFilter, EncoderStore
 from service.web.errors import NotFound
-from tests.support.service.encoder_cards import publish, score
+from tests.support.encoders.encoder_cards import publish, score
 from tests.support.service.fake_cluster import queued
 
 

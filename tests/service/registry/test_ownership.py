@@ -13,7 +13,7 @@ from amd.training.run_folder import FACTS, run_folder
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.store import JobStore
 from service.registry.ownership import Owner, StorageOwners
-from tests.support.service.encoder_cards import card, index_encoder, publish
+from tests.support.encoders.encoder_cards import card, index_encoder, publish
 from tests.support.service.fake_cluster import queued
 
 

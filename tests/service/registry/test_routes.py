@@ -21,9 +21,9 @@ from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy, JobFold
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
+from tests.support.encoders.encoder_cards import index_encoder, publish, score
 from tests.support.service.apps import key_to
 from tests.support.service.control_plane import wait_for
-from tests.support.service.encoder_cards import index_encoder, publish, score
 from tests.support.service.fake_cluster import FakeCluster, queued
 from tests.support.service.server import Server, serving
 

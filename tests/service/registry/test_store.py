@@ -14,7 +14,7 @@ from service.db.models import Deployment
 from service.jobs.store import JobStore
 from service.registry.store import EncoderFilter, EncoderStore
 from service.web.errors import AliasMoved, EncoderInUse, IllegalAction, NotFound
-from tests.support.service.encoder_cards import index_encoder
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import queued
 
 ROOT = "/root"

@@ -20,8 +20,8 @@ from service.serving.reservations import check_fits, running_reservation
 from service.serving.schemas import ServingSettings
 from service.settings import Settings
 from service.web.errors import ClusterUnavailable, InfeasibleDeployment, NotFound
+from tests.support.encoders.published_encoders import publish
 from tests.support.service.fake_serve import FakeServe
-from tests.support.service.published_encoders import publish
 
 
 class DeployerFixture:

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.apps import key_to
-from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import FakeCluster
 
 URL = "/v1/deployments/one"

@@ -21,7 +21,7 @@ from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.schemas import ServingSettings
-from tests.support.service.encoder_cards import publish, score
+from tests.support.encoders.encoder_cards import publish, score
 from tests.support.service.fake_cluster import new_job
 from tests.support.service.pictures import write_pictures
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from amd.downstream.embedding.features import embed_file
 from service.inference.engine import Engine, InferenceOptions, InferenceResult, Item, RequestLimits
-from tests.support.service.published_encoders import run
+from tests.support.encoders.published_encoders import run
 
 NO_TIME_LIMIT = RequestLimits(decode_timeout_s=30)  # decoding time is not tested, and the machine may be busy
 DEADLINE_S = 120.0

@@ -24,7 +24,7 @@ from amd.storage import filesystem, listdir
 from amd.training.reporting.progress import PROGRESS_FILE
 from tests.amd.downstream.embedding.test_features import write_images
 from tests.support.data.damage import overwrite_packets
-from tests.support.service.published_encoders import VIDEO, film, publish
+from tests.support.encoders.published_encoders import VIDEO, film, publish
 
 ENCODER = "small"
 

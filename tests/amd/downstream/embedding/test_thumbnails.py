@@ -17,7 +17,7 @@ from amd.downstream.embedding.thumbnails import SIDE, STRIP_FRAMES, encode_thumb
 from tests.amd.downstream.embedding.test_bulk import ENCODER, config
 from tests.amd.downstream.embedding.test_features import write_images
 from tests.support.data.damage import overwrite_packets
-from tests.support.service.published_encoders import VIDEO, film, publish
+from tests.support.encoders.published_encoders import VIDEO, film, publish
 
 
 def opened(content: bytes | None) -> Image.Image:

@@ -20,7 +20,7 @@ from service.jobs.execution.deletion import JobDeletions
 from service.jobs.store import JobFilter, JobStore
 from service.registry.store import EncoderStore
 from service.web.errors import IllegalAction, KeyReused, NotFound
-from tests.support.service.encoder_cards import index_encoder, publish
+from tests.support.encoders.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import queued
 
 

@@ -20,7 +20,7 @@ from service.jobs.schemas import ACTIVE, ENDED
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
 from service.web.errors import IllegalAction, NotFound
-from tests.support.service.encoder_cards import publish
+from tests.support.encoders.encoder_cards import publish
 from tests.support.service.fake_cluster import queued, report_status
 from tests.support.service.fake_control_plane import FakeControlPlane
 

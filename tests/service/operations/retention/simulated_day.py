@@ -22,7 +22,7 @@ from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.schemas import ServingSettings
 from service.web.errors import EncoderInUse, IllegalAction, NotFound
 from tests.service.operations.retention.stored_data import DAY_S, REFERENCES, run_files
-from tests.support.service.encoder_cards import publish
+from tests.support.encoders.encoder_cards import publish
 from tests.support.service.fake_cluster import queued, report_status
 from tests.support.service.fake_control_plane import FakeControlPlane
 

@@ -30,7 +30,7 @@ from service.settings import Settings
 from service.web.errors import CollectionRunning
 from tests.service.operations.retention.simulated_day import CHANGES, SimulatedDay
 from tests.service.operations.retention.stored_data import DAY_S, ITEMS, StoredData, StoredItem, jobs_in, run_files
-from tests.support.service.encoder_cards import publish
+from tests.support.encoders.encoder_cards import publish
 from tests.support.service.fake_cluster import FakeCluster, new_job
 
 SLOW = settings(
