@@ -136,8 +136,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.include_router(health.router)
     for router in (
         *(jobs.router, job_details.router, neighbours.router, map_routes.router, catalog.router),
-        *(cluster_state.router, retention.router, doctor.router, encoders.router, lab.router),
-        *(serving.inference, serving.deployments),
+        *(cluster_state.router, retention.router, doctor.router, encoders.router, serving.inference),
+        *(serving.deployments, lab.router),
         *(api_keys.router, session_routes.router, webhooks.router, projects.router),
     ):
         app.include_router(router, prefix="/v1")

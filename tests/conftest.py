@@ -34,6 +34,7 @@ SLOW_FILES = frozenset(
     for name in (
         "amd/demo/test_run.py",
         "amd/downstream/embedding/test_bulk.py",
+        "amd/downstream/embedding/test_umap.py",
         "amd/downstream/supervised/classification/test_evaluation.py",
         "amd/downstream/supervised/classification/test_run.py",
         "amd/downstream/supervised/detection/test_run.py",
