@@ -73,7 +73,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-
 # let the same lock install on every supported Python and platform.
 lock:
 	$(COMPILE) --extra dev pyproject.toml --output-file requirements.lock
-	$(COMPILE) --constraints requirements.lock --extra huggingface --extra mlflow --extra onnx pyproject.toml \
+	$(COMPILE) --constraints requirements.lock --extra huggingface --extra mlflow --extra onnx --extra umap pyproject.toml \
 		--output-file deploy/docker/ray-node.lock
 	$(COMPILE) --constraints requirements.lock --group pyproject.toml:control-plane \
 		--output-file deploy/docker/control-plane.lock

@@ -24,12 +24,14 @@ from service.jobs.execution.reconciler import submission_id
 from service.jobs.store import JobStore
 from service.serving.gateway import EncoderReply
 from tests.support.browser import scenes
+from tests.support.browser.embedded_digits import add_embedded_digits
 from tests.support.service.fake_cluster import FakeCluster, report_status
 from tests.support.service.local_lab import LocalLab
 from tests.support.service.server import Server, serving
 
 CHROMIUM = os.environ.get("AMD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 60_000  # the machine may be busy
+EMBEDDED_SAMPLES = 2000
 
 
 class ConsoleService(NamedTuple):
@@ -67,6 +69,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleService
     many = {"rate_limit": "100000/minute", "failure_limit": "100000/minute"}
     root = str(folder / "root")
     scenes.populate(engine, root)
+    for seed, job_id in enumerate((scenes.EMBEDDED, scenes.OTHER_EMBEDDED)):
+        name = f"Digits, embedded by encoder {'AB'[seed]}"
+        add_embedded_digits(JobStore(engine), root, EMBEDDED_SAMPLES, seed, id=job_id, name=name)
     _report_alive(JobStore(engine), cluster, root)  # before the service looks at the jobs
     with serving(engine, folder, cluster, storage=root, **many) as server:
         _serve_vectors(server.app.state.gateway)

@@ -310,6 +310,7 @@ PAGES = {
     "deployments": "/deployments",
     "deployment": f"/deployments/{scenes.DEPLOYMENT}",
     "lab": "/lab",
+    "map": f"/jobs/{scenes.EMBEDDED}/map?other={scenes.OTHER_EMBEDDED}",
     "cluster": "/cluster",
     "activity": "/activity",
     "failures": "/failures",
@@ -335,6 +336,10 @@ def test_pages_have_no_serious_accessibility_violations_and_fit_the_screen(
         page.wait_for_load_state("load")
         if page.locator("#curves").count():
             expect(page.locator("#curves figure").first).to_be_visible()
+        if page.locator("#map-groups").count():
+            page.locator("#map-groups button").first.click()
+            page.locator("#map-selection button").first.click()
+            expect(page.locator("#map-neighbours li").first).to_be_visible()
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         if overflow > 0:
             problems.append(f"{name}, {width}: {overflow} px too wide")

@@ -6,22 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PATIENCE_MS, ConsoleService
-from tests.support.encoders.embedded_digits import HOSTILE, add_embedded_digits
+from tests.browser.conftest import EMBEDDED_SAMPLES, PATIENCE_MS, ConsoleService
+from tests.support.browser import scenes
+from tests.support.browser.embedded_digits import HOSTILE
 
 expect.set_options(timeout=PATIENCE_MS)
 OpenPage = Callable[..., Page]
-COUNT = 2000
-
-
-@pytest.fixture(scope="module")
-def embedded(service: ConsoleService) -> list[str]:
-    """Return the IDs of two embed jobs: the same digits, embedded by two encoders."""
-    store = service.server.app.state.jobs
-    return [add_embedded_digits(store, service.root, COUNT, seed, name=f"Digits, {seed}") for seed in range(2)]
 
 
 def open_map(page: Page, service: ConsoleService, job_id: str, other: str = "") -> None:
@@ -65,12 +57,10 @@ def drawn(page: Page, chart: int = 0) -> str:
     )
 
 
-def test_samples_are_coloured_selected_with_a_lasso_and_listed(
-    open_page: OpenPage, service: ConsoleService, embedded: list[str]
-) -> None:
+def test_samples_are_coloured_selected_with_a_lasso_and_listed(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
-    page.get_by_role("link", name="Digits, 0").click()  # two clicks from the list
-    page.get_by_role("link", name="Map").click()
+    page.get_by_role("link", name="Digits, embedded by encoder A").click()  # two clicks from the list
+    page.get_by_role("link", name="Map", exact=True).click()
     expect(page.locator("#map-charts header")).to_contain_text("digits-0: 1,999 samples, PCA")
     expect(page.locator("#map-groups button")).to_have_count(10)
     expect(page.locator("#map-groups button").first).to_contain_text("label 0")
@@ -90,18 +80,16 @@ def test_samples_are_coloured_selected_with_a_lasso_and_listed(
         page.get_by_role("button", name="Download locations").click()
     title = page.locator("#map-selection-title").inner_text()
     lines = Path(downloading.value.path()).read_text().splitlines()
-    assert len(lines) == int(title.split()[0].replace(",", "")) < COUNT
+    assert len(lines) == int(title.split()[0].replace(",", "")) < EMBEDDED_SAMPLES
     page.get_by_role("button", name="Clear").click()
     expect(page.locator("#map-selection-title")).to_have_text("Nothing selected")
     page.locator("#map-groups button").first.click()  # without a mouse
     expect(page.locator("#map-selection li").first).to_be_visible()
 
 
-def test_a_sample_shows_its_picture_and_its_neighbours(
-    open_page: OpenPage, service: ConsoleService, embedded: list[str]
-) -> None:
+def test_a_sample_shows_its_picture_and_its_neighbours(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
-    open_map(page, service, embedded[0])
+    open_map(page, service, scenes.EMBEDDED)
     page.locator("#map-charts").scroll_into_view_if_needed()
     x, y = position_of(page, "/data/digits/000005.png")
     page.mouse.move(x, y)
@@ -117,11 +105,11 @@ def test_a_sample_shows_its_picture_and_its_neighbours(
     expect(page.locator("#map-sample img")).to_be_visible()
 
 
-def test_a_selection_shows_in_both_maps(open_page: OpenPage, service: ConsoleService, embedded: list[str]) -> None:
+def test_a_selection_shows_in_both_maps(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
-    open_map(page, service, embedded[0])
-    page.get_by_label("Compare with").select_option(label="Digits, 1")
-    page.wait_for_url(f"**/map?other={embedded[1]}")
+    open_map(page, service, scenes.EMBEDDED)
+    page.get_by_label("Compare with").select_option(label="Digits, embedded by encoder B")
+    page.wait_for_url(f"**/map?other={scenes.OTHER_EMBEDDED}")
     expect(page.locator("#map-charts canvas")).to_have_count(2)
     expect(page.locator("#map-groups button").first).to_be_visible()
     before = drawn(page, 0), drawn(page, 1)
@@ -134,11 +122,9 @@ def test_a_selection_shows_in_both_maps(open_page: OpenPage, service: ConsoleSer
     expect(page.locator("#map-neighbours li")).to_have_count(24)
 
 
-def test_hostile_locations_and_problems_are_plain_text(
-    open_page: OpenPage, service: ConsoleService, embedded: list[str]
-) -> None:
+def test_hostile_locations_and_problems_are_plain_text(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
-    open_map(page, service, embedded[0])
+    open_map(page, service, scenes.EMBEDDED)
     page.locator("#map-groups button").first.click()
     page.locator("#map-selection li button").first.click()  # record 0
     expect(page.locator("#map-sample p")).to_have_text(HOSTILE)

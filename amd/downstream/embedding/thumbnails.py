@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from amd.config import ClipConfig, DataConfig
@@ -38,6 +37,8 @@ class ThumbnailTransform:
 
 def encode_thumbnail(clip: Tensor) -> bytes:
     """Encode frames (T, H, W, 3) uint8 as a WebP image. Frames are never enlarged."""
+    from PIL import Image  # probes, which import this module, work without it
+
     pictures = [Image.fromarray(frame.numpy()) for frame in _strip(clip)]
     for picture in pictures:
         picture.thumbnail((SIDE, SIDE))

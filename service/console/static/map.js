@@ -126,7 +126,7 @@
     const { x, y, locations } = map.data, size = map.count > 5000 ? 3 : map.count > 1000 ? 5 : 7;
     const points = (rows) => rows.map((row) => [x[row], y[row]]);
     const plain = { type: "scatter", large: true, largeThreshold: 0, silent: true, animation: false };
-    const series = [...members].map(([name, rows]) => ({
+    const series = [...members].filter(([, rows]) => rows.length).map(([name, rows]) => ({  // a large series must not be empty
       ...plain, name, data: points(rows), symbolSize: size, itemStyle: { color: palette.get(name), opacity: selection.size ? 0.15 : 0.75 },
     }));
     for (const [name, rows] of selection.size ? members : []) {

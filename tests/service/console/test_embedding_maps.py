@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from service.console.security import POLICY
 from tests.service.console.conftest import new_app
 from tests.support.browser.console_client import ConsoleClient
-from tests.support.encoders.embedded_digits import UNREADABLE, add_embedded_digits
+from tests.support.browser.embedded_digits import UNREADABLE, add_embedded_digits
 from tests.support.service.fake_cluster import queued
 
 

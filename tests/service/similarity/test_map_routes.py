@@ -18,7 +18,7 @@ from service.jobs.store import JobStore
 from service.settings import Settings
 from service.similarity import map_routes
 from service.similarity.neighbours import EmbeddingCache
-from tests.support.encoders.embedded_digits import HOSTILE, UNREADABLE, add_embedded_digits
+from tests.support.browser.embedded_digits import HOSTILE, UNREADABLE, add_embedded_digits
 from tests.support.service.apps import client_of, key_to
 from tests.support.service.fake_cluster import queued
 

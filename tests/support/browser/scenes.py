@@ -33,6 +33,8 @@ SWEEP = "search-20261129-070000-7e8f9a0b"
 ENCODER = "digits-amd-small"
 OTHER_ENCODER = "digits-mae-small"
 DEPLOYMENT = "digits"
+EMBEDDED = "embed-20261128-200000-2b3c4d5e"  # added by the browser tests
+OTHER_EMBEDDED = "embed-20261128-210000-6f7a8b9c"
 
 
 def populate(engine: Engine, root: str) -> None:
