@@ -32,10 +32,10 @@ from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, ServingSettings, new_deployment
 from service.settings import Settings
 from service.webhooks.store import WebhookStore
+from tests.support.runs.pictures import write_pictures
 from tests.support.service.apps import key_to
 from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued
-from tests.support.service.pictures import write_pictures
 
 OPEN = None  # requires no key
 JOB = {"kind": "train", "preset": "demo-image-amd"}
