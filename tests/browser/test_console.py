@@ -210,6 +210,19 @@ def test_a_report_is_downloaded_and_opens_as_a_file(
     report.close()
 
 
+def test_one_slider_moves_the_pictures_of_all_layers_over_the_steps(
+    open_page: OpenPage, service: ConsoleService
+) -> None:
+    page = open_page()
+    page.goto(path(service, f"/jobs/{scenes.RUNNING}"))
+    page.get_by_role("link", name="Pictures").click()
+    for step in (1000, 500):
+        for layer in ("Input", "Student's view", "Rebuilt"):
+            expect(page.get_by_role("img", name=f"{layer}, step {step}", exact=True)).to_be_visible()
+        expect(page.locator("figure img")).to_have_count(3)
+        page.get_by_role("slider").press("ArrowLeft")
+
+
 def test_an_encoder_can_be_tried_out_and_deployed(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:
     (tmp_path / "three.png").write_bytes(picture())
     page = open_page()
@@ -299,6 +312,7 @@ PAGES = {
     "log": f"/jobs/{scenes.RUNNING}/log",
     "config": f"/jobs/{scenes.RUNNING}/config",
     "history": f"/jobs/{scenes.RUNNING}/history",
+    "pictures": f"/jobs/{scenes.RUNNING}/pictures",
     "files": f"/jobs/{scenes.RUNNING}/files",
     "new job": "/new",
     "clone": f"/jobs/{scenes.RUNNING}/clone",

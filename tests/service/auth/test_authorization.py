@@ -34,9 +34,9 @@ from service.webhooks.store import WebhookStore
 from tests.support.browser import scenes
 from tests.support.encoders.encoder_cards import index_encoder, publish
 from tests.support.runs import ledgers
+from tests.support.runs.pictures import write_pictures
 from tests.support.service.apps import key_to
 from tests.support.service.fake_cluster import FakeCluster, queued
-from tests.support.service.pictures import write_pictures
 from tests.support.service.route_rules import (
     CHANGES_NOTHING,
     CONFIG,

@@ -24,10 +24,10 @@ from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
 from tests.support.encoders.encoder_cards import index_encoder, publish
 from tests.support.runs import ledgers
+from tests.support.runs.pictures import write_pictures
 from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
-from tests.support.service.pictures import write_pictures
 from tests.support.service.server import serve_app
 from tune_spaces.stop_requests import requested_stops
 

@@ -21,9 +21,9 @@ from amd.training.reporting.log_chunks import LogShipper, rank_log_folder
 from amd.training.reporting.media_files import PICTURES, step_url
 from amd.training.run_folder import run_folder
 from service.jobs.execution.protocol import JobFolder
+from tests.support.runs.pictures import webp, write_pictures
 from tests.support.service.control_plane import wait_for
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
-from tests.support.service.pictures import webp, write_pictures
 from tests.support.service.server import Server, serving
 
 DEMO = {"kind": "train", "preset": "demo-image-amd"}

@@ -22,8 +22,8 @@ from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.schemas import ServingSettings
 from tests.support.encoders.encoder_cards import publish, score
+from tests.support.runs.pictures import write_pictures
 from tests.support.service.fake_cluster import new_job
-from tests.support.service.pictures import write_pictures
 
 RUNNING = "train-20261129-081500-1a2b3c4d"
 SUCCEEDED = "train-20261128-190000-5e6f7a8b"
