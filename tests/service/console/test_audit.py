@@ -19,6 +19,12 @@ from tests.support.service.fake_cluster import queued
 CHANGE_NOTHING = {  # forms whose result is only shown
     *("/console/new/check", "/console/encoders/{encoder}/try", "/console/lab/masks"),
 }
+# Forms that call a REST handler whose audit entry tests/service/auth/test_authorization.py checks.
+CALL_REST = {
+    *("/console/retention/dry-run", "/console/retention/apply", "/console/webhooks/{webhook_id}/test"),
+    "/console/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
+    "/console/sweeps/{job_id}/trials/{number}/stop",
+}
 SESSIONS = {"/console/sign-in", "/console/sign-out"}  # open and end the caller's own session
 
 
@@ -50,7 +56,7 @@ FORMS = {  # in this order, since later forms change what earlier ones have crea
 
 def test_every_form_of_the_console_is_listed(app: Any) -> None:
     served = {route.path for route in iter_route_contexts(app.routes) if "POST" in (route.methods or ())}
-    listed = {path.replace("{sweep}", "{job_id}") for path in FORMS} | CHANGE_NOTHING | SESSIONS
+    listed = {path.replace("{sweep}", "{job_id}") for path in FORMS} | CHANGE_NOTHING | CALL_REST | SESSIONS
     assert {path for path in served if path.startswith("/console")} == listed
 
 
