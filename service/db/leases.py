@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
+from service.background import StepMonitor
 from service.db.models import TaskLease
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,28 @@ class LeaseKeeper:
             return True
         except IntegrityError:
             return False
+
+
+def run_steps(
+    step: Callable[[], bool],
+    stop: threading.Event,
+    interval_s: float,
+    lease: LeaseKeeper,
+    monitor: StepMonitor,
+    on_error: Callable[[Exception], None],
+) -> None:
+    """Call `step` at intervals until `stop` is set, renewing the lease while the steps complete.
+
+    `step` returns whether this process holds the lease. `on_error` is called in the exception handler of a failed step,
+    after which the loop continues.
+    """
+    with lease.renewing(while_=lambda: not monitor.is_stalled):
+        while not stop.wait(interval_s):
+            try:
+                with monitor.step():
+                    monitor.has_lease = step()
+            except Exception as error:
+                on_error(error)
 
 
 def holders(engine: Engine) -> dict[str, str]:

@@ -30,10 +30,11 @@ from service.lab.schemas import (
     LabView,
 )
 from service.lab.sources import LabSource, check_teacher, resolve_source
-from service.registry.routes import BINARY, EncodersDep
+from service.registry.routes import EncodersDep
 from service.serving.protocol import PNG
 from service.serving.requests import FORM
 from service.serving.routes import body_schema
+from service.web.binary import BINARY
 from service.web.request_bodies import run_by_size
 
 router = APIRouter(prefix="/lab", tags=["lab"])

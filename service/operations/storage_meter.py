@@ -21,7 +21,7 @@ from amd.storage import StorageError, join, read_many, walk_files
 from amd.training.run_folder import FACTS, run_folder
 from service.background import StepMonitor
 from service.db.batches import in_batches
-from service.db.leases import LeaseKeeper
+from service.db.leases import LeaseKeeper, run_steps
 from service.db.models import Job, RegisteredEncoder
 from service.operations.retention.plan import sweep_of
 from service.projects.storage import StoredBytesStore
@@ -45,13 +45,14 @@ class StorageMeter:
 
     def run(self, stop: threading.Event) -> None:
         """Measure until `stop` is set. Any error is logged, and the next measurement retries."""
-        with self.lease.renewing(while_=lambda: not self.monitor.is_stalled):
-            while not stop.wait(POLL_S):
-                try:
-                    with self.monitor.step():
-                        self.monitor.has_lease = self.step()
-                except Exception:
-                    logger.exception("the storage of projects cannot be measured; will retry")
+        run_steps(
+            self.step,
+            stop,
+            POLL_S,
+            self.lease,
+            self.monitor,
+            on_error=lambda _: logger.exception("the storage of projects cannot be measured; will retry"),
+        )
 
     def step(self) -> bool:
         """Measure if it is time. Returns whether this process holds the lease."""

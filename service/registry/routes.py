@@ -28,13 +28,12 @@ from service.registry.schemas import (
     Objective,
 )
 from service.registry.store import EncoderFilter, EncoderStore
+from service.web.binary import BINARY
 from service.web.errors import IllegalAction, NotFound
 from service.web.middleware import tagged
 from service.web.parameters import CURSOR, IdempotencyKey, IfNoneMatch, PageSize
 
 router = APIRouter(prefix="/encoders", tags=["encoders"])
-
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 async def _store(request: Request) -> EncoderStore:

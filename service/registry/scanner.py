@@ -12,7 +12,7 @@ import threading
 
 from amd.storage import StorageError
 from service.background import StepMonitor
-from service.db.leases import LeaseKeeper
+from service.db.leases import LeaseKeeper, run_steps
 from service.jobs.execution.external import ExternalRunDiscovery
 from service.registry.discovery import EncoderDiscovery
 from service.web.errors import ClusterUnavailable
@@ -33,13 +33,14 @@ class StorageScanner:
 
     def run(self, stop: threading.Event) -> None:
         """Scan until `stop` is set. Any error is logged, and the next step retries."""
-        with self.lease.renewing(while_=lambda: not self.monitor.is_stalled):
-            while not stop.wait(INTERVAL_S):
-                try:
-                    with self.monitor.step():
-                        self.monitor.has_lease = self.step()
-                except Exception:
-                    logger.exception("discovery step failed; will retry")
+        run_steps(
+            self.step,
+            stop,
+            INTERVAL_S,
+            self.lease,
+            self.monitor,
+            on_error=lambda _: logger.exception("discovery step failed; will retry"),
+        )
 
     def step(self) -> bool:
         """Scan once. Returns whether this process holds the lease."""

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from amd.artifacts.discovery import encoder_folder
 from service.background import StepMonitor
 from service.db.audit import record_change
-from service.db.leases import LeaseKeeper
+from service.db.leases import LeaseKeeper, run_steps
 from service.db.models import Deletion, Deployment
 from service.registry.store import EncoderStore
 from service.serving.protocol import CANDIDATE, MAIN, SLOTS
@@ -178,18 +178,22 @@ class Deployer:
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile periodically until `stop` is set. Errors are logged, and the step is retried."""
-        with self.lease.renewing(while_=lambda: not self.monitor.is_stalled):
-            while not stop.wait(POLL_INTERVAL_S):
-                try:
-                    with self.monitor.step():
-                        self.monitor.has_lease = self.step()
-                    self._last_warning = ""
-                except ClusterUnavailable as error:
-                    if error.message != self._last_warning:
-                        logger.warning("%s", error.message)
-                    self._last_warning = error.message
-                except Exception:
-                    logger.exception("deployer step failed; will retry")
+        run_steps(self._warned_step, stop, POLL_INTERVAL_S, self.lease, self.monitor, self._log_error)
+
+    def _warned_step(self) -> bool:
+        """Perform a step. If it succeeds, the next outage is logged even if its message is the same."""
+        has_lease = self.step()
+        self._last_warning = ""
+        return has_lease
+
+    def _log_error(self, error: Exception) -> None:
+        """Log an error of a step; an outage of the cluster only once."""
+        if not isinstance(error, ClusterUnavailable):
+            logger.exception("deployer step failed; will retry")
+            return
+        if error.message != self._last_warning:
+            logger.warning("%s", error.message)
+        self._last_warning = error.message
 
     def step(self) -> bool:
         """Reconcile all deployments once. Returns whether this process holds the lease."""

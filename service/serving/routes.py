@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
 from service.jobs.routes import Config, Locations, project_of
-from service.registry.routes import BINARY, EncodersDep
+from service.registry.routes import EncodersDep
 from service.serving.deployments import DeploymentStore, etag_of, new_deployment
 from service.serving.gateway import EncoderReply, Gateway
 from service.serving.protocol import ARROW, CANDIDATE, MAIN, PNG
@@ -36,6 +36,7 @@ from service.serving.schemas import (
     OpenAIEmbeddings,
     ServingSettings,
 )
+from service.web.binary import BINARY
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable, Refusal
 from service.web.parameters import ProjectFilter

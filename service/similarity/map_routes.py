@@ -15,19 +15,15 @@ from amd.downstream.embedding.map_files import DamagedMap, EmbeddingMap, read_ma
 from service.db.models import Job
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.routes import Config, StorageCalls, Visible
-from service.registry.routes import BINARY
 from service.similarity.neighbours import EmbeddingCache
 from service.similarity.routes import EmbeddingCacheDep, load_index
+from service.web.binary import BINARY, PICTURE_HEADERS, WEBP
 from service.web.errors import NotFound, Refusal
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-WEBP = "image/webp"
-CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 THUMBNAIL_HEADERS = {
-    "Content-Security-Policy": CSP,
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
+    **PICTURE_HEADERS,
     "Cache-Control": "private, max-age=600",
     "Content-Encoding": "identity",  # images are compressed already
 }

@@ -7,13 +7,6 @@ from amd.training.run_folder import run_folder
 from service.jobs.details.schemas import MediaStepView, PictureView
 from service.web.errors import NotFound, Refusal
 
-WEBP = "image/webp"
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-
 
 def list_media(root: str, job_id: str) -> list[MediaStepView]:
     """Return the steps with pictures, ascending."""

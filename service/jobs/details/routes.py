@@ -25,6 +25,7 @@ from service.jobs.details.schemas import (
 from service.jobs.execution.log_sources import open_log
 from service.jobs.routes import Config, JobId, Jobs, Locations, Recorded, StorageCalls, Visible, submit
 from service.jobs.schemas import JobView, TrialView
+from service.web.binary import BINARY, PICTURE_HEADERS, WEBP
 from service.web.parameters import MAX_NUMBER, IdempotencyKey, PageSize
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -124,7 +125,7 @@ async def job_media(job: Visible, settings: Config, storage: StorageCalls) -> li
     "/{job_id}/media/{step}/{picture}",
     summary="Get a picture of a job's training",
     response_class=Response,
-    responses={200: {"content": {media.WEBP: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"content": {WEBP: BINARY}}},
 )
 async def job_picture(
     job: Visible,
@@ -135,7 +136,7 @@ async def job_picture(
 ) -> Response:
     """Return a WebP image of all samples: images side by side, videos row by row."""
     content = await storage.run(media.read, settings.root, job.id, step, picture)
-    return Response(content, media_type=media.WEBP, headers=media.HEADERS)
+    return Response(content, media_type=WEBP, headers=PICTURE_HEADERS)
 
 
 @router.patch("/{job_id}", summary="Change a job's name, labels or priority")

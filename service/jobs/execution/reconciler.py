@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from amd.storage import StorageError, write_json
 from service.auth.uri_policy import UriPolicy
 from service.background import StepMonitor
-from service.db.leases import LeaseKeeper
+from service.db.leases import LeaseKeeper, run_steps
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
 from service.jobs.execution.admission import AdmissionController, ExternalUsage
@@ -95,13 +95,14 @@ class Reconciler:
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until `stop` is set. Any error is logged, and the next step retries."""
-        with self.lease.renewing(while_=lambda: not self.monitor.is_stalled):
-            while not stop.wait(self._settings.reconcile_s):
-                try:
-                    with self.monitor.step():
-                        self.monitor.has_lease = self.step()
-                except Exception:
-                    logger.exception("reconcile step failed; will retry")
+        run_steps(
+            self.step,
+            stop,
+            self._settings.reconcile_s,
+            self.lease,
+            self.monitor,
+            on_error=lambda _: logger.exception("reconcile step failed; will retry"),
+        )
         self._deletions.close()
         self._storage.close()
 

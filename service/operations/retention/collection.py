@@ -21,7 +21,7 @@ from amd.storage import StorageError, join, remove_empty_folders, remove_file
 from amd.training.lease import Lease
 from amd.training.run_folder import LEASE, run_folder
 from service.background import StepMonitor
-from service.db.leases import LeaseKeeper
+from service.db.leases import LeaseKeeper, run_steps
 from service.db.models import GarbageCollection, Job
 from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import SERVICE, JobStore, StaleJob
@@ -181,13 +181,14 @@ class RetentionLoop:
 
     def run(self, stop: threading.Event) -> None:
         """Collect until `stop` is set. Any error is logged, and the next collection retries."""
-        with self.lease.renewing(while_=lambda: not self.monitor.is_stalled):
-            while not stop.wait(POLL_S):
-                try:
-                    with self.monitor.step():
-                        self.monitor.has_lease = self.step()
-                except Exception:
-                    logger.exception("garbage collection failed; the next one retries")
+        run_steps(
+            self.step,
+            stop,
+            POLL_S,
+            self.lease,
+            self.monitor,
+            on_error=lambda _: logger.exception("garbage collection failed; the next one retries"),
+        )
 
     def step(self) -> bool:
         """Collect if it is time. Returns whether this process holds the loop's lease."""
