@@ -16,7 +16,7 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
-UV = find_uv_bin()  # once, since it reads sysconfig, whose first use is not safe in several threads
+UV = find_uv_bin()  # resolved once: it reads sysconfig, whose first use is not thread-safe
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 PLATFORMS = {
     "Linux x86-64": "x86_64-manylinux_2_28",
@@ -34,7 +34,7 @@ def supported_pythons() -> list[str]:
 
 
 def resolve(python: str, platform: str) -> subprocess.CompletedProcess[str]:
-    """Resolve all extras together, which includes every subset of them."""
+    """Resolve all extras together; if that succeeds, every subset of them also resolves."""
     command = [UV, "pip", "compile", "--quiet", "--all-extras", "--only-binary", ":all:", "--no-annotate"]
     target = ["--python-version", python, "--python-platform", platform, "--no-header", str(PROJECT)]
     environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": MACOS}

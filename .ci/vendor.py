@@ -1,7 +1,7 @@
 """Copy the console's libraries from the npm registry into service/console/static/vendor (`make vendor`).
 
 `vendor.json` there pins the version, licence and files of each package, with their SHA-256. `--update` records the
-hashes of new versions; without it, files that differ from them are an error. `--only NAME --to FOLDER` unpacks a single
+hashes of new versions; without it, a file whose hash differs is an error. `--only NAME --to FOLDER` unpacks a single
 package elsewhere, as the browser tests do with axe-core, which is not shipped.
 """
 
@@ -35,7 +35,7 @@ def packed(name: str, version: str, folder: Path) -> dict[str, bytes]:
 
 
 def copy(package: dict[str, Any], target: Path, update: bool) -> list[str]:
-    """Write the files of a package. Returns one line per file whose hash differs from the recorded one."""
+    """Write a package's files to `target`; return one line per file whose hash differs from the recorded hash."""
     problems = []
     with tempfile.TemporaryDirectory() as folder:
         found = packed(package["name"], package["version"], Path(folder))
@@ -44,7 +44,9 @@ def copy(package: dict[str, Any], target: Path, update: bool) -> list[str]:
         if update:
             file["sha256"] = digest
         elif file["sha256"] != digest:
-            problems.append(f"{package['name']}: {file['source']} is {digest}, not {file['sha256']}; see --update")
+            problems.append(
+                f"{package['name']}: {file['source']} has SHA-256 {digest}, not {file['sha256']}; see --update"
+            )
             continue
         path = target / file["name"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def copy(package: dict[str, Any], target: Path, update: bool) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true", help="record the hashes of the downloaded files")
-    parser.add_argument("--only", help="name of a single package")
+    parser.add_argument("--only", help="name of the only package to copy")
     parser.add_argument("--to", type=Path, default=FOLDER, help="folder to copy to")
     args = parser.parse_args()
     pins = json.loads(PINS.read_text())

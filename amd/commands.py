@@ -1,4 +1,4 @@
-"""Commands that take a config: their options and help, shared by `amd NAME` (Typer) and `python -m …` (argparse).
+"""Options and help of the commands that take a config, shared by `amd NAME` (Typer) and `python -m …` (argparse).
 
 Does not import Typer, argparse or torch: a command's function is imported only after its config is validated.
 """
@@ -27,10 +27,10 @@ CONFIG = CommandOption(("--config", "-c"), "File or URL of a JSON or YAML config
 PRESET = CommandOption(("--preset", "-p"), "Name of a preset; `amd presets` lists all of them.")
 LOCAL = CommandOption(("--local",), "Train in this process, without Ray.", is_switch=True)
 DISTRIBUTED = CommandOption(
-    ("--distributed",), "Train on the processes that torchrun or srun started, without Ray.", is_switch=True
+    ("--distributed",), "Train in the processes started by torchrun or srun, without Ray.", is_switch=True
 )
 LOCAL_EMBED = CommandOption(("--local",), "Embed a data set in this process, without Ray.", is_switch=True)
-STORAGE = CommandOption(("--storage",), "Storage root of runs and encoders; default: AMD_STORAGE.")
+STORAGE = CommandOption(("--storage",), "Storage root for runs and encoders; default: AMD_STORAGE.")
 AS_JSON = CommandOption(("--json",), "Print machine-readable JSON instead of text.", is_switch=True)
 
 OVERRIDES = "Config overrides, e.g. mask.teacher_ratio=0.6."
@@ -49,7 +49,10 @@ class TrainingCommand(NamedTuple):
     """Help text for the overrides."""
 
     def run(self, preset: str | None, url: str | None, overrides: Mapping[str, Any], **options: Any) -> Any:
-        """Load the config and train; `options` are passed to `launch`. Raises ConfigError before importing torch."""
+        """Load the config and train; `options` are passed to `launch`.
+
+        Raises ConfigError before importing torch if the config is invalid.
+        """
         config = load_config(self.config, preset, url, overrides)
         return resolve_name(self.function)(config, **options)
 

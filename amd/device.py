@@ -1,4 +1,4 @@
-"""Resolve `auto` device and precision for training, benchmarks, probes and inference."""
+"""Resolve the `auto` device and precision for training, benchmarks, probes and inference."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 def use_threads(count: int) -> None:
     """Set the number of PyTorch threads for the calling thread only."""
-    # Initialise this thread first: otherwise its first computation uses the count that another thread has set.
+    # Initialise this thread first: otherwise its first computation uses the count set by another thread.
     torch.get_num_threads()
     torch.set_num_threads(count)

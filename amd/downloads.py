@@ -45,7 +45,7 @@ def shared_copy(url: str) -> Path:
 
 
 def _folder() -> Path:
-    """Return this user's folder for downloads on this node. Raises StorageError if another user owns it."""
+    """Return this user's download folder on this node. Raises StorageError if another user owns it."""
     folder = Path(tempfile.gettempdir()) / f"amd-downloads-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

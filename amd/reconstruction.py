@@ -39,7 +39,7 @@ class Reconstruction(NamedTuple):
 def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) -> MaskedTokens:
     """Sample a mask as in training. The same seed and ratio always produce the same mask.
 
-    Raises ValueError if the ratio leaves no visible or no hidden token.
+    Raises ValueError if the ratio leaves no visible or no hidden tokens.
     """
     if not 0 <= ratio < 1:
         raise ValueError(
@@ -51,7 +51,7 @@ def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) 
     if not len(masked.hidden) or not len(masked.visible):
         purpose = "see" if len(masked.hidden) else "reconstruct"
         raise ValueError(
-            f"a mask ratio of {ratio:g} ({strategy} masking) leaves none of {grid.tokens} tokens to {purpose}"
+            f"a mask ratio of {ratio:g} ({strategy} masking) leaves none of the {grid.tokens} tokens to {purpose}"
         )
     return masked
 

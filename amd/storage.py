@@ -266,12 +266,12 @@ def files(url: str) -> dict[str, FileFacts]:
 
 
 class StoredFile(NamedTuple):
-    """A file in a listing: its size and the time of its last change."""
+    """A file in a listing: its size and modification time."""
 
     size: int
     """Bytes."""
     modified: float
-    """Time by the store's clock, in seconds since the Unix epoch; infinite if the store does not report it."""
+    """Modification time by the store's clock, in seconds since the Unix epoch; infinite if the store reports none."""
 
 
 def walk_files(url: str) -> dict[str, StoredFile]:
@@ -296,7 +296,7 @@ def walk_files(url: str) -> dict[str, StoredFile]:
 
 
 def _modified(info: dict[str, Any]) -> float:
-    for key in ("mtime", "LastModified", "last_modified", "modified", "created"):  # every backend has its own name
+    for key in ("mtime", "LastModified", "last_modified", "modified", "created"):  # the name depends on the backend
         value = info.get(key)
         if isinstance(value, datetime):
             return value.timestamp()
@@ -306,7 +306,7 @@ def _modified(info: dict[str, Any]) -> float:
 
 
 def read_many(urls: Sequence[str]) -> dict[str, bytes]:
-    """Return the contents of files by URL, read concurrently from a remote store. Missing files are omitted."""
+    """Return file contents by URL, read concurrently from a remote store. Missing files are omitted."""
     if not urls:
         return {}
     fs, _ = filesystem(urls[0])
@@ -322,7 +322,7 @@ def read_many(urls: Sequence[str]) -> dict[str, bytes]:
 
 
 def file_version(url: str) -> str:
-    """Return a fingerprint of a remote file's size and version, using one request. Raises the store's errors."""
+    """Return a fingerprint of a remote file's size and version, using a single request. Raises the store's errors."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
     return _stamp(fs.info(path))
@@ -348,7 +348,7 @@ def remove_file(url: str) -> None:
 
 
 def remove_empty_folders(url: str) -> None:
-    """Remove a local folder and the folders in it, as far as they are empty; object stores have no folders."""
+    """Remove a local folder and its subfolders if they are empty; object stores have no folders."""
     if is_remote(url):
         return
     for folder, _, _ in os.walk(local_path(url), topdown=False):
@@ -357,7 +357,7 @@ def remove_empty_folders(url: str) -> None:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Remove temporary files that killed writers left in a local folder; object stores have none."""
+    """Remove temporary files that killed writers left behind in a local folder; object stores have none."""
     if is_remote(folder):
         return
     for path in local_path(folder).glob(".*"):

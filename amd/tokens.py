@@ -32,13 +32,13 @@ def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
     """Cut clips into flat pixel tokens.
 
     (B, C, T, H, W) -> (B, N, P) with P = tubelet * patch**2 * C, channels last, as in VideoMAE and MAE; any dtype.
-    Raises ValueError if T, H or W is not divisible.
+    Raises ValueError if T is not a multiple of `tubelet`, or H or W of `patch`.
     """
     b, c, t, h, w = clips.shape
     if t % tubelet or h % patch or w % patch:
         raise ValueError(
             f"a clip of {t}x{h}x{w} cannot be cut into tokens of {tubelet}x{patch}x{patch}: "
-            "each clip dimension must be a multiple of the same token dimension"
+            "each clip dimension must be a multiple of the corresponding token dimension"
         )
     cut = clips.reshape(b, c, t // tubelet, tubelet, h // patch, patch, w // patch, patch)
     return cut.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, -1, tubelet * patch * patch * c)

@@ -1,4 +1,4 @@
-"""Render clips: on one page with the masked views and the reconstruction, or as a sheet of samples.
+"""Render clips on one page with their masked views and reconstructions, or as a sheet of samples.
 
 Takes tensors and returns PIL images or their bytes; does not import models.
 Shapes: B samples, T frames, H height, W width.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BACKGROUND, TEXT_COLOUR, CAPTION_COLOUR = (250, 249, 246), (33, 37, 41), (134, 142, 150)
-SHEET_FRAMES = 8  # frames of a video on a sheet, evenly spaced
+SHEET_FRAMES = 8  # maximum number of frames shown per video, evenly spaced
 SHEET_SIDE = 2048  # maximum width and height of a sheet
 LOSSLESS_PIXELS = 2**18  # larger images are encoded lossily
 
@@ -74,9 +74,10 @@ def draw(views: Views, title: str, caption: str, *, zoom: int = 4, frames: int =
 
 
 def sample_sheet(clips: Tensor) -> Image:
-    """Tile clips (S, 3, T, H, W) uint8 on one image: images side by side, videos row by row.
+    """Tile clips (S, 3, T, H, W) uint8 into one image: images side by side, videos row by row.
 
-    A video has up to SHEET_FRAMES evenly spaced frames. The image is reduced to SHEET_SIDE pixels per side.
+    For each video, up to SHEET_FRAMES evenly spaced frames are shown. The image is scaled down to at most SHEET_SIDE
+    pixels per side.
     """
     from PIL import Image
 
@@ -92,7 +93,7 @@ def sample_sheet(clips: Tensor) -> Image:
 
 
 def webp_bytes(picture: Image, limit: int) -> bytes:
-    """Encode an image as WebP with at most `limit` bytes: lossless if it is small, else as well as fits.
+    """Encode an image as WebP with at most `limit` bytes: losslessly if small, else at the best quality that fits.
 
     Raises ValueError if even the lowest quality does not fit.
     """

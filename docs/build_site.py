@@ -1,6 +1,6 @@
-"""Collect the pages of the documentation site in build/site: those of docs/, and two that are stored elsewhere.
+"""Collect the documentation pages in build/site: the pages in docs/, and two pages from elsewhere in the repository.
 
-`make docs` runs this program before the site is built with mkdocs.yml. Links to the two pages are adapted.
+`make docs` runs this program before the site is built with mkdocs.yml. Links to the two pages are rewritten.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Generate the reference pages in docs/reference/ from the code: config keys, presets, commands, settings and REST.
 
-`make docs-reference` runs this program; `tests/test_docs.py` fails if a page is stale. Trains nothing, starts nothing.
+`make docs-reference` runs this program; `tests/test_docs.py` fails if a page is stale. Does not train or start
+anything.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from generator.rest import rest_page
 from generator.tables import NOTE, code, paragraph, table, type_of
 
 FOLDER = Path(__file__).parent / "reference"
-WIDTH = 80  # columns of the commands' help texts
+WIDTH = 80  # of the help texts, in columns
 
 
 def isolate_environment(home: str) -> None:
-    """Keep this machine and its user out of the pages: environment, home folder, terminal and CPU count."""
+    """Keep details of this machine and its user out of the pages: environment, home folder and terminal."""
     warnings.simplefilter("ignore")
     logging.disable()
     for name in [name for name in os.environ if name.startswith(("AMD_", "RAY_", "XDG_", "TYPER_"))]:
         del os.environ[name]
-    for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):  # rich would print colours
+    for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):  # with any of these, rich would print colours
         os.environ.pop(name, None)
     os.environ.update(HOME=home, COLUMNS=str(WIDTH), NO_COLOR="1", TERM="dumb", SHELL="/bin/bash")
 
 
 def pages(folder: Path) -> dict[str, str]:
-    """Return the text of each page by file name. `folder`: temporary folder for an empty database."""
+    """Return the text of each page, keyed by file name. `folder`: temporary folder for an empty database."""
     found = {
         "config.md": config_page(),
         "presets.md": presets_page(),
@@ -58,8 +59,8 @@ def presets_page() -> str:
 
     parts = [
         NOTE + "# Presets",
-        "A preset is a complete config with a name. `amd presets` prints this list, `amd presets NAME` a config. "
-        "GPU-hours are estimated from FLOPs for one H100 at 40% of peak bf16 throughput, not measured.",
+        "A preset is a complete config with a name. `amd presets` prints this list; `amd presets NAME` prints a "
+        "config. GPU-hours are estimated from FLOPs for one H100 at 40% of peak bf16 throughput, not measured.",
     ]
     for command, presets in (("train", PRESETS), ("finetune", FINETUNE_PRESETS), ("detect", DETECTION_PRESETS)):
         rows = []
@@ -125,11 +126,11 @@ def settings_page() -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the pages to the folder given, by default docs/reference/."""
+    """Write the pages to the given folder, by default docs/reference/."""
     target = Path(arguments[0]) if arguments else FOLDER
     with tempfile.TemporaryDirectory() as folder:
         isolate_environment(folder)
-        os.cpu_count = lambda: 2  # a default of some options
+        os.cpu_count = lambda: 2  # the default of some options
         found = pages(Path(folder))
     target.mkdir(parents=True, exist_ok=True)
     for name, text in found.items():

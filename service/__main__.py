@@ -1,7 +1,7 @@
 """`python -m service` runs the control plane; `python -m service migrate` brings the database schema up to date.
 
 Configured entirely through the environment (`service.settings`). Several replicas may share a PostgreSQL database: all
-of them serve requests, but only one at a time reconciles jobs.
+of them serve requests, but only one reconciles jobs at a time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LoopThreads:
     """Runs each background loop in a thread, once the schema is up to date."""
 
     def __init__(self, loops: Sequence[BackgroundLoop], wait_for_schema: Callable[[threading.Event], bool]) -> None:
-        """`wait_for_schema` returns False if the event it is given is set before the schema is up to date."""
+        """`wait_for_schema` returns False if its event is set before the schema is up to date."""
         self._stop = threading.Event()
         self._wait_for_schema = wait_for_schema
         self._threads = [threading.Thread(target=loop.run, args=(self._stop,), daemon=True) for loop in loops]
@@ -80,11 +80,11 @@ class LoopThreads:
                 thread.start()
 
     def request_stop(self) -> None:
-        """Ask the loops to end. Each releases its lease, so that another control plane takes over."""
+        """Ask the loops to end. Each one releases its lease, so that another control plane can take over."""
         self._stop.set()
 
     def join(self) -> None:
-        """Wait for the loops to end, at most DRAIN_S each."""
+        """Wait for the loops to end, for at most DRAIN_S each."""
         self.request_stop()
         for thread in (self._starting, *self._threads):
             if thread.is_alive():
@@ -92,7 +92,7 @@ class LoopThreads:
 
 
 class DrainingServer(uvicorn.Server):
-    """On shutdown, ends background loops and open streams, which would otherwise last as long as the drain.
+    """On shutdown, ends background loops and open streams, which would otherwise last for the entire drain period.
 
     The loops end here rather than after `run`: uvicorn raises the stop signal again at the end of `run`, which ends
     the process before leases are released.
@@ -184,7 +184,7 @@ def _exit_if_hanging() -> None:
 
 
 def _wait_until_migrated(engine: Engine, settings: Settings, stop: threading.Event) -> bool:
-    """Wait until the schema is up to date. Returns False if `stop` is set before."""
+    """Wait until the schema is up to date. Returns False if `stop` is set first."""
     while not stop.wait(MIGRATION_POLL_S):
         try:
             if is_migrated(engine):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 STALLED_S = 300.0
 """Time without a completed step after which a loop counts as stalled, and another replica may take over its task."""
 LATE_S = 60.0
-"""Time without a completed step after which readiness reports a loop."""
+"""Time without a completed step after which the readiness check reports a loop as failing."""
 
 
 class StepMonitor:
@@ -27,7 +27,7 @@ class StepMonitor:
         self._began_at: float | None = None
         self._error = ""
         self.has_lease: bool | None = None
-        """Whether this process holds the loop's lease; None if the loop has none."""
+        """Whether this process holds the loop's lease; None if the loop needs no lease."""
 
     @contextmanager
     def step(self) -> Iterator[None]:

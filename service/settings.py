@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size in MiB of the files in a request to an encoder."""
     max_bodies_mib: float | None = Field(None, gt=0)
-    """Maximum total size in MiB of request bodies and encoders' replies held in memory; requests beyond it are
+    """Maximum total size in MiB of request bodies and encoder replies held in memory; requests beyond it are
     rejected with 429. Default: four times the larger of `max_body_mib` and `max_upload_mib`."""
     rate_limit: str = "1200/minute"
     """Rate limit per key; requests beyond it are rejected with 429."""
@@ -106,8 +106,8 @@ class Settings(BaseSettings):
     project_max_workers: int | None = Field(None, ge=1)
     """Maximum number of workers across a project's concurrent jobs. Default: no limit."""
     preemption: bool = False
-    """Whether running jobs of lower priority are stopped after a final checkpoint, and return to the queue, if a job
-    lacks resources."""
+    """Whether a job that lacks resources preempts running jobs of lower priority. Preempted jobs save a final
+    checkpoint and return to the queue."""
 
     storage_threads: int = Field(32, ge=1)
     """Maximum number of concurrent requests that read the storage root; they run in separate threads."""
@@ -115,23 +115,20 @@ class Settings(BaseSettings):
     """Time in seconds without progress after which a request that needs the storage root fails with 503."""
 
     retain_jobs_days: float | None = Field(None, gt=0, le=36500)
-    """Days after its end for which a job is kept with its run, trials, log and output; null: forever. Whatever an
-    encoder's card, an alias, a deployment or an unfinished job refers to is kept in any case, here and below."""
+    """Days to keep a job after it ends, with its run, trials, log and output; null: forever. For this and the following
+    settings, anything that an encoder's card, an alias, a deployment or an unfinished job refers to is always kept."""
     retain_trials_days: float | None = Field(None, gt=0, le=36500)
-    """Days after the end of a sweep for which its trials' runs are kept; null: forever."""
+    """Days to keep the runs of a sweep's trials after the sweep ends; null: forever."""
     retain_logs_days: float | None = Field(None, gt=0, le=36500)
-    """Days after the end of a job or run for which its log is kept; null: forever."""
+    """Days to keep a log after its job or run ends; null: forever."""
     retain_checkpoints_days: float | None = Field(None, gt=0, le=36500)
-    """Days after the end of a run for which its checkpoints are kept; null: forever. Without them it cannot be
-    continued."""
+    """Days to keep a run's checkpoints after it ends; null: forever. Without them, the run cannot be continued."""
     retain_orphans_days: float | None = Field(None, gt=0, le=36500)
-    """Days for which incomplete files that nothing will complete are kept, such as uncommitted checkpoints; null:
-    forever."""
+    """Days to keep incomplete files that nothing will complete, such as uncommitted checkpoints; null: forever."""
     retain_history_days: float | None = Field(None, gt=0, le=36500)
-    """Days for which the records of deleted jobs, encoders and deployments are kept, with the jobs' events; null:
-    forever."""
+    """Days to keep the records of deleted jobs, encoders and deployments, with the jobs' events; null: forever."""
     retain_deliveries_days: float | None = Field(7.0, gt=0, le=36500)
-    """Days for which finished webhook deliveries are kept; null: forever."""
+    """Days to keep finished webhook deliveries; null: forever."""
 
     log_format: LogFormat = "text"
     """Format of the log on stderr. json: one object per line, with the request, key, project and job as fields."""

@@ -17,7 +17,7 @@ from tests.support.s3 import S3Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["AMD_CONFIG"] = os.devnull  # without the services that the user is logged in to
+os.environ["AMD_CONFIG"] = os.devnull  # ignore the services that the user is logged in to
 
 gc.disable()  # until all tests are collected, because imports create objects but hardly any garbage
 
@@ -32,8 +32,8 @@ MARKERS = {"ray_cluster": "ray", "s3_endpoint": "server", "postgresql": "server"
 TESTS = Path(__file__).parent
 collect_ignore = [] if "AMD_AXE" in os.environ else ["browser"]  # needs what only `make test-browser` installs
 # Test files that `make test-fast` leaves out: they start processes that import torch, or train for many seconds.
-# `make test` starts them in this order. The first ones fork ranks, so that each pytest process starts its fork server
-# with what ranks import (tests/support/processes.py) rather than with what loader processes import.
+# `make test` starts them in this order. The first ones fork ranks, so that the fork server of each pytest process
+# preloads the modules that ranks import (tests/support/processes.py) rather than those that loader processes import.
 SLOW_FILES = tuple(
     TESTS / name
     for name in (
@@ -78,7 +78,7 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use, and group them by file for the processes of `make test`.
+    """Mark tests by the fixtures that they use, and group them by file for the parallel processes of `make test`.
 
     Slow files start first, in the order of SLOW_FILES, so both processes finish at about the same time. All tests that
     need Ray form one group.
@@ -95,7 +95,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
-    """Free garbage from now on, without examining what the imports and the collection created."""
+    """Collect garbage from now on, but exempt the objects that imports and test collection created."""
     gc.freeze()
     gc.enable()
 
@@ -108,7 +108,7 @@ def _markers(item: pytest.Item) -> set[str]:
     """Return the markers implied by a test's file, its fixtures and its kind of database."""
     used = {*getattr(item, "fixturenames", ())}
     if hasattr(item, "callspec"):
-        used.add(item.callspec.params.get("database_url"))  # requests the fixture `postgresql` only while it runs
+        used.add(item.callspec.params.get("database_url"))  # it requests the `postgresql` fixture only at run time
     found = {marker for fixture, marker in MARKERS.items() if fixture in used}
     if "flows" in item.path.parts:
         found.add("ray")
@@ -122,7 +122,7 @@ def _ordinary_scheduling() -> Iterator[None]:
     """Fail if a test leaves this process in a real-time scheduling class, which would starve Ray."""
     yield
     if hasattr(os, "sched_getscheduler"):
-        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test of this file changed the scheduling class"
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test in this file changed the scheduling class"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Configuration of a sweep: search space, algorithm, early stopping and budget.
+"""Sweep configuration: search space, algorithm, early stopping and budget.
 
 A frozen tree, like a run's config. Imports neither torch nor Ray.
 """
@@ -128,7 +128,7 @@ class SpaceConfig(Section):
 
 
 def can_change_mid_run(name: str) -> bool:
-    """Whether a setting can change during a run, that is, affects neither the models nor the batch size."""
+    """Whether a setting can change during a run, i.e. affects neither the models nor the batch size."""
     return name.startswith(("recipe.", "optim.")) and name != "optim.batch_size"
 
 
@@ -142,11 +142,11 @@ class BudgetConfig(Section):
     clips: int | None = Field(None, ge=1)
     """Maximum number of training clips, summed over all trials and seeds."""
     gpu_hours: float | None = Field(None, gt=0)
-    """Maximum GPU-hours: wall time multiplied by the GPUs that concurrent trials reserve. No limit without GPUs."""
+    """Maximum GPU-hours: wall time times the number of GPUs that concurrent trials reserve. No limit without GPUs."""
 
 
 class SearchConfig(Section):
-    """Complete configuration of a sweep."""
+    """Complete sweep configuration."""
 
     train: TrainConfig
     """Training config that trials vary. Its `probe` section defines the labelled data on which trials are compared;
@@ -227,7 +227,7 @@ class SearchConfig(Section):
         if self.algorithm == "pbt":
             problems += self._population_problems()
         if self.train.start is not None:
-            problems.append(f"train.start={self.train.start}: the trials of a sweep start from scratch; omit it")
+            problems.append(f"train.start={self.train.start}: sweep trials start from scratch; omit it")
         if self.space.study and (self.algorithm != "grid" or self.stopping != "none"):
             problems.append("space.study runs every variant to completion: set algorithm=grid, stopping=none")
         if problems:

@@ -48,6 +48,6 @@ def published_cards(root: str) -> tuple[list[Card], list[str]]:
     for name in listdir(encoders_url(root)):
         try:
             cards.append(load_card(encoder_folder(root, name)))
-        except ConfigError as error:  # a folder without a card is still being written
+        except ConfigError as error:  # e.g. the encoder is still being written, so it has no card yet
             problems += error.problems
     return sorted(cards, key=lambda card: card.created, reverse=True), problems

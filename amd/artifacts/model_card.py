@@ -76,8 +76,8 @@ def _summary(card: Card) -> str:
         None: "imported",
     }[card.objective]
     kind = "actions for each box" if card.objective == "detection" else "classes"
-    outputs = f"logits of {card.head.classes} {kind}" if card.head else f"an embedding of {encoder.width} values"
-    return f"{network}; {training}. Its input is {inputs}, its output {outputs}."
+    outputs = f"logits for {card.head.classes} {kind}" if card.head else f"an embedding of {encoder.width} values"
+    return f"{network}; {training}. Its input is {inputs}; its output is {outputs}."
 
 
 def _clip(card: Card) -> str:

@@ -58,7 +58,7 @@ def data(args: Sequence[str]) -> int:
 
 
 def with_default(text: str) -> str:
-    """Append the option's default, which argparse inserts, to its help."""
+    """Append the option's default to its help text; argparse fills in the value."""
     return f"{text} Default: %(default)s."
 
 

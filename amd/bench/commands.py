@@ -18,14 +18,17 @@ HELP = {
     "batch": "Clips per step.",
     "steps": "Number of measured steps.",
     "samples": "Number of samples to read.",
-    "target": "Clips per second that a training worker consumes; adds a recommended number of loader workers.",
+    "target": "Clips per second that a training worker consumes; if set, a number of loader workers is recommended.",
 }
 
 
 def step_figures(
     overrides: Sequence[str], preset: str | None, config: str | None, *, batch: int, steps: int
 ) -> dict[str, Any]:
-    """Benchmark a training step for a preset or config, on a GPU if one is available. Raises ConfigError."""
+    """Benchmark a training step for a preset or config, on a GPU if one is available.
+
+    Raises ConfigError if the preset, config or overrides are invalid.
+    """
     name = None if config else preset
     values = {"scaling.device": "auto", **parse_overrides(overrides)}
     resolved = load_config(TrainConfig, name, config, values, complete=False)
@@ -46,7 +49,7 @@ def data_figures(
 ) -> dict[str, Any]:
     """Benchmark data loading for a preset, a config or `data.…` overrides. Default: synthetic videos.
 
-    Raises ConfigError.
+    Raises ConfigError if the preset, config or overrides are invalid.
     """
     values = parse_overrides(overrides)
     data = clip = None

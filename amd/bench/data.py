@@ -1,8 +1,8 @@
 """Benchmark data loading: read, decode and augmentation times, and the number of loader workers that a
 training run needs.
 
-Our reader and plain decord read the same frames of each file back to back, in alternating order, because only such
-pairs are comparable on a shared machine. Everything runs on one core, so rates are per core. Without data, the
+Our reader and plain decord read the same frames of each file back to back, in alternating order: on a shared machine,
+only timings taken back to back are comparable. Everything runs on one core, so rates are per core. Without data, the
 benchmark writes and measures 10 s videos of 340x256 H.264 with frequent (GOP 12) and rare (GOP 250) key frames. Does
 not import Ray. av and Pillow, which `bench step` does not need, are imported where they are used.
 """
@@ -209,7 +209,7 @@ def _fetch(record: Record) -> bytes:
 
 
 def _decord(record: Record, fetched: bytes, choose: FrameChooser) -> npt.NDArray[np.uint8] | None:
-    """Decode a video using only decord. Return None for other records, or if decord fails or is not installed."""
+    """Decode a video using only decord. Return None if the record is not a video, or decord fails or is missing."""
     if record.kind != "video" or find_spec("decord") is None:
         return None
     import decord

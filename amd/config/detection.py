@@ -1,4 +1,4 @@
-"""Config for an action detection run: a pre-trained encoder and a head that classifies the actions of people (AVA)."""
+"""Config for an action detection run: a pre-trained encoder and a head that classifies people's actions (AVA)."""
 
 from __future__ import annotations
 

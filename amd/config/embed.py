@@ -26,15 +26,15 @@ class EmbedConfig(Section):
     normalize: bool = False
     """Whether to scale the embeddings to unit length."""
     rows_per_file: int = Field(4096, ge=1, le=2**17)
-    """Samples per Parquet file; each file is a unit of work that is repeated if interrupted."""
+    """Samples per Parquet file; each file is a unit of work that is redone if interrupted."""
     thumbnails: bool = True
     """Whether to write a thumbnail of each sample, as the encoder sees it, for the console's map."""
     layout: MapLayout = "pca"
     """Two-dimensional layout of the samples for the console's map. pca: the first two principal components. umap:
-    neighbours stay close; needs the extra umap, and takes minutes for 50,000 samples. none: no map."""
+    neighbouring samples stay close; requires the umap extra, and takes minutes for 50,000 samples. none: no map."""
     clusters: int = Field(10, ge=2, le=64)
     """Number of clusters (k-means) into which the map divides the samples."""
     scaling: ScalingConfig = ScalingConfig()
     """Workers (Ray actors) and their resources; micro_batch is the number of clips per forward pass (default 128)."""
     storage: StorageLocation | None = None
-    """Storage root of published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
+    """Storage root for published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""

@@ -20,7 +20,7 @@ WRITTEN: frozenset[LocationRole] = frozenset({"storage", "output", "cache", "tra
 """Roles of locations that a run writes to; it reads from all others."""
 FIXED_SECTIONS = ("storage", "output", "name", "tracking", "start")
 """Fields of a run that neither a search dimension nor a teacher's override may set, like every location in WRITTEN."""
-MAX_DEPTH = 64  # of nested keys; a valid config has fewer
+MAX_DEPTH = 64  # maximum nesting of keys; valid configs are shallower
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ Replace = Callable[[ConfigLocation], str]
 
 
 def locations(config: BaseModel) -> Iterator[ConfigLocation]:
-    """Yield every location in a config: its fields, the values of overrides, and the choices of dimensions."""
+    """Yield every location in a config: in its fields, override values, and search dimension choices."""
     return locations_in(type(config), config.model_dump(mode="json"))
 
 

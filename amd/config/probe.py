@@ -143,9 +143,9 @@ class ProbeConfig(Section):
     (default 128). The attentive probe and probes on augmented samples run in a single process."""
     cache: bool = True
     """Whether to cache features under the storage root. Samples are identified by name, so turn the cache off if files
-    were changed without being renamed."""
+    have changed without being renamed."""
     storage: StorageLocation | None = None
-    """Storage root of encoders and features: path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
+    """Storage root for encoders and features: path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Random seed."""
 

@@ -41,8 +41,8 @@ READER_FIELDS = (
     "cache_limit_mib",
 )
 
-# Section, name and default of fields added after version 0.1: at their default they are not in the digest, so that runs
-# of earlier versions can resume.
+# Defaults of fields added after version 0.1, keyed by section and name. A field at its default is not in the digest,
+# so that runs from earlier versions can resume.
 ADDED_FIELDS: dict[tuple[str, str], Any] = {
     ("encoder", "position_grid"): None,
     ("evaluation", "checkpoint"): "best",
@@ -104,7 +104,7 @@ class RunConfig(Section):
         return self.scaling.micro_batch or -(-self.optim.batch_size // self.scaling.workers[1])
 
     def digest(self) -> str:
-        """Return the SHA-256 of the fields that determine the result, excluding storage, name, tracking and scaling."""
+        """Return the SHA-256 of the precision and of all fields except NOT_IN_DIGEST and READER_FIELDS."""
         values = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
         for field in READER_FIELDS:
             del values["data"][field]

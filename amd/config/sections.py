@@ -1,6 +1,6 @@
-"""Config sections of the method: clip, student, teacher, mask and objective.
+"""Config sections for the method: clip, student, teacher, mask and objective.
 
-Each section validates its own fields; rules between sections are checked by the run configs. Torch-free.
+Each section validates its own fields; cross-section rules are checked by the run configs. Torch-free.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ ENCODER_SIZES: dict[str, EncoderSize] = {
 # The width is split evenly among the sines and cosines of every axis, so it must be a multiple of this.
 POSITION_PARTS: dict[Positions, int] = {"sincos_1d": 1, "sincos_2d": 4, "sincos_3d": 16, "learned": 1}
 
-MAX_POSITION_GRID = 256  # rows or columns of a table that is interpolated: bounds its memory
+MAX_POSITION_GRID = 256  # maximum rows or columns of an interpolated table, to bound its memory
 
 
 class EncoderConfig(Section):
@@ -230,7 +230,7 @@ class GeneratorConfig(Section):
 
 
 class StudentConfig(Section):
-    """The modules that are trained: a small encoder, a decoder and generators."""
+    """The trained modules: a small encoder, a decoder and generators."""
 
     encoder: EncoderConfig = EncoderConfig(size="S")
     """Student encoder, which is published at the end of the run."""
@@ -360,6 +360,6 @@ class ObjectiveConfig(Section):
     reduction: Reduction = "mean"
     """Reduction over layer pairs: mean, as in the official code, or sum, as in the paper."""
     pixels: PixelTarget = "per_channel"
-    """Pixel targets of reconstruction. per_channel: normalised per token and colour channel (VideoMAE). per_patch:
+    """Pixel targets for reconstruction. per_channel: normalised per token and colour channel (VideoMAE). per_patch:
     normalised over all values of a token (MAE). normalized: normalised by clip.mean and clip.std. unit: pixels in
     [0, 1]."""

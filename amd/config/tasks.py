@@ -20,11 +20,11 @@ class TaskConfig(Section):
     """Base class of all task configs."""
 
     storage: StorageLocation | None = None
-    """Storage root of published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
+    """Storage root for published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
 
     @property
     def cpus(self) -> float:
-        """CPUs that the task reserves."""
+        """Number of CPUs that the task reserves."""
         return 1.0
 
 

@@ -21,8 +21,8 @@ class TrainConfig(RunConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     """Training objective."""
     start: WeightsLocation | None = None
-    """Checkpoint of another run under the storage root to start from: its weights, optimizer state and step, with the
-    schedule and all else from this config. Default: start from scratch."""
+    """Checkpoint to start from, written by another run under the storage root. It supplies the weights, optimizer state
+    and step; everything else, including the schedule, comes from this config. Default: start from scratch."""
     probe: RunProbeConfig | None = None
     """Probes that evaluate the encoder on labelled data during training, in a separate process. Default: no probes."""
     media: MediaConfig = MediaConfig()

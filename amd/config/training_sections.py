@@ -55,12 +55,12 @@ class DataConfig(Section):
     in timm and MAE; videos before the crop, identically in all frames of a clip, as in VideoMAE. Default: no
     RandAugment."""
     center_fraction: float = Field(1.0, gt=0, le=1)
-    """Side of the center crop in evaluation, as a fraction of the largest possible crop; 0.875 resizes to 256 and crops
-    224."""
+    """Side of the center crop in evaluation, as a fraction of the largest possible crop; 0.875 corresponds to
+    resizing to 256 and cropping to 224."""
     interpolation: Interpolation = "bilinear"
     """Interpolation used to resize frames."""
     repeats: int = Field(1, ge=1, le=64)
-    """Clips cut from each decoded sample (repeated augmentation)."""
+    """Number of clips cut from each decoded sample (repeated augmentation)."""
     loader_workers: int = Field(4, ge=0, le=256)
     """Data loader processes per training worker; 0 reads data in the training process itself."""
     prefetch_batches: int = Field(2, ge=1)
@@ -72,15 +72,15 @@ class DataConfig(Section):
     read_memory_mib: int = Field(4096, ge=1024)
     """Address space limit of a decoding process on Linux, in MiB; a sample that needs more counts as bad."""
     decoder: VideoDecoder = "pyav"
-    """Video decoder. pyav: exact for every file, detects damage, and is faster. decord: used only for files that decord
-    is known to decode correctly; all other files use pyav. decord has wheels for Linux on x86-64 only."""
+    """Video decoder. pyav: decodes every file exactly, detects damage, and is faster. decord: used only for files that
+    decord is known to decode correctly; all other files use pyav. decord has wheels for Linux on x86-64 only."""
     damage: DamagePolicy = "tolerant"
-    """Treatment of damaged videos. tolerant: the frames that decode are used, and the video is listed in
+    """Treatment of damaged videos. tolerant: decodable frames are used, and the video is listed in
     damaged_samples.jsonl. strict: the video counts as bad. A wrong frame count in a header or an index does not count
     as damage."""
     min_decoded_share: float = Field(0.5, gt=0, le=1)
     """Minimum share of a damaged video's frames that must decode with damage=tolerant; otherwise the video counts as
-    bad. For a truncated video, the share refers to the frames that the file contains."""
+    bad. For a truncated video, the share is relative to the frames that the file contains."""
     retries: int = Field(3, ge=0, le=20)
     """Maximum number of retries after a failed read from remote storage."""
     read_ahead_mib: int = Field(64, ge=0, le=65_536)
@@ -206,9 +206,9 @@ class Retries(Section):
     infrastructure: int = Field(3, ge=0)
     """Maximum number of restarts after infrastructure failures, such as a lost node or a crashed worker."""
     preemption: int = Field(10, ge=0)
-    """Restarts after a node was preempted."""
+    """Maximum number of restarts after a node is preempted."""
     user: int = Field(0, ge=0)
-    """Restarts after errors in config, data or code; 0 by default, because these errors recur."""
+    """Maximum number of restarts after errors in config, data or code; 0 by default, because these errors recur."""
 
 
 class ScalingConfig(Section):
@@ -287,4 +287,4 @@ class MediaConfig(Section):
     """Number of samples in the pictures, which are written after probes and after the steps of checkpoint.pin_steps;
     0 disables pictures."""
     every_steps: int | None = Field(None, ge=1)
-    """Optimizer steps between pictures, in addition to probes and pinned steps. Default: no further steps."""
+    """Optimizer steps between pictures, in addition to probes and pinned steps. Default: no additional pictures."""

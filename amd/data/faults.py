@@ -1,7 +1,7 @@
 """Records of unreadable and damaged samples, and the limit on unreadable samples. Performs no I/O.
 
 Unreadable samples are counted, reported and skipped, never replaced silently. Damaged samples are counted and reported
-separately; the frames that decode are used.
+separately; their decodable frames are used.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from amd.data.decoding.reader import BadSample, SampleReader
 from amd.storage import create, exists, join, read_json, remove_leftovers, write_bytes, write_json
 
 PLAN, REPORT = "prepare.json", "report.json"
-TRIAL_SAMPLES = 8  # samples transcoded to estimate the samples per shard
+TRIAL_SAMPLES = 8  # samples transcoded to estimate the number of samples per shard
 log = logging.getLogger(__name__)
 
 
@@ -54,9 +54,9 @@ class PrepareReport(BaseModel):
     """Number of shards that other parts have not completed yet; all other counts cover only the complete shards."""
     seconds: float = 0.0
     bad: list[dict[str, Any]] = Field(default_factory=list)
-    """Record, location and reason of each skipped sample."""
+    """Record number and location of each skipped sample, and the reason."""
     damaged: list[dict[str, Any]] = Field(default_factory=list)
-    """Record, location and reason of each damaged video, for which only the decodable frames were written."""
+    """Record number and location of each damaged video, and the reason; only its decodable frames were written."""
 
     def __str__(self) -> str:
         size = f"{self.bytes_written / 2**20:.1f} MiB"
@@ -64,7 +64,7 @@ class PrepareReport(BaseModel):
         if self.shards_kept:
             lines.append(f"{self.shards_kept} shards were already complete")
         if self.shards_missing:
-            lines.append(f"{self.shards_missing} shards are left to other parts")
+            lines.append(f"{self.shards_missing} shards are left for other parts")
         if self.bad:
             lines.append(f"{len(self.bad)} samples could not be read and were skipped:")
             lines += capped([f"  {bad['location']} {bad['reason']}" for bad in self.bad])
@@ -134,7 +134,7 @@ def prepare(
         report.bytes_written += facts["size"]
         report.frames += facts["frames"]
         report.bad += facts["bad"]
-        report.damaged += facts.get("damaged", [])  # absent in shards of older versions
+        report.damaged += facts.get("damaged", [])  # absent in shards from older versions
         report.shards_kept += kept
     for samples in (report.bad, report.damaged):
         samples.sort(key=lambda sample: sample["record"])
@@ -196,7 +196,7 @@ class _PrepareJob:
         mean = self._mean_size(count)
         samples = _samples_per_shard(shard_mib, mean)
         plan = {**expected, "classes": self.manifest.classes, "samples_per_shard": samples}
-        if not create(url, json.dumps(plan).encode()):  # another part wrote its plan first, maybe with another mean
+        if not create(url, json.dumps(plan).encode()):  # another part wrote its plan first, perhaps with another mean
             return self.plan(count, shard_mib)
         return plan
 

@@ -1,7 +1,7 @@
 """Validate a data set before spending GPU time (`amd validate`). Errors state file:line, the rule and the remedy.
 
-List lines are checked when the manifest is opened; this module checks that files exist, finds duplicates and decodes a
-few samples. Does not import training.
+The lines of a list file are checked when its manifest is opened; this module checks that files exist, finds duplicates
+and decodes a few samples. Does not import training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from amd.storage import StorageError, filesystem, is_remote, join
 ALL_UP_TO = 20_000  # records up to which every file is checked; larger sets are sampled
 ALL_REMOTE_UP_TO = 1_000
 READ = 16
-PROBED_FRAMES = 3  # frames read of a sample: the first, the middle and the last
+PROBED_FRAMES = 3  # frames read per sample: the first, the middle and the last
 _CONCURRENT_CHECKS = 16
 
 
@@ -106,7 +106,7 @@ def _sample_indices(count: int, most: int, draws: random.Random) -> list[int]:
 
 
 def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> list[int]:
-    """Return records with a missing file (for frame folders: first or last frame). Shards are checked when opened."""
+    """Return records whose file is missing, or a frame folder's first or last frame. Shards are checked when opened."""
     if manifest.shards is not None:
         return []
 

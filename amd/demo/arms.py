@@ -1,4 +1,4 @@
-"""The arms that the demo compares, and their configs. Arms with the same seed differ only in the compared setting.
+"""The arms that the demo compares, and their configs. Arms with the same seed differ only in the setting under test.
 
 Does not import torch.
 """

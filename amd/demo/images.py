@@ -1,4 +1,4 @@
-"""Pictures of a student's masking and reconstruction: input, student view, teacher view, reconstructed clip.
+"""Draw a student's masking and reconstruction: input, student view, teacher view, reconstructed clip.
 
 Only `draw_run` depends on runs and storage.
 Shapes: B samples, T frames, H height, W width, N tokens, P pixel values per token, R reconstructed tokens.

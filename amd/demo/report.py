@@ -29,7 +29,7 @@ class DemoRow(BaseModel):
     """Top-1 accuracy after fine-tuning the whole encoder on a few labels, in percent."""
     steps: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
-    """Training time in seconds, without start-up; a student's time excludes the training of the teacher."""
+    """Training time in seconds, excluding start-up; a student's time excludes teacher training."""
     encoders: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
 

@@ -90,7 +90,7 @@ def run_demo(
 
 
 def in_process(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
-    """Execute runs one after another. After SIGTERM or SIGINT, the current run stops and no further run starts.
+    """Execute runs one after another. After SIGTERM or SIGINT, the current run stops and no further runs start.
 
     Raises DemoFailed if a run was stopped.
     """
@@ -161,7 +161,7 @@ class _Demo:
             scores.add("random", Encoder(config.student.encoder, grid, values).eval(), config.clip)
 
     def main_arms(self) -> list[Arm]:
-        """Return the AMD and undistilled arms, longer runs first, so that parallel runs end at about the same time."""
+        """Return the AMD and undistilled arms, longer runs first, so that parallel runs finish together."""
         plans = self.plans()
         distilled = [Arm("amd", plan, arms.distilled(plan)) for plan in plans]
         return distilled + [Arm("mae", plan, arms.undistilled(plan)) for plan in plans]
@@ -269,7 +269,9 @@ def training_seconds(folder: str) -> float:
 def _print_introduction(console: Console, root: str, seeds: int) -> None:
     console.print("[bold]AMD demo[/bold]: a small student learns from a larger teacher that sees more of the input.")
     repeated = f", with {seeds} seeds" if seeds > 1 else ""
-    console.print(f"A teacher, an AMD student and the same student undistilled are trained from scratch{repeated}.")
+    console.print(
+        f"A teacher, an AMD student and the same student without distillation are trained from scratch{repeated}."
+    )
     console.print(f"All files are stored in {root}; run the same command to resume an interrupted demo.\n")
 
 
@@ -277,7 +279,7 @@ def _print_results(console: Console, report: DemoReport) -> None:
     console.print()
     console.print(table(report))
     console.print(
-        "[dim]kNN and linear: probes on frozen features, trained on labelled samples of the training pool and "
+        "[dim]kNN and linear: probes on frozen features, trained on labelled samples from the training pool and "
         "scored once on held-out samples. Seconds: training only; a student's time excludes its teacher's.[/dim]"
     )
     pictures = [path for section in report.sections for row in section.rows for path in row.pictures]

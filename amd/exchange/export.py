@@ -29,7 +29,7 @@ from amd.exchange.formats import EXPORTERS, Exporter, PixelEncoder, Written, exa
 from amd.storage import exists, filesystem, is_remote, local_path
 
 TOLERANCE = 1e-5  # relative to the largest value of the output, in float32
-BATCHES = (1, 3)  # neither is the batch size that exporters trace with
+BATCHES = (1, 3)  # sizes to compare; exporters trace with a different one
 SIDECAR = "export.json"
 
 

@@ -66,7 +66,7 @@ def import_encoder(config: ImportConfig) -> Imported:
         start=start.lineage,
         versions={"amd-service": version("amd-service"), "torch": torch.__version__},
     )
-    # Never the job of a copied card: the service derives the owner of the encoder from it.
+    # Never copy the job from an imported card: the service derives the encoder's owner from it.
     origin = {"id": id, "job": os.environ.get("AMD_JOB")}
     card = card.model_copy(update={**origin, "weights_license": config.license or source.license})
     decoder = load_decoder(published(weights, root) or weights, card) if card.decoder is not None else None

@@ -55,7 +55,7 @@ def match_position_grid(encoder: Encoder, origin: tuple[int, int] | None, sectio
     if origin is None or config.positions != "sincos_2d" or origin == (config.position_grid or own):
         return []
     if config.position_grid is not None:
-        return [f"its position table is of {origin[0]}x{origin[1]} tokens: set {section}.position_grid={list(origin)}"]
+        return [f"its position table covers {origin[0]}x{origin[1]} tokens: set {section}.position_grid={list(origin)}"]
     encoder.interpolate_positions(origin)
     return []
 

@@ -147,7 +147,7 @@ def published(name: str, storage: str | None) -> str | None:
 
 
 def translated_state(state: State, url: str, *, field: str = "weights") -> Translated:
-    """Translate weights, naming their source in errors. Raises ConfigError for unknown keys or non-finite values."""
+    """Translate weights and name their source in errors. Raises ConfigError for unknown keys or non-finite values."""
     try:
         translated = to_student(state)
     except ConfigError as error:

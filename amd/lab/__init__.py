@@ -1,4 +1,4 @@
-"""The mask lab: what student and teacher see of one clip at given mask settings, what is rebuilt, and what it costs."""
+"""The mask lab: what student and teacher see of a clip under given mask settings, its reconstruction, and the cost."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
 """Draw the token sets of one clip as layers: clips of the same shape, each showing one role of the tokens.
 
 Takes tensors and returns uint8 clips; does not import models.
-Shapes: B batch, N tokens, P pixel values per token, K tokens of a set, T frames, H height, W width.
+Shapes: B batch, N tokens, P pixel values per token, K tokens in a set, T frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amd.tokens import TokenSets, put_tokens, take_tokens
 
 Colour = tuple[int, int, int]
 
-DIRECT, GENERATION = (18, 150, 96), (66, 135, 245)  # RGB colours of direct and of generation alignment
+DIRECT, GENERATION = (18, 150, 96), (66, 135, 245)  # RGB colours of direct and generation alignment
 MASKED = (148, 148, 146)  # colour of tokens that neither network sees
 PLAIN = (148, 163, 184)  # colour of every pixel if no clip is given
 LOW_ERROR, HIGH_ERROR = (255, 240, 217), (165, 15, 21)
@@ -54,7 +54,7 @@ def roles_view(pixels: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
 
 
 def masked_view(pixels: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
-    """Show only the tokens that the decoder reconstructs: the inverse of the student's view if these are all masked."""
+    """Show only reconstructed tokens: the inverse of the student's view if all masked tokens are reconstructed."""
     return cover_hidden(pixels, sets.reconstructed, clip)
 
 
@@ -64,7 +64,7 @@ def rebuilt_view(rebuilt: Tensor, sets: TokenSets, clip: ClipConfig) -> Tensor:
 
 
 def error_view(errors: Tensor, index: Tensor, clip: ClipConfig) -> Tensor:
-    """Colour the tokens at an index (B, K) by their errors (B, K), relative to the largest: -> (B, N, P) uint8."""
+    """Colour the tokens at `index` (B, K) by their `errors` (B, K), relative to the largest; return (B, N, P) uint8."""
     share = (errors / errors.amax(dim=1, keepdim=True).clamp(min=1e-12))[..., None]  # (B, K, 1)
     low, high = _plain(index, LOW_ERROR, clip), _plain(index, HIGH_ERROR, clip)
     colours = (low + share * (high.float() - low.float())).round().to(torch.uint8)

@@ -1,8 +1,8 @@
-"""Look at one clip of one training step: its token sets, their layers, its reconstruction, and its alignment.
+"""View one clip of a training step: its token sets and their layers, its reconstruction, and its alignment.
 
-Masks equal the ones that training on a CPU samples for the same config, step and position. Accesses no files.
+Masks are the same as in training on a CPU with the same config, step and position. Accesses no files.
 Shapes: N tokens, V student-visible, O teacher-only, R reconstructed tokens, P pixel values per token, T frames, H
-height, W width; sets have a batch of 1.
+height, W width; sets have batch size 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from amd.visualization import as_bytes
 
 
 class Autoencoder(NamedTuple):
-    """An encoder with the decoder that was trained with it."""
+    """An encoder and the decoder trained with it."""
 
     encoder: Encoder
     decoder: Decoder
@@ -44,21 +44,21 @@ class RebuiltClip(NamedTuple):
 
 
 class Distillation(NamedTuple):
-    """A student during its training, with its teacher."""
+    """A student at some point of its training, and its teacher."""
 
     student: Student
     teacher: FeatureTeacher
 
 
 class ClipAlignment(NamedTuple):
-    """Alignment losses of a clip's tokens; the mean over a set's tokens is the loss term of training for the clip."""
+    """Alignment losses of a clip's tokens; their mean over a token set is the clip's loss term in training."""
 
     direct: Tensor  # (V,) of student-visible tokens
     generation: Tensor  # (O,) of teacher-only tokens; empty without generation alignment
 
 
 class MaskView(NamedTuple):
-    """What the mask lab shows of a clip."""
+    """Everything that the mask lab shows for a clip."""
 
     sets: TokenSets  # (1, …)
     layers: Mapping[Layer, Tensor]  # (3, T, H, W) uint8 each
@@ -89,10 +89,10 @@ def view_masks(
     model: Autoencoder | None,
     distillation: Distillation | None = None,
 ) -> MaskView:
-    """Draw the layers of a clip (3, T, H, W) uint8, or of a single-coloured one without input.
+    """Draw the layers of a clip (3, T, H, W) uint8, or of a single-coloured clip if `frames` is None.
 
-    Layers that need what is not given are omitted: the input without a clip, the teacher's without a teacher, the
-    rebuilt pixels and errors without a clip and a model, the alignment without a clip and a distillation.
+    Omits layers whose inputs are missing: the input layer needs a clip; the teacher's view needs a config with a
+    teacher; reconstruction and errors need a clip and a model; alignment needs a clip and a distillation.
     """
     clip = config.clip
     clips = (layers.plain_clip(clip) if frames is None else frames)[None]

@@ -59,7 +59,7 @@ class Student(nn.Module):
             project(features) for project, features in zip(self.projections, encoded.intermediates, strict=True)
         ]
         # In sequence: a generator works on projected features, so its gradient reaches the encoder through them.
-        generators = self.generators if sets.teacher_only.shape[1] else ()  # other ratios than in training leave none
+        generators = self.generators if sets.teacher_only.shape[1] else ()  # other mask ratios may leave none
         generated = [
             generate(features, visible, sets.teacher_only)
             for generate, features in zip(generators, projected, strict=False)

@@ -24,10 +24,10 @@ from amd.parity.report import ParityReport
 from amd.tokens import patchify
 
 FILE = "finetune.safetensors"
-HEADS = 3  # in every variant; no tensor reveals it
+HEADS = 3  # in every variant; cannot be inferred from tensors
 LABELS = (3, 5)
 SMOOTHING = 0.1
-SOFT = (0.88, 0.02)  # soft target of the label, and of the other classes
+SOFT = (0.88, 0.02)  # soft targets of the labelled class and of each other class
 
 
 def check(folder: Path, report: ParityReport) -> None:

@@ -130,8 +130,8 @@ def demo_video_mae() -> TrainConfig:
 def demo_video_amd() -> TrainConfig:
     """AMD pre-training of the same student on the clips: 150 steps, batch size 64; about 15 s, excluding the teacher.
 
-    Aligns the middle and last blocks, where the teacher's nearest-neighbour accuracy is highest (43 %; 36 % after block
-    1). Direct alignment has weight 10, because normalised targets keep its loss at a tenth of the other terms.
+    Aligns the middle and last blocks, where the teacher's nearest-neighbour accuracy is highest (43%, versus 36% after
+    block 1). Direct alignment has weight 10, because normalised targets keep its loss at a tenth of the other terms.
     """
     weights = {"reconstruction": 1.0, "direct": 10.0, "generation": 1.0}
     return _distilled(VIDEO, 150, "demo-video-teacher", layers=_pairs((2, 3), (4, 6)), weights=weights)

@@ -55,7 +55,7 @@ class ProcessGroup:
 
     @property
     def signal_delay(self) -> int:
-        """Number of steps before `exchange` returns a signal."""
+        """Number of steps until `exchange` returns a signal."""
         return int(self.world > 1)
 
     def exchange(self, signals: Signals) -> Signals:

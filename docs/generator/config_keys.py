@@ -1,4 +1,4 @@
-"""The page of config keys, generated from the models in `amd.config` and `tune_spaces.config`."""
+"""Generate the config key page from the models in `amd.config` and `tune_spaces.config`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPUTED = object()  # default that is computed from other keys
 
 
 class ConfigTable(NamedTuple):
-    """Keys of one section of a config, nested sections included."""
+    """Keys of one config section, including its nested sections."""
 
     title: str
     description: str
@@ -48,7 +48,7 @@ def config_page() -> str:
 
 
 def config_tables(model: type[BaseModel], skipped: type[BaseModel] | None) -> Iterator[ConfigTable]:
-    """Yield one table per section, and one for the keys outside sections. `skipped`: model that is documented apart."""
+    """Yield one table per section, and one for the keys outside sections. `skipped`: model documented separately."""
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     general = []
@@ -89,7 +89,7 @@ def _shown(default: Any) -> str:
 
 
 def _default(field: FieldInfo, value: Any) -> Any:
-    """Return the value of the parent's default, if it has one, else the field's own default."""
+    """Return the value that the parent's default has for a field, if any, else the field's own default."""
     if value is not PydanticUndefined:
         return value
     if field.default_factory_takes_validated_data:
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the model of a nested section, which may be optional; None for a field that has a value."""
+    """Return the model of a section, which may be optional, or None if the field is not a section."""
     if get_origin(annotation) in (Union, types.UnionType):
         models = [model_in(part) for part in get_args(annotation) if part is not type(None)]
         return models[0] if len(models) == 1 else None

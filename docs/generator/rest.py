@@ -1,4 +1,4 @@
-"""The page of the REST API, generated from its OpenAPI document, the scopes of its routes and its errors."""
+"""Generate the REST API page from the OpenAPI document, the route scopes and the errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def rest_page(folder: Path) -> str:
     parts = [
         NOTE + "# REST",
         document["info"]["description"],
-        "Every path except `/livez`, `/readyz` and `/metrics` requires `Authorization: Bearer KEY`, with a key of the "
-        "scope that is stated: infer, read, submit or admin, each of which includes the previous. A running service "
+        "Every path except `/livez`, `/readyz` and `/metrics` requires `Authorization: Bearer KEY`, with a key that "
+        "has the stated scope: infer, read, submit or admin, each of which includes those before it. A running service "
         "serves this reference at `/docs` and as OpenAPI at `/openapi.json`. [Errors](#errors) and the "
         "[models](#models) of bodies follow the paths.",
     ]
@@ -95,7 +95,7 @@ def _operation(
 
 
 def _given(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """Describe the type of a parameter; an absent one is null, so null is not a value of its own."""
+    """Describe the type of a parameter without null, which only means that the parameter is absent."""
     return type_of(schema, definitions, link=True).removesuffix(" or null")
 
 
@@ -116,7 +116,7 @@ def _fields(schema: Mapping[str, Any], fields: Mapping[str, Any], definitions: M
 # Meanings of codes that have no exception class of their own.
 MEANINGS = {
     "bad_request": "The request is malformed.",
-    "method_not_allowed": "The path does not support the method; `Allow` lists those that it supports.",
+    "method_not_allowed": "The path does not support the method; `Allow` lists the supported methods.",
     "json_invalid": "The body is not valid JSON.",
     "config_invalid": "The config is invalid; `errors` has one entry per problem.",
     "request_invalid": "A parameter or field is invalid; `errors` has one entry per problem.",
@@ -142,7 +142,7 @@ def _errors() -> Iterator[str]:
     yield "## Errors"
     yield (
         "Errors are RFC 9457 problem details, `application/problem+json`, with the fields of [Problem](#problem). "
-        "Programs rely on `code`; `detail` may change. A retryable error has a `Retry-After` header."
+        "Programs should rely on `code`; `detail` may change. A retryable error has a `Retry-After` header."
     )
     shown = (
         (f"`{name}`", str(status), "yes" if retryable else "no", meanings[name])

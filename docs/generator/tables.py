@@ -1,4 +1,4 @@
-"""Markdown tables, and JSON schema types in a few words."""
+"""Format Markdown tables and short descriptions of JSON schema types."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def paragraph(text: str | None) -> str:
 
 
 def slug(heading: str) -> str:
-    """Return the anchor of a heading, by GitHub's rule."""
+    """Return the anchor that GitHub generates for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")

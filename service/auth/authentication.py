@@ -33,9 +33,9 @@ from service.web.errors import Forbidden, Unauthenticated
 Scope = Literal["infer", "read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each scope includes those before it
 
-AUTHENTICATION_THREADS = 16  # apart from those that run handlers, so that invalid keys cannot occupy them
-TOKEN_THREADS = 4  # validate tokens, which needs the processor, and rarely the issuer's keys
-TOKEN_PREFIX = "oidc:"  # of the IDs of callers with a token
+AUTHENTICATION_THREADS = 16  # separate from the threads that run handlers, so that invalid keys cannot occupy those
+TOKEN_THREADS = 4  # for token validation, which is CPU-bound and rarely fetches the issuer's keys
+TOKEN_PREFIX = "oidc:"  # of the caller ID, for callers with a token
 USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
 
@@ -134,7 +134,7 @@ class Authenticator:
     async def identify(self, authorization_header: str | None) -> Principal | Exception:
         """Identify the caller without blocking the event loop. Returns the error on failure.
 
-        The error is any that `authenticate` raises, or a database error.
+        The error is one that `authenticate` raises, or a database error.
         """
         try:
             credentials = _credentials(authorization_header)
@@ -147,7 +147,7 @@ class Authenticator:
     def count(self, caller: Principal, state: MutableMapping[str, Any], inference: bool) -> None:
         """Count a request against the caller's rate limit, and record its status for RateLimitHeaders.
 
-        If `inference` is true, the separate rate limit for encoder requests applies. Raises TooMany.
+        If `inference` is true, the separate rate limit for encoder requests applies. Raises TooMany above the limit.
         """
         limit = self._limits[inference]
         within = limit.take(caller.id)
@@ -158,7 +158,7 @@ class Authenticator:
     def rejection(self, error: Exception, client: tuple[str, int] | None) -> Exception:
         """Return the error for a request from an unidentified caller, and count it against the client's address."""
         if isinstance(error, Unauthenticated):
-            # Only failures count against an address: other callers behind the same proxy are not locked out.
+            # Only failures count against an address, so that other callers behind the same proxy are not locked out.
             address = client[0] if client else "unknown"
             if not self._failures.take(address):
                 return self._failures.too_many(address, "failed authentications from this address")
@@ -179,7 +179,10 @@ class Authenticator:
         return self.principal_of(key)
 
     def principal_of(self, key: ApiKey) -> Principal:
-        """Return the caller that a stored key represents, and record its use. Raises Unauthenticated; blocks."""
+        """Return the caller that a stored key represents, and record the key's use; blocks.
+
+        Raises Unauthenticated if the key is revoked or expired.
+        """
         now = self._clock()
         if not is_live(key, now):
             raise _rejected()

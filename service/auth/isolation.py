@@ -20,11 +20,11 @@ from amd.config import ConfigError
 from service.auth.uri_policy import BARE_NAME, RANGE, Location, UriPolicy
 from service.web.errors import NotFound, UriNotAllowed
 
-# Folders below the storage root by the kind of their sub-folders; None: a cache that only the service's programs use.
+# Folders under the storage root, and what their subfolders contain; None: a cache that only the service's programs use.
 FOLDERS = {"runs": "run", "jobs": "job", "encoders": "encoder", "embeddings": "encoder", "features": None}
 
 _MAGIC = re.compile(rf"[*?\[]|{RANGE.pattern}")
-_SAME_STORE = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}  # other schemes of the same stores
+_SAME_STORE = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}  # alternative schemes for the same stores
 
 
 class Owners(Protocol):
@@ -55,13 +55,13 @@ class LocationPolicy:
         if project is None:
             return
         if BARE_NAME.fullmatch(value) and self._owners.of_encoder(value) != project:
-            remedy = "use an id of this project, or the absolute path or URI of a file"
+            remedy = "use an ID from this project, or the absolute path or URI of a file"
             raise _not_found(field, value, f"encoder or run {value!r}", project, remedy)
         for location in locations:
             self._check_owner(field, value, location, project)
 
     def check_all(self, pairs: Iterable[tuple[str, str]], project: str | None) -> None:
-        """Check (field, location or ID) pairs. Raises like `check` for the first pair that is not allowed."""
+        """Check (field, location or ID) pairs. Raises the error of `check` for the first rejected pair."""
         for field, value in pairs:
             self.check(field, value, project)
 

@@ -1,7 +1,7 @@
 """ASGI middleware that identifies each request's caller from its headers and applies the caller's limits.
 
 FastAPI reads a body before it resolves a route's dependencies, so authenticating only in a dependency would let anyone
-exhaust the memory. Scopes are checked by the dependencies in `authentication`.
+exhaust memory. Scopes are checked by the dependencies in `authentication`.
 """
 
 from __future__ import annotations

@@ -79,7 +79,10 @@ class Issuer:
         return cls(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
 
     def claims(self, token: str) -> Claims:
-        """Validate a token and return its claims. Raises Unauthenticated or IssuerUnavailable."""
+        """Validate a token and return its claims.
+
+        Raises Unauthenticated if the token is invalid, or IssuerUnavailable if the issuer's keys are unavailable.
+        """
         try:
             decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
             self._registry().validate(decoded.claims)
@@ -129,7 +132,7 @@ class Issuer:
                 url = self._jwks_url or self._discovered(client)
                 found = KeySet.import_key_set(_json(client, url))
         except (httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, TypeError, KeyError) as error:
-            logger.error("cannot fetch the keys of the issuer %s: %s", self._issuer, error)
+            logger.error("cannot fetch keys from the issuer %s: %s", self._issuer, error)
             return
         signing = [key for key in found.keys if key.key_type != "oct" and key.get("use", "sig") == "sig"]
         self._keys = {key.kid: key for key in signing}

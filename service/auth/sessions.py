@@ -29,8 +29,8 @@ PREFIX = "/console"
 SIGN_IN_PATH = f"{PREFIX}/sign-in"
 SESSION_S = 7 * 86400.0
 LINK_S = 600.0
-MAX_SIGN_IN_BYTES = 4096  # of a body whose sender is unknown
-TOKEN_LENGTH = 43  # of 32 random bytes
+MAX_SIGN_IN_BYTES = 4096  # maximum size of a request body from an unknown sender
+TOKEN_LENGTH = 43  # length of 32 random bytes in base64
 
 SessionKind = Literal["session", "link"]
 
@@ -114,8 +114,10 @@ class BrowserSessions:
         return token, expires_at
 
     def redeem(self, link: str) -> str:
-        """Consume a link and return the token of a new session. Raises Unauthenticated if the link was used or has
-        expired."""
+        """Consume a link and return the token of a new session.
+
+        Raises Unauthenticated if the link was used or has expired.
+        """
         now = self._clock()
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             row = session.get(BrowserSession, _digest(link))

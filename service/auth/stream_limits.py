@@ -61,7 +61,10 @@ class StreamLimits:
 
     @contextmanager
     def admit(self, caller: Principal) -> Iterator[CancelScope]:
-        """Count a stream while it is open. Yields the cancel scope in which to send the stream. Raises TooMany."""
+        """Count a stream while it is open. Yields the cancel scope in which to send the stream.
+
+        Raises TooMany if the caller already has the maximum number of open streams.
+        """
         opened = self._open.setdefault(caller.id, set())
         if len(opened) >= self._max_per_caller:
             raise TooMany(
@@ -89,7 +92,7 @@ class LimitedStream(StreamingResponse):
         self._caller, self._limits = caller, limits
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Send the stream. Raises TooMany, before the response starts."""
+        """Send the stream. Raises TooMany before the response starts if the caller has too many open streams."""
         with self._limits.admit(self._caller) as self._stream:
             await super().__call__(scope, receive, send)
 

@@ -78,10 +78,9 @@ class UriPolicy:
         self.resolve(field, uri)
 
     def resolve(self, field: str, uri: str) -> list[Location]:
-        """Check the URI of a config field. Returns the URI's location and the targets of
-        any symlinks it matches, or an empty list for a bare name.
+        """Check the URI of a config field. Returns its location and the targets of any symlinks that it matches.
 
-        Raises UriNotAllowed.
+        The list is empty for a bare name. Raises UriNotAllowed.
         """
         if _NAME.fullmatch(uri):
             return []
@@ -170,7 +169,8 @@ def _linked(location: Location) -> Iterator[Location]:
     """Yield the targets of the symlinks that a pattern matches.
 
     Every prefix of the pattern is expanded, because a linked folder may not contain matching files yet. If a pattern
-    has a range of numbers, all its other characters are literal, as in amd.data.dataset.shards. Raises ValueError.
+    has a range of numbers, all its other characters are literal, as in amd.data.dataset.shards. Raises ValueError
+    if it matches too many files.
     """
     if location.scheme != "file":
         return

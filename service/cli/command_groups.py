@@ -23,7 +23,7 @@ def default_command(name: str) -> type[TyperGroup]:
 
 
 class RootGroup(TyperGroup):
-    """Lists commands in the order of `order`, and also accepts --context after a command."""
+    """Lists commands in the order given by `order`, and also accepts --context after a command."""
 
     order: tuple[str, ...] = ()
     """Names of all commands, in display order."""

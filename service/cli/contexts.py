@@ -122,7 +122,7 @@ def logout(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a context with its stored API key. The key remains valid; `amd keys revoke` revokes it."""
+    """Delete a context and its stored API key. The key remains valid; `amd keys revoke` revokes it."""
     contexts = read_contexts()
     chosen = name or contexts.current
     if chosen is None:

@@ -25,7 +25,7 @@ from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
 from service.stack import Stack, down, find_stack, up
 
-LABEL = "demo"  # label of the demo's jobs; its value is the run name, so that an interrupted demo finds them
+LABEL = "demo"  # label of the demo's jobs; its value is the run name, so that a repeated demo finds them again
 POLL_INTERVAL_S = 1.0
 DEPLOYMENT = "demo"
 DEPLOY_TIMEOUT_S = 600.0  # a cold machine is slow
@@ -88,7 +88,7 @@ def demo_service(root: str, console: Console) -> Iterator[DemoService]:
     """Start a stack in the background. On exit, stop it if this call started it and it serves no encoder."""
     data_dir = default_data_dir() / "demo" if is_remote(root) else Path(root) / "service"
     found = find_stack(data_dir)
-    message = "Found the service of an earlier demo" if found else "Starting Ray and the API on this machine"
+    message = "Found the service from an earlier demo" if found else "Starting Ray and the API on this machine"
     console.print(f"{message}; data in {data_dir}", soft_wrap=True)
     with ThreadPoolExecutor(1) as background:
         starting = background.submit(up, data_dir, port=0, storage=root)
@@ -154,7 +154,7 @@ def _update_bar(bars: Progress, row: TaskID, job: JobView) -> None:
 
 
 def _print_change(console: Console, job: JobView, previous: str) -> str:
-    """Print a line per new state or completed quarter of the steps, unless bars are shown. Returns the line."""
+    """Print a line for each new state or completed quarter of the steps, unless bars are shown. Returns the line."""
     progress, line = job.progress, f"{job.name}: {job.state}"
     if job.state == "running" and progress is not None and progress.steps:
         line += f", {25 * (4 * (progress.step or 0) // progress.steps)} % of {progress.steps} steps"

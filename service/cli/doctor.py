@@ -1,4 +1,4 @@
-"""`amd doctor`: check the selected service, what it depends on, and this machine, and print what to do."""
+"""`amd doctor`: check the selected service, its dependencies and this machine, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FINDINGS: Listing[Finding] = Listing(
 
 
 def doctor(output: Output = "table", as_json: AsJson = False) -> None:
-    """Check the service and what it depends on, and print what to do; the exit code is 1 if a check finds an error."""
+    """Check the service and its dependencies, and suggest fixes; the exit code is 1 if a check finds an error."""
     chosen = chosen_format(output, as_json)
     if configured_target() is None and local_stack() is None:
         findings = _without_service(NO_SERVICE)
@@ -65,11 +65,11 @@ def _diagnose(target: ServiceTarget) -> list[Finding]:
 
 
 def _from_readiness(health: dict[str, dict[str, str]]) -> list[Finding]:
-    """Return a finding per part that /readyz reports: it responds without a key and without the database."""
+    """Return a finding for each part that /readyz reports; it works without a key and without the database."""
     from service.operations.doctor.findings import ok, problem
 
     return [
-        ok(name, "responds") if report == "ok" else problem(name, report, f"make the {name} respond")
+        ok(name, "responds") if report == "ok" else problem(name, report, f"make sure that the {name} responds")
         for name, report in health.get("parts", {}).items()
     ]
 
@@ -85,7 +85,7 @@ def _compare_versions(target: ServiceTarget, of_service: str) -> Finding:
 
 
 def _without_service(reason: str) -> list[Finding]:
-    """Check what can be checked from here: the parts of this machine's stack, and its disks."""
+    """Check what can be checked without the service: the parts of this machine's stack, and its disks."""
     from service.operations.doctor import machine
     from service.operations.doctor.findings import problem
     from service.settings import Settings

@@ -68,7 +68,7 @@ def embed(
         print(result.model_dump_json())
     elif result.state == "succeeded":
         bad = f", {result.bad} skipped" if result.bad else ""
-        damaged = f", {result.damaged} damaged and used in part" if result.damaged else ""
+        damaged = f", {result.damaged} damaged and partly used" if result.damaged else ""
         print_plain(f"{result.output}: {result.samples} samples{bad}{damaged}")
     else:
         fail(result.message)

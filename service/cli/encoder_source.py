@@ -51,9 +51,8 @@ def published_encoder(
 def stored_encoder(name: str, storage: str | None) -> str:
     """Return the ID under the storage root that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
 
-    For commands that run on this machine and write next to the encoder: they use the storage root even if a service is
-    selected.
-    Raises ConfigError if several IDs match.
+    Used by commands that run on this machine and write next to the encoder; they use the storage root even if a
+    service is selected. Raises ConfigError if several IDs match.
     """
     root = resolve_root(storage)
     return name if encoder_url(root, name) == name else stored_id(name, encoders_url(root), "encoder")

@@ -69,9 +69,7 @@ ENCODERS: Listing[dict[str, Any]] = Listing(
 @app.command("list")
 def list_command(
     storage: Storage = None,
-    project: Annotated[
-        str | None, typer.Option(help="Project whose encoders to list; applies only with a service.")
-    ] = None,
+    project: Annotated[str | None, typer.Option(help="Project to list; requires a service.")] = None,
     output: Output = "table",
     watch: Watch = False,
     as_json: AsJson = False,
@@ -149,7 +147,7 @@ def import_command(
     ] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. CC-BY-NC-4.0.")] = None,
     storage: Storage = None,
-    project: Annotated[str | None, typer.Option(help="Project of the encoder. Used only with a service.")] = None,
+    project: Annotated[str | None, typer.Option(help="Project of the encoder; requires a service.")] = None,
     follow: Follow = None,
     as_json: AsJson = False,
 ) -> None:
@@ -199,7 +197,7 @@ def import_command(
 
 
 def _submit_import(values: dict[str, Any], project: str | None, follow: bool | None, as_json: bool) -> NoReturn:
-    """Start an import job at the selected service, and exit."""
+    """Start an import job on the selected service, and exit."""
     from service.client import ApiError, ImportRequest
 
     given = {**values, "weights": absolute_path(values["weights"]), "project": project}
@@ -257,7 +255,7 @@ def _card_facts(card: Card) -> dict[str, Any]:
 
 
 def _view_facts(view: EncoderView) -> dict[str, Any]:
-    """Return the facts from `_card_facts`, plus those that only a service can provide."""
+    """Return the same facts as `_card_facts`, plus the project and aliases, which only a service knows."""
     clip = view.input
     return {
         "id": view.id,

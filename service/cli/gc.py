@@ -1,4 +1,4 @@
-"""`amd gc`: remove old jobs, checkpoints, logs and remains, at a service or under a storage root."""
+"""`amd gc`: remove old jobs, checkpoints, logs and leftover files, on a service or under a storage root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from service.operations.retention.routes import GcReport, RemovedKind
 
 NO_POLICY = (
-    "no retention policy is set, so user data is kept; set AMD_RETAIN_…_DAYS, or give options such as "
+    "no retention policy is set, so user data is kept; set AMD_RETAIN_…_DAYS, or pass options such as "
     "--checkpoints-days 30"
 )
 
@@ -31,21 +31,21 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Report what would be removed, to the byte, without removing it.")
     ] = False,
-    jobs_days: Annotated[float | None, _days("Remove jobs that ended longer ago, with their runs and logs.")] = None,
-    trials_days: Annotated[float | None, _days("Remove trials' runs of sweeps that ended longer ago.")] = None,
-    checkpoints_days: Annotated[float | None, _days("Remove checkpoints of runs that ended longer ago.")] = None,
-    logs_days: Annotated[float | None, _days("Remove logs of jobs and runs that ended longer ago.")] = None,
-    orphans_days: Annotated[float | None, _days("Remove incomplete files that are older.")] = None,
-    history_days: Annotated[float | None, _days("Remove records of objects that were deleted longer ago.")] = None,
-    deliveries_days: Annotated[float | None, _days("Remove webhook deliveries that finished longer ago.")] = None,
+    jobs_days: Annotated[float | None, _days("Remove jobs, runs and logs this many days after the jobs end.")] = None,
+    trials_days: Annotated[float | None, _days("Remove trial runs this many days after the sweep ends.")] = None,
+    checkpoints_days: Annotated[float | None, _days("Remove checkpoints this many days after the run ends.")] = None,
+    logs_days: Annotated[float | None, _days("Remove logs this many days after the job or run ends.")] = None,
+    orphans_days: Annotated[float | None, _days("Remove incomplete files older than this many days.")] = None,
+    history_days: Annotated[float | None, _days("Remove records of objects this many days after deletion.")] = None,
+    deliveries_days: Annotated[float | None, _days("Remove webhook deliveries this many days after they end.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="Storage root to clean without a service; runs that jobs own are kept.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old jobs, checkpoints, logs and remains. Without options, the service's policy (AMD_RETAIN_*) applies.
+    """Remove old jobs, checkpoints, logs and leftovers. Without options, the service's policy (AMD_RETAIN_*) applies.
 
-    Whatever an encoder's card, an alias, a deployment or an unfinished job refers to is kept.
+    Anything that an encoder card, an alias, a deployment or an unfinished job refers to is kept.
     """
     from service.operations.retention.policy import RetentionPolicy
     from service.operations.retention.routes import GcRequest
@@ -98,6 +98,6 @@ def _print_report(report: GcReport) -> None:
     verb = "would free" if report.dry_run else "freed"
     print_plain(f"{verb} {report.bytes:,} bytes in {report.files:,} files and {report.rows:,} database rows")
     if report.skipped:
-        print_plain(f"{report.skipped:,} items were kept, since they are in use by now or could not be removed")
+        print_plain(f"{report.skipped:,} items were kept because they are now in use or could not be removed")
     if not report.policy.removes_user_data:
         print_progress(NO_POLICY)

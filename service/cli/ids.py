@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from service.client import ApiError
 
 SHOWN_MATCHES = 5
-UNKNOWN_ID_STATUSES = (404, 422)  # 422: `text` is not of the form of an id
+UNKNOWN_ID_STATUSES = (404, 422)  # 422: `text` does not have the form of an ID
 
 
 def matching_ids(text: str, ids: Iterable[str]) -> list[str]:

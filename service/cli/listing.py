@@ -34,7 +34,7 @@ WATCH_INTERVAL_S = 2.0
 
 
 def chosen_format(output: OutputFormat, as_json: bool) -> OutputFormat:
-    """Combine --output and --json. Raises ConfigError if they disagree."""
+    """Combine --output and --json. Raises ConfigError if they conflict."""
     if as_json and output == "yaml":
         raise ConfigError(["--json and --output yaml: pass only one of them"])
     return "json" if as_json else output

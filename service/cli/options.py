@@ -1,6 +1,6 @@
 """Arguments and options shared by several commands, with the same wording in every `--help`.
 
-Those that job programs also accept are defined in `amd.commands`.
+Options that job programs also accept are defined in `amd.commands`.
 """
 
 from __future__ import annotations

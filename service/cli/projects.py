@@ -20,9 +20,7 @@ from service.cli.tables import Column, facts_table
 if TYPE_CHECKING:
     from service.projects.schemas import AuditView, ProjectView, UsageView
 
-app = typer.Typer(
-    help="Manage the quotas, shares and budgets of projects; requires an admin key.", no_args_is_help=True
-)
+app = typer.Typer(help="Manage project quotas, shares and budgets; requires an admin key.", no_args_is_help=True)
 
 ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="Name of the project.")]
 OfProject = Annotated[str | None, typer.Option("--project", help="Project to list; default: all visible ones.")]
@@ -130,7 +128,7 @@ def set_command(
 def usage(
     by: Annotated[
         Literal["project", "user", "job", "sweep"],
-        typer.Option(help="Rows of the table; user: who submitted the jobs."),
+        typer.Option(help="What to group by; user: whoever submitted the jobs."),
     ] = "project",
     since: Since = None,
     until: Until = None,

@@ -64,7 +64,7 @@ def alias(
 
 
 def aliases(
-    name: Annotated[str | None, typer.Argument(help="Alias whose history to show.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this alias's history; default: list all aliases.")] = None,
     project: Project = None,
     output: Output = "table",
     watch: Watch = False,

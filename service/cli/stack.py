@@ -48,8 +48,10 @@ def up(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the service on this machine: Ray and the control plane, on loopback. Parts that are already running are not
-    restarted."""
+    """Start the service on this machine: Ray and the control plane, on loopback.
+
+    Parts that are already running are not restarted.
+    """
     from service.stack import StackError
     from service.stack import up as start
 

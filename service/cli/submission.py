@@ -74,7 +74,7 @@ def exit_submitted(client: Client, job: JobView, follow: bool | None, as_json: b
     if not (follow if follow is not None else sys.stdout.isatty() and not as_json):
         print(job.model_dump_json() if as_json else job.id)
         raise typer.Exit(SUCCESS)
-    print_progress(f"{job.id}: {job.state}; Ctrl-C stops following, the job continues")
+    print_progress(f"{job.id}: {job.state}; Ctrl-C stops following, but the job continues")
     if not as_json:
         print(job.id, flush=True)
     print_log(client.jobs.logs(job.id, follow=True), sys.stderr if as_json else sys.stdout)

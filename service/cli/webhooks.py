@@ -69,7 +69,7 @@ def create(
     project: Annotated[
         str | None,
         typer.Option(
-            help="Project whose events to receive. Default: the project of the context or of your key, if any."
+            help="Receive events from this project. Default: the project of the context or of your key, if any."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -118,7 +118,7 @@ def deliveries(
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the latest deliveries of a webhook, newest first; completed deliveries are kept for a week."""
+    """List the latest deliveries of a webhook, newest first; completed deliveries are kept for a week by default."""
 
     def fetch(client: Client) -> list[DeliveryView]:
         return client.webhooks.deliveries(_find(client, webhook).id, limit)
@@ -139,7 +139,7 @@ def redeliver(
     delivery: Annotated[int, typer.Argument(min=1, help="ID of the delivery, as `amd webhooks deliveries` prints it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Send a delivery again, now; one that was accepted or given up is retried for a day, like a new one."""
+    """Send a delivery again immediately. If it was accepted or given up on, it is retried for a day, like a new one."""
     with connected(as_json) as client:
         _print_delivery(client.webhooks.redeliver(_find(client, webhook).id, delivery), as_json)
 

@@ -20,12 +20,12 @@ class FormValues:
         self._form = form
 
     def text(self, name: str) -> str:
-        """Return a field without surrounding spaces; empty if it was not sent."""
+        """Return a field's value without surrounding whitespace, or an empty string if it was not sent."""
         value = self._form.get(name, "")
         return value.strip() if isinstance(value, str) else ""
 
     def texts(self, name: str) -> list[str]:
-        """Return all values of a field that may occur several times."""
+        """Return all values of a field that may occur more than once."""
         return [value for value in self._form.getlist(name) if isinstance(value, str)]
 
     def below(self, prefix: str) -> dict[str, str]:
@@ -35,7 +35,7 @@ class FormValues:
 
 
 def parse(model: type[M], values: Mapping[str, Any]) -> M:
-    """Validate the values of a form. Raises RequestValidationError, which lists the invalid fields."""
+    """Validate form values. Raises RequestValidationError, which lists the invalid fields."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

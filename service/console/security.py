@@ -83,7 +83,7 @@ class ConsoleRoute(APIRoute):
 
 
 async def check_same_site(request: Request) -> None:
-    """Raise Forbidden for a change that another site requested or that lacks the session's CSRF token."""
+    """Raise Forbidden for a request from another site or without the CSRF token; Unauthenticated without a session."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site not in (None, "same-origin", "none") or (

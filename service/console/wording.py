@@ -99,7 +99,7 @@ _EVENTS: dict[str, str] = {
     "delete": "Deletion requested",
     "deleted": "Deleted",
     "edit": "Changed",
-    "stop_trial": "Stop of trial {trial} requested",
+    "stop_trial": "Stop requested for trial {trial}",
 }
 
 
@@ -118,7 +118,7 @@ def event_title(event: EventView) -> str:
 
 
 def activity_title(event: ActivityView) -> str:
-    """Return a short title for an event of a job, or for a change to another object."""
+    """Return a short title for a job event, or for a change to another object."""
     if event.type in _CHANGES:
         return _CHANGES[event.type].replace("{outcome}", str(event.data.get("outcome", "")))
     return _job_event_title(event.type.removeprefix("job."), event.data)

@@ -1,4 +1,4 @@
-"""Write audit entries. An entry is added to the transaction of the change, so that neither exists without the other."""
+"""Write audit entries. An entry is written in its change's transaction, so that neither exists without the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.db.models import AuditEntry
 
 
 def record_change(session: Session, actor: str, action: str, target: str, project: str | None, outcome: str) -> None:
-    """Add the entry of a change to the session that makes the change."""
+    """Add a change's audit entry to the session that makes the change."""
     session.add(
         AuditEntry(
             id=secrets.token_hex(12),

@@ -2,7 +2,7 @@
 
 While the database responds, a value is at most `ttl_s` old. While it does not respond, cached values stay in use for up
 to `outage_s`, so requests that need nothing else from the database are still served. Values are read in dedicated
-threads, which other API requests cannot occupy. Independent of the type of the values.
+threads, which other API requests cannot occupy. Works with values of any type.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CachedReads(Generic[K, V]):
         self._read, self._ttl_s, self._outage_s, self._clock = read, ttl_s, outage_s, clock
         self._limiter = CapacityLimiter(threads)
         self._entries: LRUCache[K, _Entry[V]] = LRUCache(size)
-        self._reads: dict[K, asyncio.Task[V]] = {}  # one at a time for each key
+        self._reads: dict[K, asyncio.Task[V]] = {}  # at most one per key
         self._is_out = False
 
     async def get(self, key: K) -> V:
@@ -64,7 +64,7 @@ class CachedReads(Generic[K, V]):
             await asyncio.wait({reading}, timeout=PATIENCE_S)
             if reading.done() and not isinstance(reading.exception(), SQLAlchemyError):
                 return reading.result()
-            self._is_out = True  # until a read succeeds: one request after the other must not wait
+            self._is_out = True  # until a read succeeds, so that later requests do not wait as well
         return entry.value
 
     def forget(self, matches: Callable[[K, V], bool]) -> None:
@@ -89,7 +89,7 @@ class CachedReads(Generic[K, V]):
             return value
         except SQLAlchemyError as error:
             if not self._is_out:
-                logger.warning("the database does not respond; known values stay in use: %s", error)
+                logger.warning("the database does not respond; cached values stay in use: %s", error)
             self._is_out = True
             raise
         except Exception:

@@ -18,7 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_S = 30  # how long SQLite waits for another writer
 
-# Limits for PostgreSQL, so that a server or network that stops responding costs each caller seconds.
+# Limits for PostgreSQL, so that a server or network that stops responding delays each caller only by seconds.
 CONNECT_TIMEOUT_S = 3
 LOCK_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 10
@@ -49,7 +49,7 @@ class TimedConnection(psycopg.Connection[Any]):
             return super().wait(gen, *args, **{"timeout": RESPONSE_TIMEOUT_S, **options})
         except psycopg.OperationalError:
             if time.monotonic() - began >= RESPONSE_TIMEOUT_S:
-                self.pgconn.finish()  # a late response could be taken for the next one
+                self.pgconn.finish()  # a late response could be mistaken for the next one
             raise
 
     def wait_forever(self) -> None:
@@ -96,7 +96,7 @@ def _limit_waits(engine: Engine) -> None:
 
     @event.listens_for(engine, "do_connect")
     def _connect(dialect: Dialect, entry: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]) -> Any:
-        chosen = {"connect_timeout": CONNECT_TIMEOUT_S, **NETWORK_OPTIONS, **options}  # options in the URL win
+        chosen = {"connect_timeout": CONNECT_TIMEOUT_S, **NETWORK_OPTIONS, **options}  # URL options take precedence
         chosen["options"] = f"{settings} {options.get('options', '')}".strip()
         return connect(lambda: TimedConnection.connect(*args, **chosen))
 

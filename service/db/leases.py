@@ -1,7 +1,7 @@
 """Leases on tasks that only one control plane may perform, such as reconciling jobs.
 
 Times are taken from the database's clock, so control planes whose clocks differ agree on who holds a lease. A separate
-thread renews the lease, so a long step does not lose it.
+thread renews the lease, so that it does not expire during a long step.
 """
 
 from __future__ import annotations

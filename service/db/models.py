@@ -1,6 +1,6 @@
 """Database tables: desired and observed state of jobs, and records of keys, webhooks, encoders and deployments.
 
-Contains no business rules; these are in each package's store. Times are in seconds since the Unix epoch.
+Contains no business rules; those are in each package's store. Times are in seconds since the Unix epoch.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class Delivery(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     job_id: Mapped[str] = mapped_column(String(100))
-    """ID of the job; `ping-` and a random number for a test delivery."""
+    """ID of the job; `ping-` followed by a random number for a test delivery."""
     version: Mapped[int]
     body: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16))

@@ -23,7 +23,7 @@ def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
 
 
 def _column(values: list[Any]) -> Any:
-    """Convert a column's values to Arrow. Arrays become nested float32 lists, without one Python object per value."""
+    """Convert a column's values to Arrow. Arrays become nested float32 lists, without a Python object per value."""
     if isinstance(values[0], np.ndarray):
         stacked = np.stack(values).astype(np.float32, copy=False)
         column = pa.array(stacked.reshape(-1))

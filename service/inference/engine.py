@@ -58,7 +58,7 @@ class Backlog:
         tokens, content = sum(share.tokens for share in shares), sum(share.bytes for share in shares)
         output = sum(share.output for share in shares)
         with self._lock:
-            # With nothing queued, any request is admitted: each one has its own limits.
+            # With nothing queued, any request is admitted, because per-request limits already bound its size.
             if (
                 self.tokens + tokens > self.max_tokens
                 or (self.bytes and self.bytes + content > self.max_bytes)

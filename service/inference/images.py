@@ -18,12 +18,12 @@ from amd.visualization import Views, as_bytes, draw
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-PAGE_FRAMES = 8  # frames of a video in the overview, evenly spaced
+PAGE_FRAMES = 8  # number of evenly spaced video frames in the overview
 TILE = 192  # approximate height in pixels to which small frames are enlarged
 
 
 def with_pngs(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the clips of a result with PNGs; video frames are tiled from left to right."""
+    """Replace a result's clips with PNGs; video frames are tiled from left to right."""
     views = _views(item)
     return {
         **item,

@@ -1,7 +1,7 @@
-"""The mask lab's engine: decode one file or sample, draw its masks, rebuild it, and align a student with its teacher.
+"""The mask lab's engine: decode a file or sample, draw its masks, reconstruct it, and align a student with its teacher.
 
 One request runs at a time, in a thread; a few more may wait. Decoded clips, the last model and the last teacher are
-cached, so that a request with other mask settings decodes nothing. Does not import FastAPI or Ray.
+cached, so that a request that changes only the mask settings decodes nothing. Does not import FastAPI or Ray.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ CPU = torch.device("cpu")
 
 
 class LabModel(NamedTuple):
-    """A published encoder or a run's student, and the card that says how its input is cut."""
+    """A published encoder or a run's student, and the card that defines how its input is cut into clips."""
 
     source: str
-    """Folder of the encoder or of the checkpoint."""
+    """Folder of the encoder or checkpoint."""
     autoencoder: Autoencoder | None
-    """Part that rebuilds pixels; None if the student has no decoder."""
+    """Part that reconstructs pixels; None if the student has no decoder."""
     card: Card
     student: Student | None = None
     """Student of a checkpoint; a published encoder lacks the projections and generators."""
@@ -90,7 +90,7 @@ class LabEngine:
     async def view(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Draw the masks requested by `call` (see `service.lab.gateway`). Raises Refusal."""
         if self._waiting > MAX_WAITING:
-            raise Refusal("overloaded", f"{self._waiting} requests wait for the lab; try again in a second")
+            raise Refusal("overloaded", f"{self._waiting} requests are waiting for the lab; try again in a second")
         self._waiting += 1
         deadline_s = call["deadline_s"]
         until = time.monotonic() + deadline_s
@@ -138,7 +138,10 @@ class LabEngine:
         return self._model
 
     def _distillation(self, wanted: Mapping[str, Any], model: LabModel) -> Distillation | None:
-        """Return a checkpoint's student with its run's teacher if a request needs them. Raises ConfigError."""
+        """Return a checkpoint's student and its run's teacher, or None if the request does not need them.
+
+        Raises ConfigError if the teacher cannot be loaded.
+        """
         if model.student is None or not wanted["alignment"]:
             return None
         if self._teacher is None or self._teacher.run != wanted["run"]:
@@ -172,7 +175,8 @@ class LabEngine:
         manifest = open_manifest(data)
         if item["record"] >= len(manifest):
             raise Refusal(
-                "not_possible", f"record={item['record']} must be below {len(manifest)}, the size of the run's data"
+                "not_possible",
+                f"record={item['record']} must be below {len(manifest)}, the number of records in the run's data",
             )
         with closing(SampleReader(data, self._file_limits)) as reader:
             pixels = reader.read_clip(manifest[item["record"]], file_chooser(card))
@@ -182,7 +186,7 @@ class LabEngine:
 def _load_encoder(url: str) -> LabModel:
     loaded = LoadedEncoder(url, CPU, "fp32")
     if loaded.decoder is None or loaded.card.decoder is None:
-        message = f"{loaded.id} was published without its decoder, so it cannot rebuild pixels; omit `encoder`"
+        message = f"{loaded.id} was published without its decoder, so it cannot reconstruct pixels; omit `encoder`"
         raise Refusal("not_possible", message)
     return LabModel(url, Autoencoder(loaded.encoder, loaded.decoder, loaded.card.decoder.pixels), loaded.card)
 
@@ -209,7 +213,7 @@ def _unpublished_card(config: TrainConfig) -> Card:
 
 
 def _key(item: Mapping[str, Any], card: Card) -> str:
-    """Return a digest of an input and of how it is cut into a clip."""
+    """Return a digest of an input and of the settings that cut it into a clip."""
     source = item["content"] if "content" in item else repr(sorted(item.items())).encode()
     digest = hashlib.sha256(source)
     digest.update(f"{card.clip!r} {card.interpolation}".encode())

@@ -1,6 +1,6 @@
 """Ray Serve deployment of the mask lab.
 
-Like the replicas of encoders, it is not authenticated: it must be reachable only by the control plane.
+Like the encoder replicas, it is not authenticated: it must be reachable only by the control plane.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.web.errors import Refusal
 
 @serve.deployment
 class LabReplica:
-    """The replica of the mask lab; it needs no deployed encoder."""
+    """The mask lab's replica, which needs no deployed encoder."""
 
     def __init__(self, limits: dict[str, Any]) -> None:
         """`limits`: fields of RequestLimits."""

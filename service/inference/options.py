@@ -55,7 +55,7 @@ class InferenceResult(NamedTuple):
     (3, T, H, W) uint8, `rebuilt` float32 in [0, 1].
     """
     queue_s: float = 0.0
-    """Longest time that one of the clips waited for its batch."""
+    """Longest time that any of the clips waited for its batch."""
     batch_fill: float = 0.0
     """Mean number of tokens in the clips' batches, as a fraction of the limit."""
 

@@ -87,7 +87,7 @@ class Replica:
 
         items = [engine.Item(item.get("content"), item.get("uri")) for item in call["items"]]
         options = engine.InferenceOptions.model_validate(call["want"])
-        # Without a loaded candidate, `main` serves the request; the reply contains its id.
+        # Without a loaded candidate, `main` serves the request; the reply contains its ID.
         slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
             result = await self._engine.infer(slot, items, options, call["deadline_s"], call.get("json", False))
@@ -158,5 +158,5 @@ def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | No
 
 
 def refuse(refusal: Refusal) -> Response:
-    """Return a refusal as a replica's response."""
+    """Convert a refusal to a replica's response."""
     return Response(pack_refusal(refusal), ERROR_RESPONSES[refusal.code].status, media_type=MEDIA_TYPE)

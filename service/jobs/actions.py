@@ -96,7 +96,7 @@ def act(
     while True:
         job = store.get(job_id, project, deleted=action == "delete")
         if job.wanted == "preempt" and action == "pause" and job.state == "pausing":
-            fields: dict[str, Any] = {"wanted": "pause"}  # it stops already, and then does not return to the queue
+            fields: dict[str, Any] = {"wanted": "pause"}  # it is already stopping, but must not return to the queue
         elif action in _FULFILLED.get(job.state, ()):
             return job
         else:

@@ -129,7 +129,7 @@ def resolve(
 
 
 def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str, Any]:
-    """Return the config that the job runs: its name is the job's ID, and its storage root is the service's."""
+    """Return the config that the job runs, with the job's ID as its name and the service's storage root."""
     values = config.model_dump(mode="json")
     values["storage"] = root
     if "name" in values:

@@ -19,12 +19,12 @@ from amd.training.run_folder import FACTS
 from service.jobs.schemas import MetricsView, SeriesView
 from service.web.bounded_calls import report_progress
 
-MAX_CACHED_POINTS = 4_000_000  # of 16 bytes
+MAX_CACHED_POINTS = 4_000_000  # 16 bytes each
 WAIT_S = 0.2
 
 
 class MetricsCache:
-    """Metrics of the runs that were requested last. Thread-safe."""
+    """Metrics of the most recently requested runs. Thread-safe."""
 
     def __init__(self, max_points: int = MAX_CACHED_POINTS) -> None:
         self._max_points = max_points
@@ -34,7 +34,7 @@ class MetricsCache:
     def view(self, run_folder: str, names: Collection[str], max_points: int, since_step: int = 0) -> MetricsView:
         """Return a series for each metric in `names`, or for all metrics if `names` is empty, starting at `since_step`.
 
-        Reads the chunks that were written since the last call.
+        Reads the chunks written since the last call.
         """
         with self._lock:
             run = self._runs.setdefault(run_folder, RunMetrics(run_folder))
@@ -73,7 +73,7 @@ class RunMetrics:
             self._lock.release()
 
     def _acquire(self) -> None:
-        """Wait for other requests for this run. The timeout of the call is extended while they make progress."""
+        """Wait for other requests for this run, extending the call's timeout while they make progress."""
         chunks = -1
         while not self._lock.acquire(timeout=WAIT_S):
             if len(self._chunks) != chunks:
@@ -82,7 +82,7 @@ class RunMetrics:
 
     def _update(self) -> None:
         facts = _read_or_empty(join(self._folder, FACTS))
-        if facts != self._facts:  # another run with this name
+        if facts != self._facts:  # a different run with the same name
             self._facts = facts
             self._clear()
         for name in chunk_names(self._folder):
@@ -109,7 +109,7 @@ class _Series:
         self.values = array("d")
 
     def add(self, step: int, value: float) -> None:
-        """Add a value. A resumed run repeats steps, whose later values count."""
+        """Add a value, replacing any earlier value for this step: a resumed run repeats steps."""
         value = math.inf if math.isnan(value) else value  # neither is shown, and NaN cannot be ordered
         if not self.steps or step > self.steps[-1]:
             self.steps.append(step)
@@ -142,7 +142,7 @@ def _read_or_empty(url: str) -> bytes:
 
 
 def downsample(values: Sequence[float], limit: int) -> Sequence[int]:
-    """Return the indices of at most `limit` values, none of which may be NaN.
+    """Return the indices of the values to keep, at most `limit`. No value may be NaN.
 
     Keeps the first and last value, and the lowest and highest value of each equal-sized bucket in between, so that
     spikes stay visible at every zoom level.

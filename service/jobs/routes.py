@@ -376,8 +376,8 @@ async def job_events(
 ) -> Response:
     """Send a `job` event for each change, `progress` events in between, and a final `end` event.
 
-    To resume, as after a `reconnect` event, send the ID of the last `job` event as `Last-Event-ID`. The history of a
-    deleted job is kept.
+    To resume, for example after a `reconnect` event, send the ID of the last `job` event as `Last-Event-ID`. The
+    history of a deleted job is kept.
     """
     return LimitedStream(streams.job_events(request.app.state.watcher, job, last_event_id), caller, limits)
 

@@ -233,7 +233,7 @@ class CancelRequest(ApiModel):
 
 
 class SeriesView(ApiModel):
-    """A metric's values over steps."""
+    """A metric's values by step."""
 
     name: str
     steps: list[int]
@@ -262,7 +262,7 @@ class TrialView(ApiModel):
     rungs: list[dict[str, Any]]
     message: str
     stop_requested: bool
-    """Whether a user has requested that the trial stops, and it is still saving a checkpoint."""
+    """Whether a user has asked the trial to stop and it is still saving a checkpoint."""
 
 
 class CheckpointView(ApiModel):

@@ -318,9 +318,9 @@ class JobStore:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def finish_deletion(self, job: Job) -> None:
-        """Record that a job's files have been removed. Delete its config and the outcomes of its attempts.
+        """Record that a job's files have been removed, and delete its config and the outcomes of its attempts.
 
-        The job and its events are kept, since they show who deleted it, and its attempts, which count as usage. Raises
+        Keeps the job and its events, which show who deleted it, and its attempts, which count towards usage. Raises
         StaleJob if another process has already recorded it.
         """
         with self._write() as session:

@@ -65,7 +65,7 @@ def trials(folder: str) -> Iterator[TrialView]:
 
 
 def trial_view(record: Mapping[str, Any], stops: Collection[int]) -> TrialView:
-    """Return a trial, given its record in the ledger and the trials whose stop has been requested."""
+    """Return a trial, given its record in the ledger and the numbers of the trials that were asked to stop."""
     rungs = record.get("rungs", [])
     return TrialView(
         number=record["number"],

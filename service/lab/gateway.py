@@ -1,13 +1,13 @@
 """Send requests to the mask lab's replica, and declare its Serve application when it is first used.
 
 call     {"config", "step", "position", "deadline_s",
-          "model": {"encoder": URL} | {"run": URL, "checkpoint", "config": of the run, "alignment"} | None,
+          "model": {"encoder": URL} | {"run": URL, "checkpoint", "config", "alignment"} | None,
           "item": {"content"} | {"uri"} | {"record", "data"} | None}
 reply    {"token_sets", "layers": {name: PNG}, "columns", "loss", "errors",
           "alignment": {"direct", "generation"} | None}
 refusal  as in `service.serving.protocol`
 
-The application scales to zero, so it costs nothing while nobody uses it. Its name lacks the prefix of deployments: the
+The application scales to zero, so it uses no resources while idle. Its name lacks the deployment prefix, so the
 deployer leaves it unchanged.
 """
 
@@ -67,7 +67,7 @@ class LabGateway:
         self._gateway, self._serve = gateway, serve
 
     async def view(self, request: Request, call: Mapping[str, Any], size: int) -> dict[str, Any]:
-        """Draw masks. `size`: bytes of the input. Starts the lab if it does not run.
+        """Draw masks. `size`: bytes of the input. Starts the lab if it is not running.
 
         Raises Refusal, ClusterUnavailable, or ClientDisconnect if the caller disconnects.
         """
@@ -87,7 +87,7 @@ class LabGateway:
         raise Refusal("lab_unavailable", "the lab's replica is still starting; try again in a few seconds")
 
     async def _send(self, request: Request, body: bytes, seconds: float) -> dict[str, Any] | None:
-        """Return the reply, or None if no replica runs."""
+        """Return the reply, or None if no replica is running."""
         try:
             response: httpx.Response = await self._gateway.send(request, PATH, body, seconds)
         except Refusal as refusal:
@@ -115,4 +115,4 @@ class LabGateway:
         others = [found.config for name, found in running.items() if name != NAME and found.config]
         self._serve.put([*others, APPLICATION])
         if lab is not None:
-            raise Refusal("lab_unavailable", f"the lab's replica failed to start and is started again: {lab.message}")
+            raise Refusal("lab_unavailable", f"the lab's replica failed to start and is being restarted: {lab.message}")

@@ -79,9 +79,9 @@ async def draw_masks(
     encoders: EncodersDep,
     policy: Locations,
 ) -> LabView:
-    """Show what student and teacher see at chosen mask settings, the tokens that are rebuilt, and the compute.
+    """Show what the student and teacher see at the given mask settings, the reconstructed tokens, and the compute cost.
 
-    Masks are those that training on a CPU samples for the same seed, step, batch size and position in the batch.
+    The masks are those that training on a CPU samples for the same seed, step, batch size and position in the batch.
     Options are query parameters, form fields or members of the JSON body. Without a file, masks are drawn on a
     single-coloured clip. No encoder needs to be deployed; the first request waits for the lab's replica to start.
     """
@@ -110,7 +110,7 @@ async def draw_masks(
 
 
 def _model(source: LabSource, options: LabOptions, root: str) -> dict[str, Any] | None:
-    """Return where the replica finds the model that rebuilds pixels or is aligned; None without one."""
+    """Return the location of the model that reconstructs pixels or is aligned, or None if the request uses no model."""
     if source.encoder is not None:
         return {"encoder": encoder_folder(root, source.encoder)}
     if options.checkpoint is not None and source.job is not None:

@@ -15,20 +15,20 @@ MAX_NUMBER = 2**53  # exact in JSON
 
 
 class LabOptions(ApiModel):
-    """Mask settings, and the run to take omitted settings from."""
+    """Mask settings, and the preset, encoder or job that provides omitted settings."""
 
     preset: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Training preset whose config applies. Default: `demo-image-amd`, unless `encoder` or `job` is set."""
     encoder: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """ID or alias of an encoder that was published with its decoder. The config of its training applies, and the
-    response includes reconstructed pixels."""
+    """ID or alias of an encoder that was published with its decoder. Its training config applies, and the response
+    includes reconstructed pixels."""
     job: Annotated[str, Field(min_length=1, max_length=100)] | None = None
-    """Training job: its config applies unless `encoder` or `preset` is set, and `record` selects a sample of its
+    """Training job: its config applies unless `encoder` or `preset` is set, and `record` selects a sample from its
     data."""
     record: int | None = Field(None, ge=0, le=MAX_NUMBER)
     """Number of a record in the job's data, used as the input."""
     checkpoint: int | None = Field(None, ge=0, le=MAX_NUMBER)
-    """Step of one of the job's checkpoints, whose student rebuilds pixels; also while the job runs."""
+    """Step of the job's checkpoint whose student reconstructs pixels. The job may still be running."""
     alignment: bool = False
     """Whether to load the job's teacher and show how well the checkpoint's student is aligned with it."""
     student_ratio: float | None = Field(None, ge=0, lt=1)
@@ -57,7 +57,7 @@ class LabRequest(LabOptions):
     """JSON body of a request to the mask lab."""
 
     input: Input | None = None
-    """Image or video. null: masks are drawn on a single-coloured clip, or on the job's `record`."""
+    """Image or video. If null, masks are drawn on the job's `record` if set, otherwise on a single-coloured clip."""
 
 
 class LabMask(ApiModel):
@@ -113,7 +113,7 @@ class LabFlops(ApiModel):
 
 
 class LabCost(ApiModel):
-    """Compute of a training step at these settings, compared with the run's own ratios."""
+    """Compute cost of a training step at these mask settings, compared with the baseline."""
 
     flops: LabFlops
     baseline: LabFlops
@@ -125,13 +125,13 @@ class LabCost(ApiModel):
 
 
 class LabAlignment(ApiModel):
-    """Alignment losses of the checkpoint's student with its teacher, unweighted, averaged over layer pairs or summed as
-    in training."""
+    """Unweighted alignment losses between the checkpoint's student and its teacher, averaged or summed over layer pairs
+    as in training."""
 
     direct: float
-    """Mean over student-visible tokens: the clip's direct loss of training."""
+    """Mean over student-visible tokens: the clip's direct alignment loss in training."""
     generation: float | None
-    """Mean over teacher-only tokens: the clip's generation loss of training; null without generation alignment."""
+    """Mean over teacher-only tokens: the clip's generation loss in training; null without generation alignment."""
     direct_tokens: list[float]
     """Loss of each token, in the order of `token_sets.student_visible`."""
     generation_tokens: list[float]
@@ -144,9 +144,9 @@ class LabView(ApiModel):
     preset: str | None
     job: str | None
     encoder: str | None
-    """ID of the encoder that rebuilt the pixels."""
+    """ID of the encoder that reconstructed the pixels."""
     checkpoint: int | None
-    """Step of the job's checkpoint that rebuilt the pixels."""
+    """Step of the job's checkpoint that reconstructed the pixels."""
     mask: LabMask
     clip: LabClip
     token_sets: LabTokenSets
@@ -154,11 +154,11 @@ class LabView(ApiModel):
     columns: int
     """Frames per row of a sprite sheet."""
     layers: dict[Layer, str]
-    """Sprite sheets with all frames as PNGs, `data:` URLs. `roles` colours tokens of direct alignment green, of
-    generation alignment blue and merely reconstructed ones grey; `error` shows the error of each reconstructed
+    """Sprite sheets of all frames, as PNG `data:` URLs. `roles` colours tokens for direct alignment green, tokens for
+    generation alignment blue and tokens that are only reconstructed grey; `error` shows the error of each reconstructed
     token, and `alignment` the alignment loss of each token that the teacher sees, relative to the largest one."""
     loss: float | None
-    """Mean squared error over reconstructed tokens, as in training; null without an input and a model."""
+    """Mean squared error over reconstructed tokens, as in training; null unless there are both an input and a model."""
     errors: list[float] | None
     """Mean squared error of each reconstructed token, in the order of `token_sets.reconstructed`."""
     alignment: LabAlignment | None = None

@@ -16,8 +16,8 @@ from service.web.errors import Refusal
 
 TIMM = "timm:"  # prefix of weights on the hub
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
-MAX_BATCH_CELLS = 2**23  # cells of a batch that are sampled for one clip
-MAX_TOKENS, MAX_PIXELS = 2**14, 2**24  # of a clip
+MAX_BATCH_CELLS = 2**23  # maximum number of cells in a batch, all sampled to draw one clip
+MAX_TOKENS, MAX_PIXELS = 2**14, 2**24  # per clip
 OVERRIDES = {
     "student_ratio": "mask.student_ratio",
     "teacher_ratio": "mask.teacher_ratio",
@@ -30,7 +30,7 @@ OVERRIDES = {
 
 
 class LabSource(NamedTuple):
-    """The training that a request shows."""
+    """The training config that a request shows, and where it comes from."""
 
     config: TrainConfig
     """Config with the requested mask settings."""
@@ -43,21 +43,25 @@ class LabSource(NamedTuple):
 
 
 def resolve_source(options: LabOptions, jobs: JobStore, encoders: EncoderStore, project: str | None) -> LabSource:
-    """Return the source of a request. Raises ConfigError, NotFound or Refusal."""
+    """Return the source of a request.
+
+    Raises ConfigError for invalid settings or an unknown preset, NotFound for an unknown job or encoder, or Refusal if
+    the options are incompatible or the clip or batch is too large.
+    """
     if options.preset is not None and options.encoder is not None:
         raise Refusal("not_possible", "preset and encoder both determine the config; set one of them")
     job = jobs.get(options.job, project) if options.job is not None else None
     if job is not None and job.kind != "train":
         raise Refusal("not_possible", f"{job.id} is a {job.kind} job without mask settings; use a train job")
     if options.record is not None and job is None:
-        raise Refusal("not_possible", "record selects a sample of a job's data; set job, too")
+        raise Refusal("not_possible", "record selects a sample from a job's data; set job, too")
     if options.checkpoint is not None and (job is None or options.encoder is not None or options.preset is not None):
         raise Refusal(
             "not_possible", "checkpoint belongs to a job and its config; set job, and neither encoder nor preset"
         )
     if options.alignment and options.checkpoint is None:
         raise Refusal(
-            "not_possible", "alignment needs the projections of a student, which only checkpoints have; set checkpoint"
+            "not_possible", "alignment needs a student's projections, which only checkpoints have; set checkpoint"
         )
     preset: str | None = None
     encoder: str | None = None
@@ -81,22 +85,23 @@ def check_teacher(config: TrainConfig, policy: LocationPolicy, project: str) -> 
     """Check that the lab may load the teacher of a project's job.
 
     A job that has ended does not protect its teacher, so another project may have published one with the same ID since.
-    Raises Refusal, UriNotAllowed or NotFound.
+    Raises Refusal if there is no teacher or its weights are on the hub, and UriNotAllowed or NotFound if the project
+    may not read the weights.
     """
     if config.teacher is None:
         raise Refusal("not_possible", "alignment: the job has no teacher; use a job with objective.kind=amd")
     weights = config.teacher.weights
     if weights is not None and weights.startswith(TIMM):
-        message = f"teacher.weights={weights}: the lab downloads no weights from the hub; omit `alignment`"
+        message = f"teacher.weights={weights}: the lab does not download weights from the hub; omit `alignment`"
         raise Refusal("not_possible", message)
     if weights is not None:
         policy.check("teacher.weights", weights, project)
 
 
 def _config_of(card: Card) -> TrainConfig:
-    """Return the training config of an encoder's run. Raises Refusal for an encoder that cannot rebuild pixels."""
+    """Return the config that an encoder was trained with. Raises Refusal if it cannot reconstruct pixels."""
     if card.decoder is None:
-        message = f"{card.id} was published without its decoder, so it cannot rebuild pixels; omit `encoder`"
+        message = f"{card.id} was published without its decoder, so it cannot reconstruct pixels; omit `encoder`"
         raise Refusal("not_possible", message)
     try:
         return validate(TrainConfig, card.config)

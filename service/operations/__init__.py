@@ -1,1 +1,1 @@
-"""Control-plane operations: liveness, readiness and Prometheus metrics."""
+"""Control-plane operations: health, metrics, cluster status, diagnosis and retention."""

@@ -72,7 +72,7 @@ def get_cluster(request: Request, caller: Reader, jobs: Jobs) -> ClusterView:
 def cluster_view(
     request: Request, caller: Principal, jobs: JobStore, max_running: int | None, max_waiting: int
 ) -> ClusterView:
-    """Return the cluster with at most this many running and waiting jobs."""
+    """Return the cluster's resources and at most this many running and waiting jobs."""
     cluster: Cluster = request.app.state.cluster
     calls: BoundedCalls = request.app.state.ray_calls
     resources, problem = None, ""

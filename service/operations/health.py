@@ -91,7 +91,7 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 def prometheus(request: Request) -> Response:
-    """Return metrics that contain only counts and times. Their only user-defined labels are the names of deployments.
+    """Return metrics that contain only counts and times. Their only user-defined labels are deployment names.
 
     Only the control plane that reconciles jobs reports the state of jobs, webhooks and deployments.
     """

@@ -1,8 +1,8 @@
 """Prometheus metrics of a control plane: its own counters, and the state of jobs in the database.
 
-Only the control plane that reconciles jobs exports the state of jobs, webhooks and deployments, so that a sum over
-control planes counts nothing twice. Metrics contain counts and times; their only user-defined labels are the names of
-deployments.
+Only the control plane that reconciles jobs exports the state of jobs, webhooks and deployments, so that summing over
+control planes counts nothing twice. Metrics contain counts and times; their only user-defined labels are deployment
+names.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def render(state: Any) -> bytes:
             text = generate_latest(_database_metrics(state))
         is_up.set(1)
     except SQLAlchemyError as error:
-        logger.warning("metrics of the database are omitted: %s", error)
+        logger.warning("database metrics are omitted: %s", error)
     return text + b"".join(map(generate_latest, (own, state.http_metrics, state.gateway.metrics.registry)))
 
 

@@ -1,7 +1,8 @@
-"""Measure periodically how much each project stores: the files of its runs, jobs and encoders.
+"""Periodically measure how much each project stores: the files of its runs, jobs and encoders.
 
-Separate from requests and from the scheduler, because listing a large storage root takes long. Of several control
-planes, one measures. A run belongs to its job's project, and a run of no job to the project it was started for.
+Separate from requests and from the scheduler, because listing a large storage root takes a long time. Only one of
+several control planes measures at a time. A run belongs to its job's project, and a run without a job to the project it
+was started for.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ logger = logging.getLogger(__name__)
 
 TASK = "storage-meter"
 INTERVAL_S = 900.0
-POLL_S = 5.0  # between checks for the lease
+POLL_S = 5.0  # between attempts to acquire the lease
 SECTIONS = ("runs", "jobs", "encoders")
 
 
 class StorageMeter:
-    """Measures what projects store, at most every INTERVAL_S seconds."""
+    """Measures how much each project stores, at most once every INTERVAL_S seconds."""
 
     def __init__(self, engine: Engine, root: str, clock: Callable[[], float] = time.time) -> None:
         self._engine, self._root, self._clock = engine, root, clock
@@ -51,11 +52,11 @@ class StorageMeter:
             POLL_S,
             self.lease,
             self.monitor,
-            on_error=lambda _: logger.exception("the storage of projects cannot be measured; will retry"),
+            on_error=lambda _: logger.exception("project storage cannot be measured; will retry"),
         )
 
     def step(self) -> bool:
-        """Measure if it is time. Returns whether this process holds the lease."""
+        """Measure if a measurement is due. Returns whether this process holds the lease."""
         if not self.lease.acquire():
             return False
         now = self._clock()
@@ -64,7 +65,7 @@ class StorageMeter:
             try:
                 self._store.replace(self._measure(), now)
             except StorageError as error:
-                logger.warning("the storage of projects cannot be measured: %s", error)
+                logger.warning("project storage cannot be measured: %s", error)
         return True
 
     def _measure(self) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""Projects: scheduling policies with quotas and budgets, the hours that jobs used, and the audit log."""
+"""Projects: scheduling policies with quotas and budgets, hours used by jobs, and the audit log."""

@@ -1,4 +1,4 @@
-"""Policies and usage of projects, as the scheduler reads them."""
+"""Project policies and usage, as read by the scheduler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.projects.storage import StoredBytesStore
 from service.projects.store import ProjectStore
 from service.projects.usage import HOUR_S, CachedUsage, ResourceHours, start_of_month
 
-FAIR_SHARE_S = 24 * HOUR_S  # usage that counts in fair scheduling
+FAIR_SHARE_S = 24 * HOUR_S  # length of the period whose usage counts in fair scheduling
 
 
 class ProjectAccounts(NamedTuple):
@@ -22,9 +22,9 @@ class ProjectAccounts(NamedTuple):
     recent: Mapping[str, ResourceHours] = {}
     """Usage in the last FAIR_SHARE_S seconds."""
     month: Mapping[str, ResourceHours] = {}
-    """Usage in the calendar month (UTC)."""
+    """Usage in the current calendar month (UTC)."""
     deployed_gpus: Mapping[str, float] = {}
-    """GPUs of all replicas that deployments may start."""
+    """Number of GPUs of deployments, counted at their maximum number of replicas."""
     stored: Mapping[str, int] = {}
     """Bytes under the storage root, as last measured."""
 

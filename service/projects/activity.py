@@ -1,6 +1,6 @@
-"""The event feed of projects: events of jobs, and users' changes to deployments, aliases and encoders, newest first.
+"""The project event feed: job events, and users' changes to deployments, aliases and encoders, newest first.
 
-Reads both tables through their indexes by time. At equal times, changes come after job events.
+Reads both tables through their time indexes. At equal times, changes come after job events.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from service.web.schemas import utc_datetime
 
 JOB = "job"
 CHANGES = ("alias.delete", "alias.move", "deployment.delete", "deployment.put", "encoder.delete")
-"""Actions in the audit log that the feed contains. Those on jobs are job events already."""
+"""Audit log actions that the feed includes. Actions on jobs are already job events."""
 
 _JOB_POSITION = re.compile(r"job/([0-9]{1,15})/(.+)", re.DOTALL)
 _CHANGE_POSITION = re.compile(r"change/([0-9a-f]{1,32})")
 
 Position = tuple[float, bool, str, int]
-"""Key by which the feed is ordered, descending: time, whether it is a job event, ID, and version."""
+"""Sort key of the feed, in descending order: time, whether it is a job event, ID, and version."""
 
 
 class ActivityFilter(NamedTuple):
@@ -48,7 +48,7 @@ class ActivityFeed:
         self._reading = engine.execution_options(reads_only=True)
 
     def page(self, where: ActivityFilter, cursor: str | None = None, limit: int = 50) -> ActivityPage:
-        """Return a page of events. Raises BadCursor."""
+        """Return a page of events. Raises BadCursor if the cursor is invalid."""
         after = _position(cursor) if cursor else None
         with Session(self._reading) as session:
             jobs = list(self._job_events(session, where, after, limit + 1))

@@ -1,4 +1,4 @@
-"""Read the audit log. Entries are written by the stores of the changed objects, with `service.db.audit`."""
+"""Read the audit log. The store of each changed object writes the entries, using `service.db.audit`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class AuditFilter(NamedTuple):
     project: str | None = None
     target: str | None = None
     action: str | None = None
-    """Kind of the target and verb, such as `job.cancel`, or only the kind."""
+    """Target kind and verb, such as `job.cancel`, or only the kind."""
     actor: str | None = None
     since: float | None = None
     until: float | None = None
 
 
 class AuditLog:
-    """Users' changes in the database."""
+    """Reads the changes made by users from the database."""
 
     def __init__(self, engine: Engine) -> None:
         self._reading = engine.execution_options(reads_only=True)
@@ -32,7 +32,10 @@ class AuditLog:
     def list(
         self, where: AuditFilter, cursor: str | None = None, limit: int = 50
     ) -> tuple[list[AuditEntry], str | None]:
-        """Return a page of entries, newest first, and the cursor of the next page. Raises BadCursor."""
+        """Return a page of entries, newest first, and the cursor for the next page.
+
+        Raises BadCursor if the cursor is invalid.
+        """
         query = select(AuditEntry).order_by(AuditEntry.at.desc(), AuditEntry.id.desc()).limit(limit + 1)
         for column in ("project", "target", "actor"):
             if (value := getattr(where, column)) is not None:

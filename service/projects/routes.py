@@ -1,4 +1,4 @@
-"""Routes /v1/projects, /v1/usage, /v1/events and /v1/audit: policies of projects, hours used, events and changes."""
+"""Routes /v1/projects, /v1/usage, /v1/events and /v1/audit: project policies, hours used, events and changes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ProjectName = Annotated[Project, Path(description="Name of the project.")]
 def list_projects(request: Request, caller: Admin) -> ProjectList:
     """List the projects that have a policy, with their usage in the current month.
 
-    Projects without one have the service's defaults, a share of 1 and no budgets.
+    Projects without a policy have the service's default quotas, a share of 1 and no budgets.
     """
     found = _projects(request).list(caller.project)
     return ProjectList(items=_views(request, found, caller.project))
@@ -57,18 +57,19 @@ def get_project(request: Request, caller: Admin, project: ProjectName) -> Projec
 def put_project(request: Request, caller: Admin, project: ProjectName, body: ProjectPolicy) -> ProjectView:
     """Requires an admin key that covers all projects.
 
-    Jobs beyond a quota wait; a deployment beyond one is rejected. What already runs is not stopped.
+    Jobs that would exceed a quota wait; deployments that would exceed one are rejected. Jobs and deployments that are
+    already running are not stopped.
     """
     caller.require_all_projects()
     stored = _projects(request).put(project, body, caller.id)
     return _views(request, [stored], project)[0]
 
 
-@router.get("/usage", summary="Get the hours for which jobs reserved resources")
+@router.get("/usage", summary="Get the GPU- and CPU-hours that jobs reserved")
 def get_usage(
     request: Request,
     caller: Reader,
-    by: Annotated[UsageGroup, Query(description="What to sum up by. sweep: searches only.")] = "project",
+    by: Annotated[UsageGroup, Query(description="How to group the totals. sweep: searches only.")] = "project",
     since: Annotated[
         Timestamp | None, Query(description="Start of the period. Default: start of the month (UTC).")
     ] = None,
@@ -76,7 +77,7 @@ def get_usage(
     project: ProjectFilter = None,
     limit: PageSize = 50,
 ) -> UsageList:
-    """Running jobs count up to now, and deleted jobs too."""
+    """Running jobs count up to the end of the period. Deleted jobs are included."""
     end = min(until.timestamp(), time.time()) if until else time.time()
     start = min(end, since.timestamp() if since else start_of_month(end))
     rows = UsageStore(request.app.state.engine).rows(by, start, end, caller.own_project(project))
@@ -93,7 +94,7 @@ def get_usage(
     )
 
 
-@router.get("/events", summary="List events of a project, newest first")
+@router.get("/events", summary="List project events, newest first")
 def list_events(
     request: Request,
     caller: Reader,
@@ -105,12 +106,12 @@ def list_events(
             "Default: all types.",
         ),
     ] = None,
-    since: Annotated[Timestamp | None, Query(description="Earliest time of an event.")] = None,
+    since: Annotated[Timestamp | None, Query(description="Time from which events are listed.")] = None,
     project: ProjectFilter = None,
     cursor: Annotated[str | None, Query(max_length=300, description=CURSOR)] = None,
     limit: PageSize = 50,
 ) -> ActivityPage:
-    """Events of jobs, including deleted ones, and users' changes to deployments, aliases and encoders."""
+    """List job events, including those of deleted jobs, and users' changes to deployments, aliases and encoders."""
     where = ActivityFilter(caller.own_project(project), type or (), since.timestamp() if since else None)
     return ActivityFeed(request.app.state.engine).page(where, cursor, limit)
 
@@ -126,19 +127,19 @@ def list_changes(
         str | None,
         Query(
             pattern=ACTION_PATTERN,
-            description="Kind of the object and verb, such as `job.cancel`, or only the kind. Default: all actions.",
+            description="Object kind and verb, such as `job.cancel`, or only the kind. Default: all actions.",
         ),
     ] = None,
     actor: Annotated[
         str | None, Query(max_length=100, description="ID of the key or token that made the change. Default: all.")
     ] = None,
-    since: Annotated[Timestamp | None, Query(description="Earliest time of a change.")] = None,
+    since: Annotated[Timestamp | None, Query(description="Time from which changes are listed.")] = None,
     until: Annotated[Timestamp | None, Query(description="Time before which changes are listed.")] = None,
     project: ProjectFilter = None,
     cursor: Annotated[str | None, Query(max_length=300, description=CURSOR)] = None,
     limit: PageSize = 50,
 ) -> AuditPage:
-    """Changes to jobs, encoders, aliases, deployments, keys, console links, webhooks and projects."""
+    """List changes to jobs, encoders, aliases, deployments, keys, console links, webhooks and projects."""
     bounds = (since.timestamp() if since else None, until.timestamp() if until else None)
     where = AuditFilter(caller.own_project(project), target, action, actor, *bounds)
     found, next_cursor = AuditLog(request.app.state.engine).list(where, cursor, limit)

@@ -1,4 +1,4 @@
-"""Request and response models of projects, usage and audit entries."""
+"""Request and response models for projects, usage, events and audit entries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UsageGroup = Literal["project", "user", "job", "sweep"]
 
 
 class ProjectPolicy(ApiModel):
-    """Share, quotas and budgets of a project. null: the service's default, or no limit if it has none."""
+    """A project's share, quotas and budgets. null: the service's default, or no limit if there is no default."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -29,21 +29,21 @@ class ProjectPolicy(ApiModel):
     )
 
     share: Share = 1.0
-    """Weight in fair scheduling: projects with waiting jobs of equal priority receive resources in proportion to it."""
+    """Weight in fair scheduling. Projects with waiting jobs of equal priority share resources in proportion to it."""
     max_priority: Priority | None = None
     """Maximum priority of new jobs."""
     max_running_jobs: Quota | None = None
     """Maximum number of concurrent jobs. Default: AMD_PROJECT_MAX_RUNNING."""
     max_workers: Quota | None = None
-    """Maximum number of workers of concurrent jobs. Default: AMD_PROJECT_MAX_WORKERS."""
+    """Maximum number of workers across concurrent jobs. Default: AMD_PROJECT_MAX_WORKERS."""
     max_gpus: Amount | None = None
-    """Maximum number of GPUs of concurrent jobs and of all replicas that deployments may start."""
+    """Maximum number of GPUs for concurrent jobs and for deployments, counted at their maximum number of replicas."""
     max_storage_gib: Hours | None = None
-    """Maximum size in GiB of the files of runs, jobs and encoders. Once it is reached, jobs wait."""
+    """Maximum total size in GiB of run, job and encoder files. Once it is reached, jobs wait."""
     max_deployments: Quota | None = None
     """Maximum number of deployments."""
     max_replicas: Quota | None = None
-    """Maximum number of replicas that all deployments may start."""
+    """Maximum number of replicas: the sum of `replicas.max` over all deployments."""
     gpu_hours_per_month: Hours | None = None
     """Budget of GPU-hours per calendar month (UTC). Once it is used up, jobs that need GPUs wait for the next month."""
     cpu_hours_per_month: Hours | None = None
@@ -51,31 +51,31 @@ class ProjectPolicy(ApiModel):
 
 
 class ProjectUse(ApiModel):
-    """What a project holds now, as its quotas count it."""
+    """Resources that currently count towards a project's quotas."""
 
     running_jobs: int = 0
     """Number of concurrent jobs."""
     workers: int = 0
-    """Number of workers of concurrent jobs."""
+    """Number of workers across concurrent jobs."""
     gpus: float = 0.0
-    """GPUs of concurrent jobs and of all replicas that deployments may start."""
+    """Number of GPUs for concurrent jobs and for deployments, counted at their maximum number of replicas."""
     deployments: int = 0
     replicas: int = 0
-    """Number of replicas that all deployments may start."""
+    """Sum of `replicas.max` over all deployments."""
 
 
 class ProjectView(ProjectPolicy):
-    """A project with its policy, what it holds now, and its usage in the current calendar month (UTC)."""
+    """A project with its policy, its current resource use, and its usage in the current calendar month (UTC)."""
 
     name: str
     in_use: ProjectUse
-    """What the project holds now."""
+    """Resources that currently count towards the quotas."""
     gpu_hours: float
     """GPU-hours that jobs have used this month."""
     cpu_hours: float
     """CPU-hours that jobs have used this month."""
     stored_gib: float = 0.0
-    """Size in GiB of the files of runs, jobs and encoders, measured every 15 minutes."""
+    """Total size in GiB of run, job and encoder files, measured every 15 minutes."""
     created_at: datetime
     changed_at: datetime
     changed_by: str
@@ -86,7 +86,7 @@ class ProjectList(ApiModel):
 
 
 class UsageView(ApiModel):
-    """Hours for which jobs reserved resources."""
+    """GPU- and CPU-hours that jobs reserved."""
 
     key: str
     """Project, user, or ID of the job or sweep, depending on `by`."""
@@ -104,23 +104,23 @@ class UsageList(ApiModel):
     until: datetime
     items: list[UsageView]
     gpu_hours: float
-    """Total GPU-hours, including those of items beyond the limit."""
+    """Total GPU-hours, including items beyond the limit."""
     cpu_hours: float
-    """Total CPU-hours, including those of items beyond the limit."""
+    """Total CPU-hours, including items beyond the limit."""
 
 
 class ActivityView(ApiModel):
-    """An event of a job, or a change to a deployment, an alias or an encoder."""
+    """A job event, or a change to a deployment, an alias or an encoder."""
 
     at: datetime
     type: str
-    """Kind of the object and what happened, such as `job.failed` or `alias.move`."""
+    """Object kind and what happened, such as `job.failed` or `alias.move`."""
     target: str
     """ID or name of the object."""
     project: str | None
     """Project of the object."""
     version: int | None
-    """Number of the event in the job's history; null for other objects."""
+    """Event number in the job's history; null for other objects."""
     actor: str
     """ID of the API key, `oidc:` followed by the token's subject, or `service`."""
     data: dict[str, Any]
@@ -145,7 +145,7 @@ class AuditView(ApiModel):
     project: str | None
     """Project of the target; null if it belongs to no project."""
     action: str
-    """Kind of the target and verb, such as `job.cancel`."""
+    """Target kind and verb, such as `job.cancel`."""
     target: str
     """ID or name of the changed object."""
     outcome: str

@@ -1,4 +1,4 @@
-"""Bytes that projects store, as last measured, in the database. Measured by `service.operations.storage_meter`."""
+"""Size of each project's files, stored in the database. `service.operations.storage_meter` measures it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ GIB = 2**30
 
 
 class StoredBytesStore:
-    """Size of each project's files under the storage root."""
+    """Last measured size of each project's files under the storage root."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
     def by_project(self) -> dict[str, int]:
-        """Return the bytes of each project that stores anything; empty before the first measurement."""
+        """Return the number of bytes stored by each project with files; empty before the first measurement."""
         with Session(self._reading) as session:
             return dict(session.execute(select(StoredBytes.project, StoredBytes.bytes)).tuples().all())
 
     def replace(self, found: Mapping[str, int], now: float) -> None:
-        """Store a measurement, which replaces the previous one."""
+        """Replace the previous measurement with a new one."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(StoredBytes))
             session.add_all(StoredBytes(project=name, bytes=size, measured_at=now) for name, size in found.items())

@@ -1,4 +1,4 @@
-"""Scheduling policies of projects in the database. A project without a stored policy has the default one."""
+"""Project scheduling policies in the database. A project without a stored policy has the default policy."""
 
 from __future__ import annotations
 
@@ -44,15 +44,18 @@ class ProjectStore:
         return found
 
     def get(self, name: str, visible: str | None = None) -> ProjectSettings:
-        """Return a project. `visible`: the caller's project, or None for all. Raises NotFound."""
+        """Return a project. `visible`: the caller's project, or None for all.
+
+        Raises NotFound if the project has no stored policy or is not visible to the caller.
+        """
         with Session(self._reading, expire_on_commit=False) as session:
             found = session.get(ProjectSettings, name)
         if found is None or visible not in (None, name):
-            raise NotFound(f"there is no project {name!r} with a policy")
+            raise NotFound(f"project {name!r} does not exist or has no policy")
         return found
 
     def list(self, visible: str | None = None) -> Sequence[ProjectSettings]:
-        """Return the projects sorted by name: only the caller's, `visible`, unless that is None."""
+        """Return the projects, sorted by name. `visible`: the caller's project, or None for all."""
         query = select(ProjectSettings).order_by(ProjectSettings.name)
         if visible is not None:
             query = query.where(ProjectSettings.name == visible)
@@ -64,7 +67,7 @@ class ProjectStore:
         return {project.name: policy_of(project) for project in self.list()}
 
     def policy(self, name: str) -> ProjectPolicy:
-        """Return a project's policy, or the default one."""
+        """Return a project's policy, or the default policy."""
         with Session(self._reading) as session:
             return policy_of(session.get(ProjectSettings, name))
 
@@ -77,11 +80,11 @@ class ProjectStore:
 
 
 def policy_of(project: ProjectSettings | None) -> ProjectPolicy:
-    """Return a project's policy, or the default one. Ignores fields that a newer version has added."""
+    """Return a project's policy, or the default policy. Ignores fields added by newer versions."""
     stored = project.policy if project is not None else {}
     return ProjectPolicy(**{name: value for name, value in stored.items() if name in ProjectPolicy.model_fields})
 
 
 def locked_policy(session: Session, name: str) -> ProjectPolicy:
-    """Return a project's policy, and lock it until the end of the transaction, so that quotas are checked in turn."""
+    """Return a project's policy, locked until the end of the transaction, so that quota checks run one at a time."""
     return policy_of(session.get(ProjectSettings, name, with_for_update=True))

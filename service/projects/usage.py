@@ -1,4 +1,4 @@
-"""GPU- and CPU-hours that jobs used, computed from their attempts: reserved resources times running time.
+"""GPU- and CPU-hours used by jobs, computed from their attempts: reserved resources times running time.
 
 An attempt that is still running counts up to the end of the period.
 """
@@ -17,13 +17,13 @@ from service.db.models import Attempt, Job
 from service.projects.schemas import UsageGroup
 
 HOUR_S = 3600.0
-REFRESH_S = 30.0  # usage changes slowly, and summing it reads every attempt of the period
+REFRESH_S = 30.0  # usage changes slowly, and summing it reads every attempt in the period
 
 _KEYS: dict[UsageGroup, Any] = {"project": Job.project, "user": Job.created_by, "job": Job.id, "sweep": Job.id}
 
 
 class ResourceHours(NamedTuple):
-    """Hours for which CPUs and GPUs were reserved."""
+    """Number of reserved CPU-hours and GPU-hours."""
 
     cpus: float = 0.0
     gpus: float = 0.0
@@ -45,13 +45,13 @@ class UsageStore:
         self._reading = engine.execution_options(reads_only=True)
 
     def by_project(self, since: float, until: float, project: str | None = None) -> dict[str, ResourceHours]:
-        """Return the usage of each project, or of only one, between two times."""
+        """Return the usage between two times, by project. `project` limits it to one project."""
         return {row.key: row.hours for row in self.rows("project", since, until, project)}
 
     def rows(self, by: UsageGroup, since: float, until: float, project: str | None = None) -> Sequence[UsageRow]:
         """Return the usage between two times, most GPU-hours first. `project` limits it to one project.
 
-        A user of several projects has a row for each of them.
+        A user with jobs in several projects has one row per project.
         """
         end = case((or_(Attempt.ended_at.is_(None), Attempt.ended_at > until), until), else_=Attempt.ended_at)
         start = case((Attempt.started_at < since, since), else_=Attempt.started_at)
@@ -71,7 +71,7 @@ class UsageStore:
 
 
 class CachedUsage:
-    """Usage by project from a time to now, at most REFRESH_S old. Thread-safe."""
+    """Caches the usage by project from the start of a period to now, for up to REFRESH_S seconds. Thread-safe."""
 
     def __init__(self, engine: Engine, since: Callable[[float], float]) -> None:
         """`since` returns the start of the period, given the current time."""
@@ -87,7 +87,7 @@ class CachedUsage:
 
 
 def hours_of(attempts: Iterable[Attempt], now: float) -> ResourceHours:
-    """Return the usage of attempts; a running attempt counts up to now."""
+    """Return the total usage of attempts; running attempts count up to now."""
     cpus = gpus = 0.0
     for attempt in attempts:
         hours = max(0.0, (attempt.ended_at if attempt.ended_at is not None else now) - attempt.started_at) / HOUR_S

@@ -35,7 +35,7 @@ class EncoderDiscovery:
     def scan(self) -> None:
         """Scan if SCAN_INTERVAL_S has passed or a job has succeeded since the last scan, or if cards remain to be read.
 
-        The files of deleted encoders are removed in any case. Raises StorageError.
+        The files of deleted encoders are always removed. Raises StorageError.
         """
         self._remove_deleted()
         now = self._clock()

@@ -21,7 +21,7 @@ class LineageNode(NamedTuple):
 
 
 def lineage(encoder: EncoderDetail, serving: Sequence[Deployment]) -> list[LineageNode]:
-    """Return the lineage of an encoder: teacher, run, encoder, aliases, deployments."""
+    """Return an encoder's lineage, in the order in which the steps happened. `serving`: its deployments."""
     nodes = []
     origin = encoder.lineage
     if origin.teacher:

@@ -26,7 +26,7 @@ from service.db.models import Job, RegisteredEncoder
 from service.jobs.execution.protocol import JobFolder
 from service.web.schemas import DEFAULT_PROJECT
 
-_ID = re.compile(rf"(?=.{{1,200}}$){ENCODER_ID}")  # anything else is not an id, and may not even be a file name
+_ID = re.compile(rf"(?=.{{1,200}}$){ENCODER_ID}")  # anything else is not an ID, and possibly not a valid file name
 
 
 class Owner(NamedTuple):
@@ -57,7 +57,7 @@ class StorageOwners:
         if not facts.get("job"):
             return NO_JOB.project
         owner = self._job(str(facts["job"]))
-        # After its job, a teacher's run belongs to the owner of its encoder.
+        # Once its job is gone, a teacher's run belongs to the owner of its encoder.
         return owner.project if owner is not None else self._indexed(run_id) or NO_JOB.project
 
     def of_encoder(self, encoder_id: str) -> str | None:

@@ -177,7 +177,7 @@ class EncoderStore:
             alias = Alias(project=project, name=name)
             session.add(alias)
         alias.encoder_id, alias.moves, alias.changed_at, alias.changed_by = target.id, number, now, actor
-        session.flush()  # insert the alias first: of two concurrent creations one fails here
+        session.flush()  # insert the alias first, so that one of two concurrent creations fails here
         session.add(AliasMove(project=project, name=name, number=number, encoder_id=target.id, at=now, actor=actor))
         record_change(session, actor, "alias.move", name, project, target.id)
         return alias
@@ -235,7 +235,7 @@ class EncoderStore:
             known = session.get(RegisteredEncoder, encoder.id, with_for_update=True)
             if known is None:
                 pending = select(Deletion.id).where(*_pending(), Deletion.object_id == encoder.id).limit(1)
-                if session.scalar(pending) is None:  # its card was read before it was removed
+                if session.scalar(pending) is None:  # otherwise the card was read before its removal
                     session.add(encoder)
                 return
             moved = any(known.card.get(origin) != encoder.card.get(origin) for origin in ("job", "run"))
@@ -305,7 +305,7 @@ def _find_uses(session: Session, encoder_id: str, url: str, project: str | None)
     live = (
         select(Job.id, Job.project, Job.kind, Job.config)
         .where(Job.state.not_in(ENDED), Job.origin == "api")
-        .where(cast(Job.config, Text).contains(encoder_id, autoescape=True))  # an ID is stored as it is
+        .where(cast(Job.config, Text).contains(encoder_id, autoescape=True))  # IDs are stored unescaped
         .order_by(Job.id)
     )
     for job_id, owner, kind, config in session.execute(live):

@@ -1,1 +1,1 @@
-"""Reports on runs and sweeps: one self-contained HTML file to send, with the numbers of the job's page."""
+"""Reports on runs and sweeps: one self-contained HTML file to share, with the same figures as the job's page."""

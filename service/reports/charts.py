@@ -1,6 +1,6 @@
 """Draw line charts, scatter plots and heat maps as SVG, to be embedded in an HTML page.
 
-All text is escaped. Colours of series are the classes c1 to c8, which the page's style sheet defines.
+All text is escaped. Series colours are the CSS classes c1 to c8, which the page's style sheet defines.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from service.web.formats import number, shortened
 
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 38  # margins
-COLOURS = 8  # classes of series
+COLOURS = 8  # number of colour classes for series
 SCALE = ((233, 238, 247), (156, 195, 227), (63, 143, 181), (20, 80, 111))  # RGB of low to high scores
 LARGEST = 1e300  # values beyond it are not drawn, since their differences could overflow
-LIGHT = 0.5  # luminance from which text on a cell is dark
+LIGHT = 0.5  # luminance above which text on a cell is dark
 
 
 class ChartSeries(NamedTuple):
@@ -28,7 +28,7 @@ class ChartSeries(NamedTuple):
     points: Sequence[tuple[float, float | None]]
     """(x, y) pairs; the line is interrupted where a value is missing or not finite."""
     colour: int = 0
-    """Number of the colour, from 0."""
+    """Index of the colour, starting at 0."""
     is_faint: bool = False
 
 
@@ -46,12 +46,12 @@ class HeatCell(NamedTuple):
     """One cell of a heat map."""
 
     x: int
-    """Column, from 0."""
+    """Column index, starting at 0."""
     y: int
-    """Row, from 0 at the bottom."""
+    """Row index, starting at 0 at the bottom."""
     value: float
     lines: Sequence[str]
-    """Text in the cell."""
+    """Lines of text in the cell."""
     is_comparable: bool = True
     """Whether the value belongs on the colour scale."""
 
@@ -73,7 +73,7 @@ def colour_class(index: int) -> str:
 
 
 def line_chart(series: Sequence[ChartSeries], label: str, x_label: str, y_label: str = "") -> Markup:
-    """Draw lines over a common x axis. Returns an empty text if no point is finite."""
+    """Draw lines over a common x axis. Returns an empty string if no point is finite."""
     points = [point for one in series for segment in _segments(one.points) for point in segment]
     if not points:
         return Markup("")
@@ -91,7 +91,7 @@ def line_chart(series: Sequence[ChartSeries], label: str, x_label: str, y_label:
 
 
 def scatter_plot(points: Sequence[ChartPoint], label: str, x_label: str, y_label: str) -> Markup:
-    """Draw points, and a line through the marked ones. Returns an empty text if there is no point."""
+    """Draw points, and a line through the marked ones. Returns an empty string if no point is finite."""
     points = [point for point in points if _is_drawable(point.x) and _is_drawable(point.y)]
     if not points:
         return Markup("")
@@ -109,7 +109,7 @@ def scatter_plot(points: Sequence[ChartPoint], label: str, x_label: str, y_label
 def heat_map(
     columns: Sequence[str], rows: Sequence[str], cells: Sequence[HeatCell], label: str, x_label: str, y_label: str
 ) -> Markup:
-    """Draw cells coloured by value. `rows` are ordered from the bottom."""
+    """Draw cells coloured by value. `rows` are ordered from bottom to top."""
     height = TOP + BOTTOM + 44 * max(len(rows), 1)
     step_x, step_y = (WIDTH - LEFT - RIGHT) / max(len(columns), 1), 44
     compared = [cell.value for cell in cells if cell.is_comparable and _is_drawable(cell.value)]
@@ -133,7 +133,7 @@ def heat_map(
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers from low to high."""
+    """Return about `count` round numbers between `low` and `high`."""
     span = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(span))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= span * 0.999)
@@ -147,7 +147,7 @@ def _axes(points: Sequence[tuple[float, float]]) -> tuple[_Axis, _Axis]:
 
 
 def _limits(values: Sequence[float], margin: float) -> tuple[float, float]:
-    """Return the limits of an axis: the values' range, widened by a share of it, and never empty."""
+    """Return the limits of an axis: the range of the values, widened by the fraction `margin`, and never empty."""
     low, high = min(values), max(values)
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
         pad = abs(low) * 0.1 or 1.0
@@ -161,7 +161,7 @@ def _is_drawable(value: float) -> bool:
 
 
 def _segments(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
-    """Split a line where values are missing."""
+    """Split a line into segments where values are missing or not finite."""
     segments: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
         if y is not None and _is_drawable(x) and _is_drawable(y):
@@ -205,7 +205,7 @@ def _dot(x: float, y: float, name: str, title: str) -> Markup:
 
 
 def _cell_colours(share: float | None) -> tuple[str, str]:
-    """Return the fill of a cell and the class of its text, for a share from 0 to 1, or None if it is not compared."""
+    """Return a cell's fill and text class. `share`: position on the colour scale, 0 to 1; None: not comparable."""
     if share is None:
         return "#f1f1ef", "dark"
     position = min(max(share, 0.0), 1.0) * (len(SCALE) - 1)

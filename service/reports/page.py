@@ -15,7 +15,7 @@ from service.reports.sweep_content import SweepContent
 from service.web import formats
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content security policy of a report, which is also part of the file: it loads nothing and runs nothing."""
+"""Content security policy of a report, also embedded in the file: nothing is loaded, and no scripts run."""
 
 
 def _environment() -> Environment:

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/report: a run's or a sweep's report as one file."""
+"""Route /v1/jobs/{id}/report: the report on a run or sweep, as a single file."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ HEADERS = {"Content-Security-Policy": f"{POLICY}; sandbox", "X-Content-Type-Opti
 def job_report(
     job: Visible, caller: Reader, jobs: Jobs, encoders: EncodersDep, settings: Config, storage: StorageCalls
 ) -> Response:
-    """Return a report as one HTML file without scripts, which loads nothing from other files or hosts.
+    """Return a report as a single HTML file that contains no scripts and loads nothing from other files or hosts.
 
-    A run's report has its curves, its config compared with the preset, and the published encoder with its scores,
-    lineage and licence. A sweep's report has its verdict, the map of mask ratios, the Pareto front and the trials. Both
-    say how to repeat the job.
+    A run's report contains its curves, its config compared with the preset, and the published encoder with its scores,
+    lineage and licence. A sweep's report contains its verdict, the mask ratio map, the Pareto front and the trials.
+    Both explain how to repeat the job.
     """
     detail = views.job_detail(job, jobs.attempts(job.id), settings.root)
     if job.kind == "search":
@@ -61,7 +61,7 @@ def _run_content(
 
 
 def _encoder(name: str | None, caller: Principal, encoders: EncoderStore) -> EncoderDetail | None:
-    """Return the encoder that a job published; None if there is none, or none any more."""
+    """Return the encoder that a job published; None if it published none, or if the encoder no longer exists."""
     if name is None:
         return None
     try:

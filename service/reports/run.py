@@ -1,4 +1,4 @@
-"""What a report says about a job's run: curves, config, published encoder with its lineage, and origin of the data."""
+"""Content of a run's report: curves, config, published encoder with its lineage, and origin of the data."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ MAX_VERSIONS = 20
 
 
 class RunContent(NamedTuple):
-    """Content of a report that only a run has."""
+    """Content that only a run's report has."""
 
     charts: list[ReportChart]
     charts_omitted: int
     encoder: EncoderDetail | None
     lineage: list[LineageNode]
     origin: list[tuple[str, str]]
-    """Names and values of what determines the result besides the config: data, seed and versions."""
+    """(name, value) pairs for what determines the result besides the config: data, seed and versions."""
 
 
 def read_origin(root: str, job_id: str, config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Read what a run recorded when it started; of a run that has not started, return what its config determines."""
+    """Read what a run recorded when it started. For a run that has not started, return what its config specifies."""
     path = join(run_folder(root, job_id), FACTS)
     facts = read_json(path) if exists(path) else {}
     data, versions, flat = facts.get("data") or {}, facts.get("versions") or {}, flatten(config)
@@ -65,7 +65,7 @@ def read_curves(root: str, job_id: str) -> MetricsView:
 
 
 def run_charts(metrics: MetricsView) -> tuple[list[ReportChart], int]:
-    """Draw the first charts of a run's metrics, and count those that are omitted."""
+    """Draw up to MAX_CHARTS charts of a run's metrics, and count the omitted charts."""
     groups: dict[str, list[SeriesView]] = {}
     for one in metrics.series:
         prefix = one.name.partition("/")[0]

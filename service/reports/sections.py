@@ -1,4 +1,4 @@
-"""Parts that reports on runs and on sweeps have in common: charts, differences of configs, and how to reproduce."""
+"""Parts shared by run reports and sweep reports: charts, config differences, and how to repeat the job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LegendEntry(NamedTuple):
     """One series in the legend of a chart."""
 
     colour: str
-    """Class of its colour."""
+    """CSS class of its colour."""
     name: str
     value: str
     """Last value."""
@@ -37,18 +37,18 @@ class ReportChart(NamedTuple):
 
 
 class Reproduction(NamedTuple):
-    """Commands that repeat a job, and the config that they need."""
+    """Commands that repeat a job, and the config they need."""
 
     commands: list[tuple[str, str]]
-    """Pairs of a description and a command."""
+    """(description, command) pairs."""
     file: str
     """Name of the file that the last command reads."""
     content: str
-    """Content of that file; empty if it is too long."""
+    """Content of the file; empty if it is too long."""
 
 
 def preset_differences(job: JobDetail) -> list[ConfigRow] | None:
-    """Return the config values that differ from the job's preset, or None if it has none."""
+    """Return the config values that differ from the job's preset, or None if the job has no preset."""
     base = base_config(job.kind, job.preset, job.config)
     return None if base is None else [row for row in config_rows(job.config, base) if row.changed]
 
@@ -60,7 +60,7 @@ def reproduction(job: JobDetail) -> Reproduction | None:
         return None
     commands = []
     differences = preset_differences(job)
-    if job.preset and differences is not None and job.kind != "search":  # a search has settings without a preset
+    if job.preset and differences is not None and job.kind != "search":  # a search has settings beyond its preset
         command = preset_command(job.kind, job.preset, differences)
         commands += [("From the preset", command)] if command else []
     if job.kind in CONFIG_COMMANDS:
@@ -74,7 +74,7 @@ def reproduction(job: JobDetail) -> Reproduction | None:
 
 
 def preset_command(kind: str, preset: str, differences: list[ConfigRow]) -> str:
-    """Return the command that submits a preset with these differences; empty if there are too many of them."""
+    """Return the command that submits a preset with these differences; empty if there are too many."""
     if len(differences) > MAX_OVERRIDES:
         return ""
     return f"amd {kind} {preset_arguments(preset, {row.key: row.value for row in differences})} --submit"

@@ -1,4 +1,4 @@
-"""A sweep's history as its page and its report show it: trials, verdict, map of mask ratios, and cost."""
+"""A sweep's history, as shown on its page and in its report: trials, verdict, mask ratio map and cost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrialPoint(NamedTuple):
 
 
 def read_job_sweep(job: Job, root: str) -> tuple[SweepHistory | None, str]:
-    """Return the sweep's history, or None with the reason why it is not yet available."""
+    """Return the sweep's history, or None and the reason why it is unavailable. Raises NotFound for other jobs."""
     if job.kind != "search":
         raise NotFound(f"{job.id} is not a sweep")
     folder = run_folder(root, job.id)
@@ -49,7 +49,7 @@ def read_job_sweep(job: Job, root: str) -> tuple[SweepHistory | None, str]:
 
 
 def trial_points(sweep: SweepHistory, stops: Collection[int] = ()) -> list[TrialPoint]:
-    """Return a sweep's trials. `stops`: numbers of the trials whose stop has been requested."""
+    """Return a sweep's trials. `stops`: numbers of the trials that have been asked to stop."""
     names, best = dimensions(sweep), sweep.best
     return [_point(sweep, one, names, one is best, one.number in stops) for one in sweep.trials]
 
@@ -127,5 +127,5 @@ def score_map(sweep: SweepHistory) -> RatioMap | None:
 
 
 def trained_clips(sweep: SweepHistory) -> int:
-    """Return the number of clips that all trials have trained on."""
+    """Return the total number of clips that the trials have trained on."""
     return sum(rung.clips for trial in sweep.trials for rung in list(trial.record.rungs)[-1:])

@@ -1,4 +1,4 @@
-"""What a report says about a sweep: verdict, map of mask ratios, Pareto front, trials, cost, and the best trial."""
+"""Content of a sweep's report: verdict, mask ratio map, Pareto front, trials, cost and best trial."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ MAX_TRIALS = 200
 
 
 class SweepContent(NamedTuple):
-    """Content of a report that only a sweep has."""
+    """Content that only a sweep's report has."""
 
     verdict: str
     problem: str
     """Reason why there is nothing to show yet; empty otherwise."""
     setup: list[tuple[str, str]]
-    """Names and values of the sweep's settings."""
+    """(name, value) pairs of the sweep's settings."""
     metric: str
     rungs: int
     charts: list[ReportChart]
@@ -47,9 +47,9 @@ class SweepContent(NamedTuple):
     clips: int
     best: TrialPoint | None
     best_overrides: list[ConfigRow]
-    """Config values of the best trial that the sweep chose."""
+    """Config values that the sweep chose for the best trial."""
     best_command: str
-    """Command that trains the best trial in full; empty without a preset."""
+    """Command that trains the best trial in full; empty if the job has no preset."""
 
 
 def read_sweep_content(job: Job, root: str) -> SweepContent:

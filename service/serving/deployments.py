@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 TASK = "deployer"
 POLL_INTERVAL_S = 1.0
-LOAD_CHECK_S = 15.0  # between questions to a healthy deployment's replicas whether they loaded their encoders
+LOAD_CHECK_S = 15.0  # between checks that a healthy deployment's replicas have loaded their encoders
 APP_PREFIX = "amd-"  # prefix of our applications; others on the cluster are left unchanged
 STATE_BY_STATUS = {"RUNNING": "healthy", "UNHEALTHY": "unhealthy", "DEPLOY_FAILED": "failed"}
 MESSAGE_CHARS = 2000
@@ -160,7 +160,7 @@ def _visible(found: Deployment | None, name: str, project: str | None) -> Deploy
 
 
 class Deployer:
-    """Applies the deployments in the database to Serve. Of several control planes, only the lease holder acts."""
+    """Applies the deployments in the database to Serve. Only the control plane that holds the lease acts."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Deployer:
         return has_lease
 
     def _log_error(self, error: Exception) -> None:
-        """Log an error of a step; an outage of the cluster only once."""
+        """Log an error raised by a step. A cluster outage is logged only once."""
         if not isinstance(error, ClusterUnavailable):
             logger.exception("deployer step failed; will retry")
             return
@@ -262,7 +262,7 @@ class Deployer:
         urls = {slot: encoder_folder(self._root, serving[slot]) if slot in serving else None for slot in SLOTS}
         scale: dict[str, Any] = {"num_replicas": settings.replicas.min}
         if settings.replicas.min != settings.replicas.max:
-            most = max(settings.replicas.min, settings.replicas.max)  # stored before min <= max was a rule
+            most = max(settings.replicas.min, settings.replicas.max)  # stored before min <= max was required
             bounds = {"min_replicas": settings.replicas.min, "max_replicas": most}
             scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": 8}}
         return {

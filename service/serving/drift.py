@@ -1,7 +1,7 @@
 """Drift: compare a candidate's embeddings with those of the encoder it would replace, on the same items.
 
 Cosine similarity requires equal widths, and means little if the encoders were trained differently. The share of nearest
-neighbours that both spaces have in common measures the effect on search.
+neighbours common to both spaces measures the effect on search.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Drift:
         self._pairs.append((main, candidate))
 
     def report(self) -> dict[str, Any]:
-        """Return the number of items, mean and minimum cosine, and the share of nearest neighbours kept.
+        """Return the number of items, the mean and minimum cosine similarity, and the share of nearest neighbours kept.
 
         The cosines are None if the widths differ. `neighbours_kept` is the mean share, 0 to 1, of each item's nearest
         neighbours that both spaces have in common; None until there are more items than neighbours.

@@ -23,7 +23,7 @@ from service.web.errors import Refusal, ServiceError
 from service.web.request_bodies import reserve_reply, run_by_size
 
 CONNECT_S = 5.0
-LOOKUP_CACHE_S, LOOKUP_OUTAGE_S = 1.0, 3600.0  # how long lookups are cached, and while the database does not respond
+LOOKUP_CACHE_S, LOOKUP_OUTAGE_S = 1.0, 3600.0  # cache lifetime of lookups: normally, and during a database outage
 LOOKUP_THREADS = 8
 MARGIN_S = 5.0  # added to a request's deadline for transport
 
@@ -117,7 +117,7 @@ class Gateway:
             self.metrics.observe(served_by, options["task"], outcome, time.monotonic() - began)
 
     async def send(self, request: Request, name: str, body: bytes, deadline_s: float) -> httpx.Response:
-        """Send a body to an application of Serve, identified by its path.
+        """Send a body to a Serve application, identified by its path.
 
         Raises Refusal, or ClientDisconnect if the caller disconnects, which cancels the request on the replica.
         """
@@ -135,7 +135,7 @@ class Gateway:
         return response
 
     async def replica_state(self, deployment: Deployment) -> dict[str, Any]:
-        """Return the state of one of the deployment's replicas. Raises Refusal."""
+        """Return the state of one of the deployment's replicas. Raises Refusal if none responds."""
         return _unpack_reply(await self._exchange("GET", deployment.name, None, CONNECT_S), deployment.name)
 
     async def _find(self, name: str, project: str | None) -> Deployment:

@@ -1,7 +1,8 @@
-"""Prometheus metrics of requests to encoders, by deployment.
+"""Prometheus metrics for requests to encoders, by deployment.
 
-Each control plane counts the requests that it sends. What only a replica knows, such as how full its batches are, is
-part of its reply, so that a sum over control planes counts each request once, however many replicas there are.
+Each control plane counts the requests that it sends. Values that only a replica knows, such as how full its batches
+are, are part of its reply. A sum over control planes therefore counts each request once, regardless of the number of
+replicas.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 class InferenceMetrics:
-    """Metrics of the requests that this control plane sends to deployments."""
+    """Metrics for the requests that this control plane sends to deployments."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._seconds = Histogram(
             "amd_inference_seconds",
-            "Requests to encoders, by deployment, task and outcome. Deployment: empty if none serves the encoder.",
+            "Request duration, by deployment, task and outcome. Deployment: empty if none serves the encoder.",
             ["deployment", "task", "outcome"],
             registry=self.registry,
             buckets=SECONDS,
         )
         self._in_flight = Gauge(
             "amd_inference_in_flight",
-            "Requests that wait for a reply, by deployment.",
+            "Requests waiting for a reply, by deployment.",
             ["deployment"],
             registry=self.registry,
         )

@@ -38,7 +38,7 @@ class Base64Input(ApiModel):
     """A base64-encoded file."""
 
     base64: str
-    """Content of the file, base64-encoded."""
+    """File content, base64-encoded."""
 
 
 class UriInput(ApiModel):
@@ -127,7 +127,7 @@ async def parse_inputs(
     """Convert the field `input` to items. Raises RequestValidationError, UriNotAllowed or NotFound."""
     values = inputs if isinstance(inputs, list) else [inputs]
     size = sum(map(input_size, values))
-    if any(map(_is_location, values)):  # its owner is looked up, which blocks
+    if any(map(_is_location, values)):  # looking up its owner blocks
         return await run_in_thread(size, _parse_inputs, inputs, policy, project)
     return await run_by_size(size, _parse_inputs, inputs, policy, project)
 
@@ -193,7 +193,7 @@ async def _parse_form(request: Request, query: dict[str, Any]) -> InferenceReque
 
 
 def parse_model(model: type[M], content: bytes | dict[str, Any]) -> M:
-    """Validate JSON or parsed values against the schema of a body. Raises RequestValidationError."""
+    """Validate JSON or parsed values against a body schema. Raises RequestValidationError."""
     try:
         return model.model_validate_json(content) if isinstance(content, bytes) else model.model_validate(content)
     except ValidationError as error:
@@ -202,6 +202,6 @@ def parse_model(model: type[M], content: bytes | dict[str, Any]) -> M:
 
 
 def field_error(field: str, message: str) -> RequestValidationError:
-    """Return the error of one field of the body, or of the whole body if `field` is `body`."""
+    """Return the error for one field of the body, or for the whole body if `field` is `body`."""
     location = ("body",) if field == "body" else ("body", *field.split("."))
     return RequestValidationError([{"type": "value_error", "loc": location, "msg": message}])

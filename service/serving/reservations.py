@@ -1,8 +1,8 @@
-"""Cluster resources reserved by deployments: CPUs and GPUs of the running replicas, or of the minimum number of
-replicas if fewer are running.
+"""Cluster resources reserved by deployments.
 
-Replicas beyond the minimum start on resources that jobs leave idle, and reserve them only while running. Quotas count
-all replicas that a deployment may start. Does not call Ray.
+A deployment reserves the CPUs and GPUs of its running replicas, or of its minimum number of replicas if fewer are
+running. Replicas beyond the minimum start on resources that jobs leave idle, and reserve them only while running.
+Quotas count the maximum number of replicas. Does not call Ray.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def running_reservation(store: DeploymentStore) -> Callable[[], Usage]:
 
 
 def deployed_gpus(store: DeploymentStore) -> Callable[[], Mapping[str, float]]:
-    """Return a function that computes the GPUs of all replicas that deployments may start, by project."""
+    """Return a function that computes, by project, the number of GPUs of deployments at their maximum size."""
 
     def compute() -> Mapping[str, float]:
         found = defaultdict[str, float](float)
@@ -46,7 +46,7 @@ def deployed_gpus(store: DeploymentStore) -> Callable[[], Mapping[str, float]]:
 
 
 def projects_in_use(engine: Engine) -> Callable[[], Mapping[str, ProjectUse]]:
-    """Return a function that computes what each project's jobs and deployments hold, as the quotas count it."""
+    """Return a function that computes the resources that count towards each project's quotas."""
 
     def compute() -> Mapping[str, ProjectUse]:
         with Session(engine.execution_options(reads_only=True)) as session:
@@ -99,7 +99,7 @@ def check_quotas(session: Session, desired: Deployment) -> None:
 
 
 def _active_jobs() -> Select[str, int, int, float]:
-    """Return the query for each project's active jobs: their number, their workers and the GPUs of their attempts."""
+    """Return the query for each project's active jobs: number of jobs, workers, and GPUs of attempts."""
     newest = and_(Attempt.job_id == Job.id, Attempt.number == Job.attempt)
     gpus = func.coalesce(func.sum(Attempt.gpus), 0.0)
     query = select(Job.project, func.count(), func.sum(Job.workers), gpus).outerjoin(Attempt, newest)
@@ -121,7 +121,7 @@ def _max_gpus(deployment: Deployment) -> float:
 
 
 def check_fits(desired: Deployment, others: Iterable[Deployment], capacity: Capacity) -> None:
-    """Raise InfeasibleDeployment unless the minimum replicas of all deployments fit in the cluster.
+    """Raise InfeasibleDeployment unless the minimum number of replicas of every deployment fits in the cluster.
 
     `others` may contain an earlier version of the deployment. Jobs are ignored, since replicas can wait for them to
     end.

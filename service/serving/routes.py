@@ -47,7 +47,7 @@ DeploymentName = Annotated[
     str,
     Path(
         pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
-        description="Name of the deployment: lower-case letters, digits and dashes.",
+        description="Deployment name: lower-case letters, digits and dashes.",
     ),
 ]
 EncoderName = Annotated[str, Path(min_length=1, max_length=200, description="Encoder ID, alias or deployment name.")]
@@ -105,7 +105,7 @@ def put_deployment(
     )
     if (serving.cpus or serving.gpus) and not settings.autoscaling:
         calls: BoundedCalls = request.app.state.ray_calls
-        with suppress(ClusterUnavailable):  # then it is stored, and waits for the cluster
+        with suppress(ClusterUnavailable):  # in that case, store it; it waits for the cluster
             check_fits(desired, store.all(), calls.run_from_thread(request.app.state.cluster.capacity))
     stored, created = store.put(desired, if_match, check_quotas)
     if created:

@@ -133,7 +133,7 @@ class DeploymentList(ApiModel):
 
 
 class DriftView(ApiModel):
-    """Distance between the candidate's and the encoder's embeddings of the same items, measured on a single replica."""
+    """Comparison of the candidate's and the encoder's embeddings of the same items, measured on a single replica."""
 
     items: int
     """Number of items compared."""
@@ -144,7 +144,7 @@ class DriftView(ApiModel):
     neighbours: int
     """Number of nearest neighbours compared per item."""
     neighbours_kept: float | None
-    """Mean share of each item's nearest neighbours that both encoders have in common, 0 to 1."""
+    """Mean share of each item's nearest neighbours that the encoders have in common, 0 to 1."""
 
 
 class EmbeddingView(ApiModel):

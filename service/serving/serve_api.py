@@ -46,7 +46,7 @@ class ServeClient(Protocol):
 
 
 class ServeApi:
-    """ServeClient over the dashboard's REST API."""
+    """ServeClient that uses the dashboard's REST API."""
 
     def __init__(self, dashboard: str, token_file: Path | None, host: str, port: int, url: str) -> None:
         """`host`, `port`: address that Serve listens on once an application has been declared; `url`: URL of Serve."""

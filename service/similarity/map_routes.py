@@ -1,6 +1,6 @@
 """Routes /v1/jobs/{id}/map: the map of a job's embeddings, and thumbnails of its samples.
 
-Both were computed by the job. This process decodes no image: it checks that a thumbnail is a WebP file of limited size,
+The job computes both. This process does not decode images: it checks that a thumbnail is a WebP file of limited size,
 and sends it with headers that keep browsers from interpreting it as anything else.
 """
 
@@ -42,11 +42,11 @@ class MapView(EmbeddingMap):
     """Whether the samples have thumbnails."""
 
 
-@router.get("/{job_id}/map", summary="Show a job's embeddings on a map", response_model=MapView)
+@router.get("/{job_id}/map", summary="Get the map of a job's embeddings", response_model=MapView)
 async def embedding_map(job: Visible, settings: Config, cache: EmbeddingCacheDep, storage: StorageCalls) -> Response:
     """Return the two-dimensional layout that an embed job wrote, with clusters and scores.
 
-    The layout, the number of clusters and thumbnails are options of the job.
+    The layout, the number of clusters and the thumbnails are job options.
     """
     output = JobFolder(settings.root, job.id).output
     content = await storage.run(_render_map, job, cache, output)
@@ -56,7 +56,7 @@ async def embedding_map(job: Visible, settings: Config, cache: EmbeddingCacheDep
 
 @router.get(
     "/{job_id}/map/thumbnails/{record}",
-    summary="Show the thumbnail of a sample",
+    summary="Get the thumbnail of a sample",
     response_class=Response,
     responses={200: {"content": {WEBP: BINARY}}},
 )

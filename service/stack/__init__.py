@@ -2,7 +2,7 @@
 
 `up` starts the parts that are down, with the same ports and data as before; `down` stops every process, including
 Ray's, and keeps all data. `state` persists ports and processes, `processes` starts and probes each part, `supervisor`
-restarts those that die, and `shutdown` terminates them.
+restarts parts that die, and `shutdown` terminates them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LOG_TAIL = 2000
 
 START_ORDER = SUPERVISED
 STOP_ORDER: tuple[Part, ...] = ("supervisor", "control-plane", "ray")
-"""Otherwise the supervisor would restart what has stopped, and the control plane would report that Ray failed."""
+"""In any other order, the supervisor would restart stopped parts, or the control plane would report a Ray failure."""
 
 
 class PartStatus(NamedTuple):
@@ -90,9 +90,9 @@ def up(
     supervise: bool = False,
     on_progress: ProgressCallback = lambda line: None,
 ) -> Stack:
-    """Start the parts that are down, and wait until all are ready. Raises StackError.
+    """Start the parts that are down, and wait until all are ready. Raises StackError on failure.
 
-    With `supervise`, a supervisor then restarts parts that die, until `down`.
+    With `supervise`, a supervisor then restarts parts that die, until `down` is called.
 
     `port` defaults to the previous port, or else AMD_PORT; 0 selects any free port. `storage` defaults to the previous
     storage root, or else AMD_STORAGE. `num_cpus` is the number of CPUs that Ray offers to jobs. Default: all CPUs.
@@ -101,7 +101,7 @@ def up(
     folder.prepare()
     with folder.lock():
         previous = folder.read()
-        for part in START_ORDER:  # before the ports are chosen, which the remains of a killed part may still use
+        for part in START_ORDER:  # before choosing ports, which leftovers of a killed part may still use
             if previous is None or not previous.alive(part):
                 end_leftovers(folder, previous, part)
         state = _plan_state(folder, port, storage, num_cpus)
@@ -110,7 +110,7 @@ def up(
         if control_plane is not None and previous is not None and previous.ray != state.ray:
             on_progress("restarting control-plane, because another program has taken one of Ray's ports")
             end([control_plane])
-        for part in START_ORDER:  # concurrently: neither needs the other in order to start
+        for part in START_ORDER:  # concurrently: neither needs the other to start
             if not state.alive(part):
                 start(folder, state, part, on_progress)
         _wait_until_ready(folder, state, on_progress)
@@ -123,7 +123,7 @@ def up(
 def down(
     data_dir: Path | None = None, *, drain_s: float = DRAIN_S, on_progress: ProgressCallback = lambda line: None
 ) -> bool:
-    """Stop all parts, keeping their data. Returns whether any was running. Raises StackError.
+    """Stop all parts, keeping their data. Returns whether any was running. Raises StackError on failure.
 
     Running jobs have `drain_s` seconds to save a final checkpoint, from which they continue after the next start.
     """
@@ -218,7 +218,7 @@ def _wait_until_ready(folder: StackFolder, state: StackState, on_progress: Progr
             if time.monotonic() > until:
                 raise StackError(
                     f"{part} is not ready after {STARTUP_S:.0f} s ({problem}); see {folder.log(part)}, then "
-                    "`amd down` and `amd up`"
+                    "run `amd down` and `amd up`"
                 )
             time.sleep(0.25)
         on_progress(f"{part} is ready")

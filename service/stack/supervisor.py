@@ -1,7 +1,7 @@
-"""Keep the parts of a stack alive: restart those that die, with growing pauses, and rotate logs while they are written.
+"""Keep the parts of a stack alive: restart parts that die, after increasing pauses, and rotate logs that are in use.
 
-`amd up` starts it in the background as `python -m service.stack.supervisor DATA_DIR`, and `amd down` ends it first. It
-only restarts what `amd up` has started, and never while another process starts or stops the stack.
+`amd up` starts it in the background as `python -m service.stack.supervisor DATA_DIR`, and `amd down` stops it first. It
+restarts only parts that `amd up` started, and never while another process is starting or stopping the stack.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RestartPauses:
         self._restarts = 0
 
     def is_over(self, now: float) -> bool:
-        """Whether the part may be restarted now, given that it is dead."""
+        """Whether the dead part may be restarted now."""
         if now - self._restarted_at > STEADY_S + self._pause_s:
             self._restarts = 0
         return now - self._restarted_at >= self._pause_s
@@ -93,9 +93,9 @@ class Supervisor:
 
 
 def rotate(log: Path, limit: int = LOG_BYTES) -> None:
-    """Move a log that exceeds the limit to `.log.1`, while its part keeps it open for appending.
+    """Copy a log that exceeds the limit to `.log.1` and truncate it, because its part keeps it open for appending.
 
-    Copies and truncates it, so lines written in between are lost.
+    Lines written between the two steps are lost.
     """
     with suppress(FileNotFoundError):
         if log.stat().st_size > limit:

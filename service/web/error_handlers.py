@@ -45,7 +45,7 @@ def install(app: FastAPI) -> None:
 
 
 def error_response(request: Request, error: Exception) -> Response:
-    """Return the response for any error. For use in middleware, whose errors do not reach the app's handlers."""
+    """Return the response for any error. For middleware, whose errors do not reach the app's handlers."""
     handle = next(_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS)
     return handle(request, error)
 
@@ -118,7 +118,7 @@ def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
 
 def _database_value_error(request: Request, error: Exception) -> JSONResponse:
     """Handle a value that one database accepts and another rejects, such as text with NUL characters."""
-    detail = "a value of the request cannot be stored: text must not contain NUL characters; remove them"
+    detail = "a value in the request cannot be stored: text must not contain NUL characters; remove them"
     return _problem("request_invalid", detail)
 
 

@@ -50,7 +50,7 @@ class InfeasibleDeployment(ServiceError, code="infeasible_resources"):
 
 
 class QuotaExceeded(ServiceError, code="quota_exceeded"):
-    """The request exceeds a quota of its project: `limit` of the quota, and `field` of the request."""
+    """The request exceeds a quota of its project; `limit` is the quota's limit, and `field` is the request field."""
 
 
 class AliasMoved(ServiceError, code="alias_moved"):
@@ -62,7 +62,7 @@ class PreconditionFailed(ServiceError, code="precondition_failed"):
 
 
 class CollectionRunning(ServiceError, code="collection_running"):
-    """Another garbage collection is running, in this control plane or in another one."""
+    """Another garbage collection is running, in this or another control plane."""
 
 
 class BadCursor(ServiceError, code="cursor_invalid"):
@@ -94,15 +94,15 @@ class UriNotAllowed(ServiceError, code="uri_not_allowed"):
 
 
 class BodyTooLarge(ServiceError, code="body_too_large"):
-    """The request's body exceeds the limit."""
+    """The request body exceeds the limit."""
 
 
 class BodyTimeout(ServiceError, code="body_timeout"):
-    """The request's body did not arrive in time."""
+    """The request body did not arrive in time."""
 
 
 class UnsupportedMediaType(ServiceError, code="unsupported_media_type"):
-    """The media type of the request's body is not supported."""
+    """The media type of the request body is not supported."""
 
 
 class ClusterUnavailable(ServiceError, code="cluster_unavailable"):
@@ -187,7 +187,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "item_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "not_possible": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "issuer_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=1),
-    # Errors of other libraries and packages, by `error_handlers`.
+    # Errors from other libraries and packages, handled in `error_handlers`.
     "config_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "request_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "json_invalid": ErrorResponse(HTTPStatus.BAD_REQUEST),
@@ -196,7 +196,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "internal": ErrorResponse(HTTPStatus.INTERNAL_SERVER_ERROR),
 }
 CLIENT_CLOSED_REQUEST = 499
-"""Status, as in nginx, of a request whose caller left before the response. It is logged, and nobody receives it."""
+"""Status, as in nginx, of a request whose caller disconnected before the response. It is logged but never received."""
 # Codes of errors raised by the framework, by status.
 FRAMEWORK_CODES = {
     400: "bad_request",

@@ -144,7 +144,7 @@ class BodyLimitMiddleware:
             async def replay() -> Message:
                 if not parts:
                     return await receive()
-                await anyio.lowlevel.checkpoint()  # between parts, other requests have their turn
+                await anyio.lowlevel.checkpoint()  # lets other requests run between parts
                 return {"type": "http.request", "body": parts.popleft(), "more_body": bool(parts)}
 
             await self.app(scope, replay, send)
@@ -197,7 +197,7 @@ class _BodyReader:
                 if values > MAX_JSON_VALUES:
                     raise BodyTooLarge(f"the JSON body has more than {MAX_JSON_VALUES} values; split the request")
             ended = not message.get("more_body", False)
-            if ended or len(last) >= INLINE_BYTES:  # small parts are joined: each object takes memory of its own
+            if ended or len(last) >= INLINE_BYTES:  # small parts are joined, because each object has memory overhead
                 parts.append(bytes(last))
                 last.clear()
             if ended:

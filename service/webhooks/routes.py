@@ -1,4 +1,4 @@
-"""Webhook routes, for admins: create, list, test and delete webhooks, and list and repeat their deliveries."""
+"""Webhook routes, for admins: create, list, test and delete webhooks, and list and resend their deliveries."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def list_deliveries(request: Request, caller: Admin, webhook_id: WebhookId, limi
 
 @router.post("/{webhook_id}/test", status_code=HTTPStatus.ACCEPTED)
 def test_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> DeliveryView:
-    """Send a signed event of type `ping`, whichever events the webhook receives.
+    """Send a signed event of type `ping`, regardless of which events the webhook receives.
 
     `GET /v1/webhooks/{webhook_id}/deliveries` shows its outcome.
     """
@@ -137,8 +137,8 @@ def test_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> Deli
 def redeliver(request: Request, caller: Admin, webhook_id: WebhookId, delivery_id: DeliveryId) -> DeliveryView:
     """Send a delivery again, with the same `webhook-id`.
 
-    A delivery that was accepted or given up is retried for a day, like a new one. The next attempt of a waiting one is
-    made at once.
+    A delivery that was accepted or given up is retried for a day, like a new delivery. For a waiting delivery, the next
+    attempt is made immediately.
     """
     return _delivery_view(_webhooks(request).redeliver(webhook_id, delivery_id, caller.project, caller.id))
 

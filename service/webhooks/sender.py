@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0  # per attempt, from resolving the host to the response
 PAUSE_S = 1.0  # between steps
-MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # that are claimed in a step; attempts are sent concurrently
+MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # claimed per step; attempts are sent concurrently
 MAX_BUSY = 256  # webhooks with attempts in progress
 DRAIN_S = 3.0  # how long attempts in progress may take after a stop signal
 PURGE_EVERY_S = 3600.0
@@ -118,7 +118,7 @@ class WebhookSender:
             accepted, answer = False, f"url: {error}"
         except TimeoutError:
             accepted, answer = False, f"no response within {TIMEOUT_S:.0f} s"
-        except Exception as error:  # an error of one receiver must not affect other deliveries
+        except Exception as error:  # an error from one receiver must not affect other deliveries
             accepted, answer = False, f"could not be reached: {type(error).__name__}"
         await asyncio.to_thread(self._store.record_result, attempt, accepted, answer)
 

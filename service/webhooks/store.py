@@ -27,7 +27,7 @@ from service.web.schemas import utc_datetime
 WAITING, TAKEN, GIVEN_UP = "waiting", "taken", "given_up"
 PING = "ping"  # type of a test delivery
 MINUTE, HOUR = 60, 3600
-# Pause after each failed attempt: a day in total, then the delivery is given up.
+# Pause after each failed attempt; after about a day in total, the delivery is given up.
 PAUSES_S = (5, 30, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 8 * HOUR)
 
 
@@ -144,7 +144,7 @@ class WebhookStore:
             return list(session.scalars(query.order_by(Delivery.id.desc()).limit(limit)))
 
     def add_test(self, webhook_id: str, project: str | None, actor: str) -> Delivery:
-        """Queue a delivery of type `ping`, whichever events the webhook receives. Raises NotFound."""
+        """Queue a delivery of type `ping`, regardless of which events the webhook receives. Raises NotFound."""
         now = time.time()
         body = {
             "type": PING,
@@ -159,7 +159,7 @@ class WebhookStore:
         return delivery
 
     def redeliver(self, webhook_id: str, delivery_id: int, project: str | None, actor: str) -> Delivery:
-        """Make a delivery due now. One that was accepted or given up gets all its attempts again. Raises NotFound."""
+        """Make a delivery due now. If it was accepted or given up, reset its attempt count. Raises NotFound."""
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             webhook = _of(session, webhook_id, project)
             delivery = session.get(Delivery, delivery_id, with_for_update=True)

@@ -1,4 +1,4 @@
-"""Files are downloaded once per node, even if a process is killed during its download."""
+"""Files are downloaded once per node, even if a process is killed during a download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANKS = 4
 
 @pytest.fixture(autouse=True)
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Simulate a node with an empty temporary folder, and a store that records requests."""
+    """Simulate a node with an empty temporary folder and a store that records requests."""
     remote_folder.register()
     temporary = tmp_path / "temporary"
     temporary.mkdir()

@@ -1,5 +1,7 @@
-"""Requests are retried during short outages of remote storage; long outages raise. Uses a real S3 server that stops and
-restarts."""
+"""Tests that requests are retried during short storage outages, and that long outages raise an error.
+
+Uses a real S3 server, which is stopped and restarted.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,7 @@ def test_only_stale_temporary_files_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "s3"])
-def test_files_are_walked_read_together_and_removed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_files_are_listed_read_in_bulk_and_removed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root = str(tmp_path / "root") if kind == "local" else request.getfixturevalue("s3_root")
     began = time.time()
     for path, content in {"a/b/one": b"1", "a/.hidden": b"22", "two": b"333"}.items():
@@ -145,7 +147,7 @@ def test_files_are_walked_read_together_and_removed(kind: str, tmp_path: Path, r
 
 
 @pytest.mark.parametrize("kind", ["tmp_path", "s3_root"])
-def test_a_range_of_a_file_ends_at_its_end(kind: str, request: pytest.FixtureRequest) -> None:
+def test_a_byte_range_is_truncated_at_the_end_of_the_file(kind: str, request: pytest.FixtureRequest) -> None:
     root = str(request.getfixturevalue(kind))
     write_bytes(f"{root}/digits", b"0123456789")
     ranges = [(2, 5), (8, 20), (10, 12), (2**60, 2**60 + 1), (5, 5)]
@@ -154,7 +156,7 @@ def test_a_range_of_a_file_ends_at_its_end(kind: str, request: pytest.FixtureReq
         read_range(f"{root}/nothing", 0, 1)
 
 
-def test_files_behind_symbolic_links_are_not_walked(tmp_path: Path) -> None:
+def test_symbolic_links_below_the_root_are_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     write_bytes(str(outside / "file"), b"1")
     write_bytes(str(tmp_path / "root" / "inside"), b"1")

@@ -18,11 +18,11 @@ def test_a_sheet_shows_images_side_by_side_and_a_row_of_frames_per_video() -> No
     assert [sheet.getpixel((6 * column, 4)) for column in (0, SHEET_FRAMES - 1)] == [(16, 16, 16), (31, 31, 31)]
 
 
-def test_a_large_sheet_is_reduced() -> None:
+def test_a_large_sheet_is_downscaled() -> None:
     assert sample_sheet(torch.zeros(8, 3, 1, 512, 512, dtype=torch.uint8)).size == (SHEET_SIDE, SHEET_SIDE // 8)
 
 
-def test_small_images_are_lossless_and_large_ones_fit_the_limit() -> None:
+def test_small_sheets_are_lossless_and_large_sheets_fit_the_size_limit() -> None:
     noise = torch.randint(0, 256, (8, 3, 1, 32, 32), dtype=torch.uint8)
     small = sample_sheet(noise)
     assert Image.open(io.BytesIO(webp_bytes(small, 2**20))).tobytes() == small.tobytes()

@@ -1,4 +1,4 @@
-"""Send a control plane 100 concurrent 64 MiB bodies without a key, and measure memory use and other requests.
+"""Flood a control plane with 64 MiB bodies sent without a key, and measure memory use and other requests' latency.
 
 Run as `python tests/benchmarks/body_flood.py [--seconds 20]`. Starts `python -m service` with SQLite. 100 clients send
 bodies of 1 KiB, then of 64 MiB, while a client with a key calls other routes. Prints statuses, growth of the server's
@@ -40,7 +40,7 @@ class Measurement(NamedTuple):
     statuses: Counter[int]
     latencies_ms: list[float]
     growth: int
-    """Growth of the server's resident memory during the phase, in bytes."""
+    """Peak growth of the server's resident memory during the phase, in bytes."""
 
     @property
     def p99_ms(self) -> float:
@@ -70,7 +70,7 @@ async def send_body(port: int, size: int) -> int:
 
 
 def flood(port: int, size: int, seconds: float, results: Any) -> None:
-    """Run clients that each send bodies one after another. Runs in a separate process."""
+    """Run clients that each send one body after another. Runs in a separate process."""
 
     async def client(statuses: Counter[int], until: float) -> None:
         while time.monotonic() < until:
@@ -117,7 +117,7 @@ def main() -> int:
         plane.start()
         headers = {"Authorization": f"Bearer {plane.key}"}
         with httpx.Client(base_url=plane.url, headers=headers, timeout=60) as client:
-            for route in OTHER_ROUTES * 50:  # caches and thread pools take their memory
+            for route in OTHER_ROUTES * 50:  # fills caches and thread pools before the measurement
                 client.get(route).raise_for_status()
             found = {size: measure(plane, client, size, seconds) for size in (SMALL, LARGE)}
     finally:

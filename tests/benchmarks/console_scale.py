@@ -1,13 +1,14 @@
-"""Measure the console's pages with much data beside the same pages with little, and a page's memory over an hour.
+"""Measure how console pages slow down with large amounts of data, and how their memory grows over an hour.
 
 Run as `python -m tests.benchmarks.console_scale [--repeats 3] [--only pages|memory]`. Requires Chromium and Playwright,
-which `make test-browser` installs. Two services run at the same time, one with 10,000 jobs, 200 trials, 1,000,000
-metric points and 1,000,000 log lines, one with 10, 5, 1,000 and 1,000. Each page is opened in turn on both. Server time
-is the time until the responses to the page's requests have arrived, except static files and event streams; drawn is the
-time from opening the page until its content is on the screen. Times depend on the machine, their ratios hardly.
+which `make test-browser` installs. Two services run at the same time: one has 10,000 jobs, 200 trials, 1,000,000 metric
+points and 1,000,000 log lines; the other has 10, 5, 1,000 and 1,000. Each page is opened on both services in turn.
+"server" is the total duration of the page's requests, except for static files and event streams; "drawn" is the time
+from opening the page until its content is on the screen. Both are in milliseconds. Times depend on the machine, but
+their ratios hardly do.
 
-Memory: ten jobs run for an hour, 60 times as fast. Prints the growth of each page's JavaScript heap during that hour,
-after half an hour of warm-up and garbage collection.
+The memory measurement replays an hour of ten running jobs at 60 times real speed. Prints the growth of each page's
+JavaScript heap during that hour, which follows half an hour of warm-up. Garbage is collected before each measurement.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ SMALL = Volume(jobs=10, trials=5, points=1_000, log_lines=1_000)
 LIMIT = 3.0  # largest acceptable ratio
 
 SPEED = 60
-HOUR_S, WARM_UP_S = 3600, 1800  # of the recording
+HOUR_S, WARM_UP_S = 3600, 1800  # in simulated time
 JOBS = 10
-LINE_S, CHUNK_S, LOG_S, PROGRESS_S = 1.6, 30, 10, 30  # between a run's metrics, its chunks, log lines and updates
+LINE_S, CHUNK_S, LOG_S, PROGRESS_S = 1.6, 30, 10, 30  # between metric lines, chunks, log lines and updates
 
 PAGES = {
     "jobs": ("/jobs", "#jobs tbody tr"),
@@ -97,7 +98,7 @@ class MeasuredService(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Milliseconds that a page took."""
+    """Times for one visit to a page, in milliseconds."""
 
     server: float
     drawn: float
@@ -155,7 +156,7 @@ def _median(visits: Sequence[Times], field: str) -> float:
 
 
 class Recording:
-    """Ten running jobs, whose progress, metrics and log advance with the time of the recording."""
+    """Simulates ten running jobs whose progress, metrics and logs advance in simulated time."""
 
     def __init__(self, service: MeasuredService) -> None:
         self._store, self._root = service.store, service.root
@@ -170,7 +171,7 @@ class Recording:
             self._write_log(job, 2 * HOUR_S // LOG_S)
 
     def advance(self, seconds: int) -> None:
-        """Write what ten jobs write within a number of seconds, which is a multiple of PROGRESS_S."""
+        """Write the metrics, log lines and progress of the given number of seconds, a multiple of PROGRESS_S."""
         for job_id in self.jobs:
             self._write_metrics(job_id, seconds)
             self._write_log(job_id, seconds // LOG_S)
@@ -192,7 +193,7 @@ class Recording:
 
 
 def replay(recording: Recording, seconds: int, wait: Callable[[float], object]) -> None:
-    """Advance the recording, 60 times as fast as the clock."""
+    """Advance the recording at 60 times real speed."""
     began = time.monotonic()
     for done in range(PROGRESS_S, seconds + 1, PROGRESS_S):
         recording.advance(PROGRESS_S)
@@ -222,7 +223,7 @@ def measure_memory(browser: Browser, service: MeasuredService) -> None:
 
 
 def _heap_bytes(page: Page) -> float:
-    """Return the size of a page's JavaScript heap; the smallest of three, since a refresh may be in progress."""
+    """Return the smallest of three JavaScript heap sizes of a page, because a refresh may be in progress."""
     session = page.context.new_cdp_session(page)
     sizes = []
     for _ in range(3):
@@ -235,7 +236,7 @@ def _heap_bytes(page: Page) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="Visits per page, of which the median counts.")
+    parser.add_argument("--repeats", type=int, default=3, help="Visits per page after the first; reports medians.")
     parser.add_argument("--only", choices=["pages", "memory"], help="Measurement to run. Default: both.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, sync_playwright() as playwright:

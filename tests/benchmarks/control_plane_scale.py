@@ -1,8 +1,8 @@
 """Measure the control plane with a long queue, many runs and encoders, many event streams and a long log.
 
 Run as `python -m tests.benchmarks.control_plane_scale [--database sqlite postgresql] [--parts queue runs …]`. Prints a
-table of CPU seconds, which other programs on the machine affect less than elapsed time: those of this process and, with
-PostgreSQL, of the server. The column "alternative" is the cost of the simplest implementation.
+table of CPU time, which other programs on the machine affect less than elapsed time. It includes this process and, with
+PostgreSQL, the database server. The column "alternative" is the cost of the simplest implementation.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from tests.support.service.fake_control_plane import FakeControlPlane
 
 STEPS = 10
 PROJECTS = ("vision", "audio", "robots")
-EXTERNAL = 10  # one of so many runs was started outside the service; the others are trials of sweeps
-CONFIG = {"data": {"train": "demo:digits"}, "filler": ["x" * 40] * 60}  # 3 kB, as a resolved config
+EXTERNAL = 10  # one run in this many was started outside the service; the others are sweep trials
+CONFIG = {"data": {"train": "demo:digits"}, "filler": ["x" * 40] * 60}  # 3 kB, like a resolved config
 WEEK_S, CHUNK_S, CHUNK = 7 * 86400, 5, b"step 1000 | loss 0.1234\n" * 4
 
 
 class Bench:
-    """One database and storage root, and the CPU time used on them."""
+    """A database and a storage root, with methods that measure CPU time."""
 
     def __init__(self, engine: Engine, root: Path, server: psutil.Process | None) -> None:
         self.engine, self.root, self._server = engine, root, server
 
     def cpu_s(self, function: Callable[[], object], times: int = 1) -> float:
-        """Return the CPU time of a call."""
+        """Return the mean CPU time of a call, in seconds."""
         began = self.used_s()
         for _ in range(times):
             function()
         return (self.used_s() - began) / times
 
     def used_s(self) -> float:
-        """Return the CPU time that this process and the database server have used."""
+        """Return the CPU seconds that this process and the database server have used so far."""
         used = time.process_time()
         for process in [self._server, *self._server.children()] if self._server else []:
             times = process.cpu_times()
@@ -72,7 +72,7 @@ class Bench:
         print(f"| {self.engine.dialect.name} | {measured} | {alternative} | {now} |", flush=True)
 
     def insert(self, rows: Iterator[Any]) -> None:
-        """Insert rows of one table."""
+        """Insert rows into one table."""
         batch = list[dict[str, Any]]()
         for row in rows:
             batch.append({column.name: getattr(row, column.name) for column in row.__table__.columns})
@@ -88,7 +88,7 @@ class Bench:
 
 
 def measure_queue(bench: Bench, count: int) -> None:
-    """Measure a step with jobs waiting in three projects behind a job that does not fit the free CPUs."""
+    """Measure a control-plane step while jobs in three projects wait behind a job that does not fit the free CPUs."""
     engine, now = bench.engine, time.time()
     for number, project in enumerate(PROJECTS):
         ProjectStore(engine).put(project, ProjectPolicy(share=1 + number, cpu_hours_per_month=10**9), "bench")
@@ -100,7 +100,7 @@ def measure_queue(bench: Bench, count: int) -> None:
     bench.insert(jobs)
     plane = FakeControlPlane(engine, bench.root, max_running=100)
     plane.cluster.total = plane.cluster.total._replace(cpus=4.5)  # the last half CPU keeps the queue open
-    plane.step(3)  # starts what fits, and writes the messages of the jobs that wait
+    plane.step(3)  # starts the jobs that fit, and writes messages for the waiting ones
     before = bench.cpu_s(lambda: list(JobStore(engine).in_states(WAITING)))
     after = bench.cpu_s(plane.step, STEPS)
     bench.report(f"{count:,} queued jobs, a step per second", f"{before:.0%} of a core", f"{after:.1%} of a core")
@@ -121,7 +121,7 @@ def measure_queue(bench: Bench, count: int) -> None:
     usage = UsageStore(engine)
     month = bench.cpu_s(lambda: usage.by_project(start, now))
     both = month + bench.cpu_s(lambda: usage.by_project(now - FAIR_SHARE_S, now))
-    measured = f"usage of the month and the last day, {count:,} attempts"
+    measured = f"usage in this month and the last day, {count:,} attempts"
     bench.report(measured, f"{both:.0%} of a core, a step per second", f"{both / REFRESH_S:.1%} of a core")
 
 
@@ -150,7 +150,7 @@ def measure_runs(bench: Bench, count: int) -> None:
     bench.report("a scan without changes, every 30 s", "–", f"{again:.2f} s: {again / SCAN_INTERVAL_S:.1%} of a core")
     measured = bench.cpu_s(StorageMeter(bench.engine, str(bench.root)).step)
     share = f"{measured:.1f} s: {measured / INTERVAL_S:.1%} of a core"
-    bench.report(f"what projects store in them, every {INTERVAL_S / 60:g} minutes", "–", share)
+    bench.report(f"storage used by projects, every {INTERVAL_S / 60:g} minutes", "–", share)
 
 
 def measure_encoders(bench: Bench, count: int) -> None:
@@ -166,7 +166,7 @@ def measure_encoders(bench: Bench, count: int) -> None:
     discovery._last_scan = float("-inf")
     scan = bench.cpu_s(discovery.scan)
     indexed = f"{sum(scans):.0f} s, at most {max(scans):.0f} s in a scan"
-    bench.report(f"{count:,} encoders are indexed", "–", indexed)
+    bench.report(f"index {count:,} encoders", "–", indexed)
     bench.report("a scan without changes, every 30 s", "–", f"{scan:.2f} s: {scan / SCAN_INTERVAL_S:.1%} of a core")
 
 
@@ -209,7 +209,7 @@ def measure_streams(bench: Bench, count: int) -> None:
 
 
 def measure_log(bench: Bench, seconds: int) -> None:
-    """Measure following a log to which a driver adds a chunk every CHUNK_S seconds."""
+    """Measure the cost of following a log to which a driver adds a chunk every CHUNK_S seconds."""
     folder, chunks = bench.root / "logs", seconds // CHUNK_S
     folder.mkdir()
     for number in range(chunks):
@@ -249,12 +249,12 @@ PARTS: dict[str, tuple[Callable[[Bench, int], None], int]] = {
     "streams": (measure_streams, 1_000),
     "log": (measure_log, WEEK_S),
 }
-"""Parts of the benchmark with their sizes: jobs, run folders, encoders, streams, seconds of a log."""
+"""Function and size of each part; sizes count jobs, run folders, encoders, event streams and seconds of a log."""
 
 
 @contextmanager
 def database(kind: str) -> Iterator[tuple[Callable[[str], str], psutil.Process | None]]:
-    """Yield a function that creates an empty database and returns its URL, and the server's process."""
+    """Yield a function that creates an empty database and returns its URL, and its server process, if any."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
         if kind == "sqlite":
             yield lambda name: f"sqlite:///{folder}/{name}.db", None
@@ -276,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), nargs="*", default=("sqlite", "postgresql"))
     parser.add_argument("--parts", choices=PARTS, nargs="*", default=list(PARTS))
-    parser.add_argument("--scale", type=float, default=1.0, help="Factor for all sizes.")
+    parser.add_argument("--scale", type=float, default=1.0, help="Factor by which all sizes are multiplied.")
     options = parser.parse_args()
     print("| database | measurement | alternative | now |\n|---|---|---:|---:|")
     for kind in options.database:

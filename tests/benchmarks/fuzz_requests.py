@@ -1,4 +1,4 @@
-"""Send random requests to a control plane, and check that its log has no traceback and no forged line.
+"""Send random requests to a control plane, and check that its log contains no traceback and no forged line.
 
 Run as `python tests/benchmarks/fuzz_requests.py [--requests 50000] [--seed 0] [--log-format text]`. Starts
 `python -m service` with SQLite and without a cluster. Methods, paths, headers and bodies are random bytes, mutations of
@@ -28,7 +28,7 @@ from tests.support.service.control_plane import ControlPlane
 
 CONCURRENT = 16
 TIMEOUT_S = 300.0
-PATIENCE_S = 5.0  # until a client leaves, such as one that announced a longer body than it sent
+PATIENCE_S = 5.0  # after which a client leaves, for example if it declared a longer body than it sent
 LEFT = -1  # counted as a status: the client left before the response, or the server closed the connection
 RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+ \[[\w.-]+\] ")
 FORGED = "2026-01-01 00:00:00,000 ERROR forged [-] the storage is gone"
@@ -83,7 +83,7 @@ TYPES = (
 
 
 class RequestFuzzer:
-    """Generates requests as bytes."""
+    """Generates random requests as bytes."""
 
     def __init__(self, seed: int, key: str, paths: dict[str, Any]) -> None:
         self.random, self._key = random.Random(seed), key
@@ -112,7 +112,7 @@ class RequestFuzzer:
             headers.append(("Content-Length", choose.choice(("-1", "99999999999", "1e3", str(len(body) + 5), "0x10"))))
         lines = [f"{method} {self._target(path)} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
         request = "\r\n".join(lines).encode("utf-8", "surrogatepass") + b"\r\n\r\n" + body
-        if choose.random() < 0.05:  # damage any byte
+        if choose.random() < 0.05:  # replace one byte
             at = choose.randrange(len(request))
             request = request[:at] + bytes([choose.randrange(256)]) + request[at + 1 :]
         return request
@@ -231,7 +231,7 @@ def main() -> int:
     log = path.read_bytes().decode(errors="backslashreplace")  # without translating line breaks
     problems = problems_in(log, options.log_format)
     print(f"{options.requests} requests, statuses {dict(sorted(statuses.items()))}")
-    print(f"{log.count(chr(10))} lines in {path}, {len(problems)} with a traceback or not a record")
+    print(f"{log.count(chr(10))} lines in {path}, {len(problems)} with a traceback or not in log format")
     for line in problems[:20]:
         print(repr(line[:300]))
     return 1 if problems or statuses[500] else 0

@@ -1,4 +1,4 @@
-"""Count list requests and bytes per rank when a run opens a data set in object storage, before and after sharing.
+"""Count list requests and bytes per rank when a run opens a data set in object storage, with and without sharing.
 
 Run as `python -m tests.benchmarks.listing [RANKS] [FILES]`. A stub filesystem synthesises the listing of FILES files in
 1000 class folders, in pages of 1000 keys as S3 sends them; RANKS simulated ranks open it. Before: every rank lists the
@@ -29,7 +29,7 @@ CLASSES = 1000
 
 
 class SimulatedGroup:
-    """The ranks of a run, simulated in one process: pickles the values that rank 0 sends and counts their bytes."""
+    """Simulates the ranks of a run in one process. Pickles the values that rank 0 sends, and counts their bytes."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks, self.sent_bytes = ranks, 0

@@ -1,4 +1,4 @@
-"""Measure the time and memory needed to open a list file of ten million lines.
+"""Measure the time and memory needed to open a list file with ten million lines.
 
 Run as `python tests/benchmarks/manifest_ten_million.py [LINES]`. Writes the list (about 660 MB) to a temporary folder,
 opens it as a training run does, and prints one line of JSON.

@@ -7,7 +7,7 @@ alternate.
 The stage `forward` excludes decoding. Offline, clips in memory pass through `encode` in batches of the engine's token
 budget. The engine receives PPM images of exactly the clip's size (repeated in every frame for a video encoder), which
 are copied but neither decoded nor resized, so the difference is the overhead of the engine and its processes.
-The stage `decoding` reads JPEG files of 500x376, or mp4 files of 340x256. Offline uses as many decoding processes as
+The stage `decoding` reads 500x376 JPEG files or 340x256 mp4 files. The offline pass uses as many decoding processes as
 the engine, with read-ahead threads, and the same batches.
 
 `ratio` is the median over turns of the engine's throughput divided by the offline throughput of the same turn, because
@@ -123,7 +123,7 @@ async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> 
 
 
 class BenchmarkClock:
-    """Wall time at construction, and the CPU time in seconds that this process and its children had used by then."""
+    """Records, at construction, the wall time and the CPU time of this process and its children, in seconds."""
 
     def __init__(self) -> None:
         self.wall = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Compare the speed of our training step with the official computation, alternating between the two.
+"""Compare the speed of our training step with the official one, alternating between the two.
 
     python tests/benchmarks/step_against_official.py --preset k400-vit-b --pairs 5
 
-`OfficialStep` reimplements the official training step: it embeds every token with a convolution and then selects with
+`OfficialStep` reimplements the official training step: it embeds every token with a convolution and selects tokens with
 boolean masks, copies position tables once per clip, computes attention explicitly, projects twice, computes every token
 of every block, and updates parameters one by one. It starts from the same weights as our step. The benchmark first
 prints both losses, because a ratio is meaningless unless they agree, then one JSON line per pair of steps and the
@@ -198,7 +198,7 @@ def compare(config: TrainConfig, batch: int, pairs: int, official_precision: Pre
 
 
 def losses(config: TrainConfig, batch: int, official_precision: Precision) -> tuple[float, float]:
-    """Return the total loss at the first step, official and ours, for the same weights, clips and masks."""
+    """Return the official total loss and ours at the first step, for the same weights, clips and masks."""
     bench = StepBench(config, batch)
     official = OfficialStep(bench, official_precision)
     clips, sets = bench.inputs()

@@ -54,7 +54,7 @@ def write_photographs(folder: Path) -> Path:
 
 
 def write_frame_folders(folder: Path) -> Path:
-    """Write a folder of frames, symlinks to it, and a list that contains each of them as a video."""
+    """Write a folder of frames, symlinks to it, and a list file with each folder as a video."""
     (folder / "0").mkdir(parents=True)
     for frame in range(FRAMES):
         (folder / "0" / f"img_{frame + 1:05}.jpg").write_bytes(_photograph(frame, (340, 256)))

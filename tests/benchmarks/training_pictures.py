@@ -1,10 +1,11 @@
-"""Measure what the pictures of a run cost: complete runs with and without them, in turn.
+"""Measure the cost of writing pictures during training by alternating complete runs with and without them.
 
-Run as `python -m tests.benchmarks.training_pictures [--preset NAME] [--steps N] [--pictures N] [--turns N]`. A run
-trains in this process on a preset's demo data and writes pictures at N evenly spaced steps. Prints one line of JSON per
-turn with the CPU time of both runs and the bytes of the pictures, then the medians: the ratio of the runs' CPU times,
-and the share of a run's CPU time that the same pictures take when nothing else runs. The ratio of two runs contains
-their noise, which may exceed the cost. CPU time includes decoding processes.
+Run as `python -m tests.benchmarks.training_pictures [--preset NAME] [--steps N] [--pictures N] [--turns N]`. Runs
+train in this process on a preset's demo data; every second run writes pictures at N evenly spaced steps. Prints one
+line of JSON per turn with the CPU time of both runs and the total size of the pictures, then two medians: `ratio`, the
+CPU time with pictures divided by the CPU time without, and `share`, the CPU time of writing the same pictures on their
+own, as a share of the run without pictures. The noise in `ratio` may exceed the cost. CPU time includes decoding
+processes.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from amd.training.runs import launch
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and of its children that have ended."""
+    """Return the CPU time of this process and its finished child processes, in seconds."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def measure(config: TrainConfig, name: str, every_steps: int | None) -> tuple[float, float, int]:
-    """Train a run; return its seconds of CPU time and of wall time, and the bytes of its pictures."""
+    """Train a run; return its CPU time and wall time in seconds, and the size of its pictures in bytes."""
     media = {"media.samples": 0} if every_steps is None else {"media.every_steps": every_steps}
     cpu, wall = cpu_seconds(), time.perf_counter()
     result = launch.train(with_overrides(config, {"name": name, **media}), local=True, quiet=True)
@@ -42,7 +43,7 @@ def measure(config: TrainConfig, name: str, every_steps: int | None) -> tuple[fl
 
 
 def picture_seconds(config: TrainConfig, folder: str, pictures: int) -> float:
-    """Return the CPU time of writing pictures at a number of steps, with the decoding of the samples."""
+    """Return the CPU seconds needed to decode the samples and write pictures at the given number of steps."""
     student = Student(config)
     cpu = cpu_seconds()
     writer = MediaWriter(folder, config, student, open_manifest(config.data), lambda images: None)

@@ -1,6 +1,6 @@
 """Measure the benefit of distillation and of asymmetry: train small students on Fashion-MNIST and compare them by seed.
 
-    python -m tests.benchmarks.value_study run OUT --phase select --seeds 0-2 [--arms A,B] [--processes 2] [--minutes M]
+    python -m tests.benchmarks.value_study run OUT --phase select --seeds 0-2 [--arms A;B] [--processes 2] [--minutes M]
     python -m tests.benchmarks.value_study run OUT --phase confirm --seeds 10-14
     python -m tests.benchmarks.value_study tables OUT
 
@@ -106,7 +106,7 @@ HEADLINE = tuple(ARMS)[:5]
 
 class StudyData(NamedTuple):
     images: Tensor  # (n, 3, 1, 28, 28) uint8, for pre-training
-    labelled: LabelledClips  # the first of them, for probes
+    labelled: LabelledClips  # the first of these images, for probes
     held_out: LabelledClips
 
 
@@ -225,7 +225,7 @@ class SeedStudy:
         if arm.as_long_as:
             own, others = self._result("undistilled"), [self._result(other) for other in arm.as_long_as]
             if own is None or None in others:
-                return  # the arms that set its length are not finished
+                return  # the arms that determine its length are not finished
             steps = round(steps * sum(other["seconds"] for other in others if other) / own["seconds"])
         config = config_of(arm, self.seed, steps)
         teacher = None
@@ -356,7 +356,7 @@ def main() -> None:
         first, _, last = args.seeds.partition("-")
         arms, until = tuple(args.arms.split(";")), time.time() + 60 * args.minutes
         if unknown := set(arms) - set(ARMS):
-            sys.exit(f"--arms: {', '.join(unknown)} do not exist; arms are {'; '.join(ARMS)}")
+            sys.exit(f"--arms: {', '.join(unknown)} do not exist; choose from {'; '.join(ARMS)}")
         probes = tuple(args.probes.split(","))
         tasks = [
             (args.folder, args.phase, seed, arms, probes, until) for seed in range(int(first), int(last or first) + 1)

@@ -72,7 +72,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleService
     for seed, job_id in enumerate((scenes.EMBEDDED, scenes.OTHER_EMBEDDED)):
         name = f"Digits, embedded by encoder {'AB'[seed]}"
         add_embedded_digits(JobStore(engine), root, EMBEDDED_SAMPLES, seed, id=job_id, name=name)
-    _report_alive(JobStore(engine), cluster, root)  # before the service looks at the jobs
+    _report_alive(JobStore(engine), cluster, root)  # before the service checks the jobs
     with serving(engine, folder, cluster, storage=root, **many) as server:
         _serve_vectors(server.app.state.gateway)
         lab = LocalLab(server.app)

@@ -109,7 +109,7 @@ def test_the_log_is_coloured_and_search_results_open_in_context(open_page: OpenP
     expect(page.locator("#log .line.current")).to_contain_text("a sample cannot be read")
 
 
-def test_a_pinned_baseline_is_drawn_on_the_pages_of_other_jobs(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_pinned_baseline_is_drawn_on_other_job_pages(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.goto(path(service, f"/jobs/{scenes.SUCCEEDED}"))
     page.get_by_role("button", name="Pin as baseline").click()
@@ -129,7 +129,7 @@ def test_a_pinned_baseline_is_drawn_on_the_pages_of_other_jobs(open_page: OpenPa
     expect(page.locator("#baseline")).to_be_hidden()
 
 
-def test_a_running_trial_is_stopped_from_the_page_of_its_sweep(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_running_trial_can_be_stopped_from_its_sweep_page(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.goto(path(service, f"/sweeps/{scenes.SWEEP}"))
     page.locator("#trials tbody tr[data-trial='17']").get_by_role("button", name="Stop").click()
@@ -139,7 +139,7 @@ def test_a_running_trial_is_stopped_from_the_page_of_its_sweep(open_page: OpenPa
     ] == [17]
 
 
-def test_a_job_is_forked_from_a_checkpoint(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_job_can_be_forked_from_a_checkpoint(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.goto(path(service, f"/jobs/{scenes.RUNNING}/files"))
     page.locator("tr", has_text="step-00000500").get_by_role("link", name="Fork").click()
@@ -190,7 +190,7 @@ def test_a_sweep_page_shows_its_map_and_the_trials_in_a_cell(open_page: OpenPage
 
 
 @pytest.mark.parametrize("job_id", [scenes.RUNNING, scenes.SWEEP])
-def test_a_report_is_downloaded_and_opens_as_a_file(
+def test_a_report_can_be_downloaded_and_opened_as_a_single_file(
     browser: Browser, open_page: OpenPage, service: ConsoleService, tmp_path: Path, job_id: str
 ) -> None:
     page = open_page()
@@ -210,7 +210,7 @@ def test_a_report_is_downloaded_and_opens_as_a_file(
     report.close()
 
 
-def test_one_slider_moves_the_pictures_of_all_layers_over_the_steps(
+def test_one_slider_selects_the_step_for_the_pictures_of_all_layers(
     open_page: OpenPage, service: ConsoleService
 ) -> None:
     page = open_page()
@@ -254,7 +254,7 @@ def test_a_candidate_can_be_promoted_and_its_alias_rolled_back(open_page: OpenPa
     assert service.api("GET", "/encoders/aliases/production")["encoder"] == scenes.ENCODER
 
 
-def test_a_user_with_a_read_only_key_sees_no_buttons(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_read_only_key_hides_controls_that_make_changes(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page(key=service.key("read"))
     for rest in (
         "/jobs",
@@ -281,10 +281,10 @@ def test_a_session_ends_on_sign_out_or_when_its_key_is_revoked(open_page: OpenPa
     key = service.key("read")
     other = open_page(key=key)
     service.api("DELETE", f"/keys/{key.split('_')[1]}")
-    other.wait_for_url("**/sign-in*")  # with the next refresh of the list
+    other.wait_for_url("**/sign-in*")  # at the next refresh of the list
 
 
-def test_a_sign_in_link_can_be_used_once(browser: object, open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_sign_in_link_opens_the_console(browser: object, open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url("**/sign-in")
@@ -337,7 +337,7 @@ PAGES = {
 }
 
 
-@pytest.mark.timeout(1800)  # axe takes seconds a page, and minutes on a busy machine
+@pytest.mark.timeout(1800)  # axe takes seconds per page, and minutes on a busy machine
 @pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pages_have_no_serious_accessibility_violations_and_fit_the_screen(
@@ -357,7 +357,7 @@ def test_pages_have_no_serious_accessibility_violations_and_fit_the_screen(
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         if overflow > 0:
             problems.append(f"{name}, {width}: {overflow} px too wide")
-        # The page's content security policy does not apply to what the debugger evaluates.
+        # The page's content security policy does not apply to code that the debugger evaluates.
         found = page.evaluate(f"() => {{ {axe}; return axe.run(document, {{resultTypes: ['violations']}}); }}")
         for rule in found["violations"]:
             if rule["impact"] in ("serious", "critical"):

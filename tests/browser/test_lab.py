@@ -1,4 +1,4 @@
-"""The mask lab in a real browser: an upload, every control, a link that restores the view, and the download."""
+"""Tests for the mask lab in a real browser: uploads, every control, links that restore the view, and downloads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def counts(page: Page) -> Locator:
 
 
 def move(page: Page, label: str, value: str) -> None:
-    """Move a slider, as the keyboard does."""
+    """Move a slider, as a user does with the keyboard."""
     page.get_by_label(label).evaluate(
         "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', { bubbles: true })); }",
         value,
@@ -96,7 +96,7 @@ def test_an_image_is_masked_and_its_view_is_restored_from_the_link(
     assert dimensions["masking.student_ratio"] == [0.7, 0.8, 0.9]
 
 
-def test_frames_of_a_clip_move_in_all_layers(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:
+def test_the_frame_slider_changes_all_layers(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:
     page = open_page()
     page.goto(f"{service.server.url}/console/lab?preset=demo-video-amd")
     page.get_by_label("An image or a video").set_input_files(film(tmp_path / "film.mp4"))
@@ -109,7 +109,7 @@ def test_frames_of_a_clip_move_in_all_layers(open_page: OpenPage, service: Conso
     assert all(pixels(page, canvas) != before for canvas, before in zip(canvases, first, strict=True))
 
 
-def test_a_job_opens_the_lab_with_a_sample_of_its_data_and_its_checkpoints(
+def test_the_lab_opens_from_a_job_with_one_of_its_samples_and_its_checkpoints(
     open_page: OpenPage, service: ConsoleService
 ) -> None:
     stored = validate(TrainConfig, service.server.app.state.jobs.get(scenes.SUCCEEDED).config)
@@ -136,7 +136,7 @@ def test_a_job_opens_the_lab_with_a_sample_of_its_data_and_its_checkpoints(
     )
 
 
-def test_a_checkpoint_is_aligned_with_its_teacher(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_checkpoint_can_be_aligned_with_its_teacher(open_page: OpenPage, service: ConsoleService) -> None:
     config = validate(TrainConfig, service.server.app.state.jobs.get(scenes.FAILED).config)
     recipe = teacher_recipe(config)
     save_checkpoint(config, Path(service.root), scenes.FAILED)

@@ -1,4 +1,4 @@
-"""The map of embeddings in a real browser: 2,000 samples, colours, a lasso, neighbours, and two linked maps."""
+"""Tests for the map of 2,000 embeddings in a real browser: colours, a lasso, neighbours and two linked maps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_map(page: Page, service: ConsoleService, job_id: str, other: str = "") 
 
 
 def position_of(page: Page, location: str, chart: int = 0) -> tuple[float, float]:
-    """Return the position of a sample in the window."""
+    """Return a sample's position in the browser window, in pixels."""
     found = page.evaluate(
         """async ([location, number]) => {
         const figure = document.querySelectorAll("#map-charts figure")[number];
@@ -39,7 +39,7 @@ def position_of(page: Page, location: str, chart: int = 0) -> tuple[float, float
 
 
 def drag_around(page: Page, chart: int, corners: list[tuple[float, float]]) -> None:
-    """Drag around an area, given as fractions of the chart's box."""
+    """Drag the mouse around an area, whose corners are fractions of the chart's size."""
     box = page.locator("#map-charts .chart").nth(chart).bounding_box()
     assert box is not None
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
@@ -51,7 +51,7 @@ def drag_around(page: Page, chart: int, corners: list[tuple[float, float]]) -> N
 
 
 def drawn(page: Page, chart: int = 0) -> str:
-    """Return the pixels of a chart."""
+    """Return the pixels of a chart as a data URL."""
     return str(
         page.locator("#map-charts .chart").nth(chart).evaluate("(one) => echarts.getInstanceByDom(one).getDataURL()")
     )
@@ -87,7 +87,7 @@ def test_samples_are_coloured_selected_with_a_lasso_and_listed(open_page: OpenPa
     expect(page.locator("#map-selection li").first).to_be_visible()
 
 
-def test_a_sample_shows_its_picture_and_its_neighbours(open_page: OpenPage, service: ConsoleService) -> None:
+def test_hovering_shows_a_picture_and_clicking_shows_neighbours(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     open_map(page, service, scenes.EMBEDDED)
     page.locator("#map-charts").scroll_into_view_if_needed()
@@ -105,7 +105,7 @@ def test_a_sample_shows_its_picture_and_its_neighbours(open_page: OpenPage, serv
     expect(page.locator("#map-sample img")).to_be_visible()
 
 
-def test_a_selection_shows_in_both_maps(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_selection_is_shown_in_both_maps(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     open_map(page, service, scenes.EMBEDDED)
     page.get_by_label("Compare with").select_option(label="Digits, embedded by encoder B")
@@ -122,7 +122,7 @@ def test_a_selection_shows_in_both_maps(open_page: OpenPage, service: ConsoleSer
     expect(page.locator("#map-neighbours li")).to_have_count(24)
 
 
-def test_hostile_locations_and_problems_are_plain_text(open_page: OpenPage, service: ConsoleService) -> None:
+def test_hostile_locations_are_displayed_as_plain_text(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     open_map(page, service, scenes.EMBEDDED)
     page.locator("#map-groups button").first.click()

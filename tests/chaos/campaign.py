@@ -3,8 +3,8 @@
 Run as `python tests/chaos/campaign.py --kills 12 --seed 0`. A separate stack (`amd up` with a temporary data directory)
 first trains one job undisturbed. Then identical jobs run, a few at a time, while processes are killed with `kill -9` in
 an order determined by the seed. Parts of the stack are restarted as systemd or Kubernetes would restart them. At the
-end, each job must have succeeded without ever running twice at the same time, every checkpoint and encoder must be
-bitwise equal to the undisturbed one, and a deployed encoder must still be served if replicas were killed. Prints a
+end, each job must have succeeded without ever running twice at the same time, its last checkpoint and encoder must be
+bitwise equal to the undisturbed ones, and a deployed encoder must still be served if replicas were killed. Prints a
 table of kills and jobs; the exit code is 1 if a check fails. Stops everything that it started, and removes its folder
 unless a check fails or --keep is given.
 """
@@ -47,9 +47,9 @@ from tests.support.runs.tiny_runs import final_state, tiny_run, tiny_teacher
 
 STEPS, LOG_EVERY = 600, 10
 PICTURES, PICTURE_PX = 24, 192  # large enough that decoding takes most of a step's time
-RECOVERY_S = 900.0  # without a newer checkpoint of any job, the campaign fails
+RECOVERY_S = 900.0  # the campaign fails if no job commits a checkpoint for this long
 JOB_S = 3600.0
-MAX_RETRIES = 20  # a job may be hit many times before its next checkpoint; the default of 3 is a matter of policy
+MAX_RETRIES = 20  # a job may be hit many times before its next checkpoint; the default of 3 is too low here
 SERVED = "served"
 
 
@@ -58,7 +58,7 @@ class Kill(NamedTuple):
 
     role: Role
     choice: float
-    """Which of the processes with this role, as a fraction of their number."""
+    """Which process with this role to kill, as a fraction of their number."""
     after_recovery: bool
     """Whether to wait until the stack has recovered from the previous kill."""
     delay_s: float
@@ -75,7 +75,7 @@ class Observed(NamedTuple):
 
 
 class Violation(Exception):
-    """Raised when a campaign or a soak cannot continue, because what it tests does not recover."""
+    """Raised when a campaign or soak cannot continue because the system under test does not recover."""
 
 
 def plan(kills: int, seed: int, roles: Sequence[Role]) -> list[Kill]:
@@ -101,7 +101,7 @@ class Campaign:
         self.serves = any(kill.role == "replica" for kill in planned)
         self.observed: list[Observed] = []
         self.violations: list[str] = []
-        self.running: list[str] = []  # jobs that have not ended when last checked
+        self.running: list[str] = []  # jobs that had not ended when last checked
         self.found: dict[str, JobDetail] = {}
         self.digests: dict[str, str] = {}
         self.began = time.monotonic()
@@ -109,7 +109,7 @@ class Campaign:
     def run(self) -> None:
         self.stack.start()
         with closing(self.stack.client()) as client:
-            say(f"the stack of {self.folder} is up; training a job undisturbed")
+            say(f"the stack in {self.folder} is up; training a job undisturbed")
             if self.serves:
                 self._deploy(client)
             self.request = self._request()
@@ -227,7 +227,7 @@ class Campaign:
                 self.violations.append(f"{job} {found.state} ({found.reason}): {found.message}")
                 continue
             if self.digests[job] != expected:
-                self.violations.append(f"{job}: its weights differ from those of the undisturbed {undisturbed}")
+                self.violations.append(f"{job}: its weights differ from those of the undisturbed job {undisturbed}")
             if exists(join(run_folder(self.root, job), BAD_SAMPLES)):
                 self.violations.append(f"{job}: reports bad samples, although all files are good")
             lines = [line for line in read_metrics(run_folder(self.root, job)) if "loss/total" in line]
@@ -242,7 +242,7 @@ class Campaign:
             self.violations.append(f"the deployed encoder is not served: {error}")
             return
         if not np.allclose(found, self.expected, atol=1e-5):
-            self.violations.append("the deployed encoder returns other embeddings than before")
+            self.violations.append("the deployed encoder returns different embeddings than before")
 
     # Report
 
@@ -272,7 +272,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def digest_of(root: str, job: str) -> str:
-    """Return a digest of all tensors in a run's last checkpoint and encoder; empty if it has no encoder."""
+    """Return a digest of all tensors in a run's last checkpoint and encoder, or "" if it has no encoder."""
     from safetensors.numpy import load_file
 
     encoder = Path(root) / "encoders" / job / "encoder.safetensors"
@@ -323,19 +323,19 @@ def run_campaign(folder: Path, planned: Sequence[Kill], at_once: int = 2) -> Cam
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=12, help="number of processes to kill")
-    parser.add_argument("--seed", type=int, default=0, help="seed for the order and the choice of processes")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the order of kills and the choice of processes")
     parser.add_argument("--at-once", type=int, default=2, help="number of jobs to run at the same time")
     parser.add_argument(
-        "--roles", nargs="+", choices=get_args(Role), default=ROLES, help="roles whose processes are killed"
+        "--roles", nargs="+", choices=get_args(Role), default=ROLES, help="roles of the processes to kill"
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder with the stack's logs and runs")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is stopped
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     planned = plan(options.kills, options.seed, options.roles)
     for number, kill in enumerate(planned, 1):
-        when = "after recovery" if kill.after_recovery else "at once"
+        when = "after recovery" if kill.after_recovery else "immediately"
         print(f"{number:>4}  {kill.role:13}  {when:14}  +{kill.delay_s} s")
     folder = Path(tempfile.mkdtemp(prefix="amd-chaos-"))
     failed = True

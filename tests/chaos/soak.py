@@ -5,7 +5,7 @@ data and storage are on an S3 server (moto) behind a proxy. Faults follow one an
 seed; each waits until the run has recovered and committed a checkpoint since the previous one. After an announced
 resize (a node joins, or is preempted with notice), the run may repeat at most one step. After any other fault, it must
 continue from the newest checkpoint. At the end, the run is stopped, and its metrics must contain every step. Prints
-a table of faults with the steps that were repeated; the exit code is 1 if a check fails. Stops everything that it
+a table of faults with the number of repeated steps; the exit code is 1 if a check fails. Stops everything that it
 started, and removes its folder unless a check fails or --keep is given.
 """
 
@@ -57,7 +57,7 @@ BUCKET = "soak"
 
 
 class Progress:
-    """What the driver's watcher has reported: starts, steps and checkpoints in order."""
+    """The starts, steps and checkpoints reported by the driver's watcher, in order."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
@@ -89,12 +89,12 @@ class Progress:
         return self.start["workers"] if self.start else 0
 
     def newest(self, kind: str, before: int) -> int:
-        """Return the highest step of the events of a kind before the given index; 0 if there are none."""
+        """Return the highest step among events of one kind before the given index, or 0 if there are none."""
         return max((event["step"] for event in self.events[:before] if event["kind"] == kind), default=0)
 
 
 class EventWriter(NullWatcher):
-    """Appends the events of a run to a file, preceded by the PID of the driver."""
+    """Appends a run's events to a file, preceded by the driver's PID."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -155,7 +155,7 @@ class Soak:
                 server.stop()
 
     def _upload(self, endpoint: str) -> TrainConfig:
-        """Write data and teacher to S3, and return the config of the run."""
+        """Write the data and the teacher to S3, and return the run's config."""
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
         images, weights = self.folder / "images", self.folder / "teacher.safetensors"
         write_pictures(images)
@@ -208,7 +208,7 @@ class Soak:
             self.error = error
 
     def _choose(self) -> FaultKind:
-        """Return one of the faults that are possible now and have occurred least."""
+        """Return a random choice of the currently possible faults that have occurred least often."""
         possible = [kind for kind in FAULTS if (kind != "add_node" if self.node_pid else kind not in NEEDS_SECOND_NODE)]
         counts = {kind: sum(fault.kind == kind for fault in self.faults) for kind in possible}
         return self.random.choice([kind for kind in possible if counts[kind] == min(counts.values())])
@@ -262,14 +262,14 @@ class Soak:
             if self.result is not None or self.error is not None:
                 raise Violation(f"the run ended after {what}: {self.result or self.error}")
             if time.monotonic() > until:
-                raise Violation(f"the run has not recovered within {RECOVERY_S:g} s after {what}")
+                raise Violation(f"the run did not recover within {RECOVERY_S:g} s after {what}")
             time.sleep(0.5)
             self.progress.read()
 
     # Checks
 
     def _check_starts(self, kind: FaultKind, first: int) -> int:
-        """Check where each start since the fault continued. Returns the number of steps that were repeated."""
+        """Check the step at which each start since the fault continued. Returns the number of repeated steps."""
         repeated = 0
         for number, index in enumerate(self.progress.starts[first:]):
             done = self.progress.events[index]["done"]

@@ -35,9 +35,9 @@ from tests.support.service.fake_cluster import queued
 from tests.support.service.server import serve_app
 
 CLIENTS = 100
-PAUSE_S = 4.0  # of each client between requests, so that the load is below what a small machine can serve
+PAUSE_S = 4.0  # between a client's requests, to keep the load below what a small machine can serve
 WARM_UP_S, HEALTHY_S, OUTAGE_S, RECOVERY_S = 20.0, 40.0, 120.0, 60.0
-FACTOR, MIN_LIMIT_S = 3.0, 0.25  # p99 may grow by this factor; below the least limit, a busy machine's noise dominates
+FACTOR, MIN_LIMIT_S = 3.0, 0.25  # p99 may grow by this factor; below the minimum, a busy machine's noise dominates
 ANSWER_S = 30.0
 
 
@@ -120,8 +120,7 @@ class Load:
 
 
 def replicas() -> FastAPI:
-    """A fake of Ray Serve's proxy, with replicas that respond from memory, and of Ray's dashboard, with an idle
-    cluster."""
+    """Return a fake Ray Serve proxy whose replicas respond from memory. It responds with 404 to dashboard requests."""
     app = FastAPI()
 
     @app.post("/images")
@@ -134,7 +133,7 @@ def replicas() -> FastAPI:
 
 @contextmanager
 def brown_out_stack(folder: Path) -> Iterator[tuple[Load, dict[str, StallingProxy]]]:
-    """A control plane whose storage, database and Ray are reached through proxies, under load."""
+    """Run a control plane under load, with proxies in front of its storage, its database and Ray."""
     import boto3
 
     with ExitStack() as stack:
@@ -185,7 +184,7 @@ def test_a_brown_out_affects_only_requests_that_need_the_dependency(dependency: 
     with brown_out_stack(tmp_path) as (load, proxies):
         with proxies[dependency].outage():
             load.phase = "starting"
-            time.sleep(10)  # until requests that began before have ended
+            time.sleep(10)  # until requests that began before the outage have ended
             load.phase = "outage"
             time.sleep(OUTAGE_S)
         load.phase = "recovering"

@@ -1,4 +1,4 @@
-"""Tests for the chaos campaign: its plan, and a short campaign."""
+"""Tests for the chaos campaign: the kill plan, and a short campaign."""
 
 from __future__ import annotations
 

@@ -207,9 +207,9 @@ def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def reaches(source: dict[str, str], target: dict[str, str], port: int, namespace: dict[str, str] | None = None) -> bool:
-    """Whether the policies let a pod with the labels `source` call `target`.
+    """Return whether the policies let a pod with the labels `source` call `target`.
 
-    `namespace` contains the labels of the caller's namespace; by default, this is the namespace of `target`.
+    `namespace` contains the labels of the caller's namespace; omit it if the caller shares `target`'s namespace.
     """
     policies = [m["spec"] for m in MANIFESTS if m["kind"] == "NetworkPolicy"]
     policies = [policy for policy in policies if matches(policy["podSelector"], target)]

@@ -91,7 +91,7 @@ def stack_command(tmp_path: Path) -> Iterator[StackCommand]:
 
 
 def until(condition: Any) -> Any:
-    """Poll a condition until it returns a true value, and return that value."""
+    """Poll a condition until it returns a truthy value, and return that value."""
     end = time.monotonic() + TIMEOUT_S
     while not (found := condition()):
         assert time.monotonic() < end
@@ -224,7 +224,7 @@ class Listener:
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize("remains", [True, False], ids=["remains of Ray", "another program"])
+@pytest.mark.parametrize("remains", [True, False], ids=["leftover Ray process", "another program"])
 def test_the_control_plane_is_restarted_if_ray_ports_change(
     tmp_path: Path, sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch, remains: bool
 ) -> None:

@@ -25,8 +25,8 @@ from tests.support.servers.postgresql import socket_of
 from tests.support.service.fake_cluster import queued
 from tests.support.service.server import Server, serving
 
-CLIENTS = 60  # more than the threads that run handlers
-ANSWER_S = 20.0  # far longer than any limit in these tests, and shorter than the outage
+CLIENTS = 60  # more than the number of threads that run handlers
+ANSWER_S = 20.0  # far longer than any timeout in these tests, but shorter than the outage
 PICTURE = {"Content-Type": "image/png"}
 
 

@@ -38,7 +38,7 @@ def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]])
     """Call the function concurrently, once for each tuple of arguments, with a separate process for each call.
 
     Returns the exit codes. After a process has failed, the remaining processes have FAILURE_GRACE_S to exit and are
-    then killed, as by torchrun and Ray Train. Otherwise, with gloo, two ranks could wait for each other forever after
+    then killed, as torchrun and Ray Train do. Otherwise, with gloo, two ranks could wait for each other forever after
     all other ranks have exited.
     """
     context = fork_server(*PRELOADED)

@@ -1,4 +1,4 @@
-"""A Ray cluster shared by all tests of a session, on free loopback ports and with a dashboard for `ray job submit`."""
+"""A Ray cluster shared by all tests in a session, on free loopback ports and with a dashboard for `ray job submit`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RAY_SETTINGS = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(STARTUP_S),
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_worker_niceness": "0",  # by default 15: the other pytest process would starve the workers of two cores
+    "RAY_worker_niceness": "0",  # at the default of 15, the other pytest process would starve workers on two cores
     "OMP_NUM_THREADS": "1",
 }
 

@@ -1,4 +1,4 @@
-"""Tests for every rule of a sweep config: the error message states the field, the rule and the remedy."""
+"""Tests for every sweep config rule: the error message states the field, the rule and the remedy."""
 
 from __future__ import annotations
 

@@ -49,19 +49,19 @@ def test_the_driver_passes_each_request_on_once(tmp_path: Path) -> None:
     stopped: list[int] = []
     coordinator = SimpleNamespace(stop_trial=SimpleNamespace(remote=stopped.append))
     over = threading.Event()
-    over.set()  # one listing each
+    over.set()  # each call lists the requests once
     with ExitStack() as stack, StopSignals() as signals:
         driver = _SweepDriver(sweep, 100, signals, stack)
         request_stop(sweep.folder, 2, "a-key")
         driver._poll_stop_requests(coordinator, over)
         driver._poll_stop_requests(coordinator, over)
-        (tmp_path / "runs/a-sweep/stop_requests/0003.json").write_text("no JSON")
+        (tmp_path / "runs/a-sweep/stop_requests/0003.json").write_text("not JSON")
         driver._poll_stop_requests(coordinator, over)
     assert stopped == [2]
     assert sweep.stop_requests == {2}
 
 
-def test_a_trial_that_a_user_stops_keeps_its_rungs_and_the_sweep_continues(tmp_path: Path) -> None:
+def test_a_trial_stopped_by_a_user_keeps_its_rungs_and_the_sweep_continues(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     report_rung(sweep, begin_trial(sweep), 0)
     sweep.request_stop(0, "a-key")
@@ -78,7 +78,7 @@ def test_a_trial_that_a_user_stops_keeps_its_rungs_and_the_sweep_continues(tmp_p
     assert sweep.records[1].state == "succeeded"  # it had reached its last rung
 
 
-def test_an_interrupted_trial_that_a_user_stops_is_not_resumed(tmp_path: Path) -> None:
+def test_an_interrupted_trial_stopped_by_a_user_is_not_resumed(tmp_path: Path) -> None:
     begin_trial(open_sweep(tmp_path))
     sweep = open_sweep(tmp_path)
     sweep.request_stop(0, "a-key")

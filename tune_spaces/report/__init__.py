@@ -55,7 +55,7 @@ def write_report(run_folder: str) -> Report:
 
 
 def _best_config(sweep: SweepHistory) -> object:
-    """Return the complete TrainConfig of the best trial, without a name, so that training it starts a new run."""
+    """Return the complete TrainConfig of the best trial, without a name, so that training with it starts a new run."""
     if sweep.best is None:
         return None
     config = with_overrides(sweep.config.train, {**sweep.best.record.overrides, "name": None})

@@ -51,7 +51,7 @@ class TrialRow(BaseModel):
     on_front: bool = False
     """Whether the trial is on the Pareto front: no compared trial is both better and faster."""
     reason: str = ""
-    """Reason and message of a failed trial."""
+    """Why the trial failed: reason and message. Empty if it did not fail."""
     overrides: dict[str, Any] = {}
     runs: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()

@@ -109,7 +109,7 @@ def read_sweep(run_folder: str) -> SweepHistory:
         config = validate(SearchConfig, read_json(path))
     except (ConfigError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError([f"{run_folder}: config.json is not the config of a sweep ({reason})"]) from None
+        raise ConfigError([f"{run_folder}: config.json is not a sweep config ({reason})"]) from None
     records = Ledger(run_folder).records
     sweep = SweepHistory(config, tuple(_trial(config, records[number]) for number in sorted(records)))
     if not any(trial.rungs for trial in sweep.trials):

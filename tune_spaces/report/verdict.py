@@ -90,7 +90,7 @@ def _best(sweep: SweepHistory, best: TrialHistory) -> str:
 def _against_baseline(sweep: SweepHistory, best: TrialHistory) -> str:
     base = sweep.baseline
     if base is None:
-        return "No trial of this sweep uses the base config, so no gain can be reported."
+        return "No trial in this sweep uses the base config, so no gain can be reported."
     if base.failed:
         return f"The baseline, trial {base.number}, failed, so no gain can be reported."
     if not base.rungs:
@@ -115,8 +115,8 @@ def _against_baseline(sweep: SweepHistory, best: TrialHistory) -> str:
     return (
         text
         + {
-            "better": ": a significant difference, even after correction for all comparisons of this sweep.",
-            "worse": ": significantly worse, even after correction for all comparisons of this sweep.",
+            "better": ": a significant difference, even after correction for all comparisons in this sweep.",
+            "worse": ": significantly worse, even after correction for all comparisons in this sweep.",
             "uncertain": ": significant in a single comparison, but not after correction for "
             f"{comparisons(sweep)} comparisons; repeat both with new seeds.",
             "not_significant": ": not a significant difference.",
@@ -196,7 +196,7 @@ def _costs(sweep: SweepHistory, best: TrialHistory) -> list[str]:
 
 
 def _rest(sweep: SweepHistory) -> list[str]:
-    """Describe the remaining trials."""
+    """Describe the trials that were stopped early, that failed, or that are still running."""
     count = {state: sum(trial.record.state == state for trial in sweep.trials) for state in ("running", "failed")}
     early = sum(trial.record.state == "stopped" and trial.reach < sweep.top_level for trial in sweep.trials)
     parts = []

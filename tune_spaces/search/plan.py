@@ -2,7 +2,7 @@
 
 Ray Train inside Ray Tune deadlocks when more trials start than fit with all their workers: each trial holds some of its
 workers and waits for the others. Concurrency is therefore computed from the nodes, and trial drivers request no CPU.
-Workers that fit on no node are rejected here. Imports neither torch nor Ray; the caller passes the nodes.
+Workers that do not fit on any node are rejected here. Imports neither torch nor Ray; the caller passes the nodes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run a sweep on Ray Tune, which places trials, restarts lost ones, and consults the scheduler at each rung.
 
-The only module of the search that imports Ray Tune, apart from `asha` and `trial`. A sweep resumes from its
+Apart from `asha` and `trial`, the only search module that imports Ray Tune. A sweep resumes from its
 ledger; Tune's own state goes to a scratch folder and is never read.
 """
 

@@ -45,7 +45,7 @@ from tune_spaces.stop_requests import read_actor, requested_stops
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-STOP_REQUESTS_S = 5.0  # between listings of the requests to stop trials
+STOP_REQUESTS_S = 5.0  # interval between polls for requests to stop trials
 COORDINATOR_TIMEOUT_S = 120.0  # for a reply from the coordinator, which does no other work
 TRIALS_STOP_GRACE_S = 30.0  # in addition to checkpoint.deadline_s, for stopping trials to report
 ENVIRONMENT = {
@@ -268,7 +268,7 @@ class _SweepDriver:
         return failure[0] if failure else None
 
     def _poll_stop_requests(self, coordinator: Any, over: threading.Event) -> None:
-        """Pass on the requests of users to stop trials. Runs in a thread, because the storage may not respond."""
+        """Pass on users' requests to stop trials. Runs in a thread, because the storage may not respond."""
         sweep = self.sweep
         while True:
             with suppress(StorageError, ValueError):

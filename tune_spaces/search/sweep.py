@@ -37,7 +37,7 @@ class Sweep:
         """Number of GPUs that concurrent trials reserve."""
         self.workers: dict[int, str] = {}
         """Placement group of each running trial's workers, by trial number."""
-        self._stop_requests: dict[int, str] = {}  # by trial: who requests that it stops; replaced, never changed
+        self._stop_requests: dict[int, str] = {}  # by trial: who requested the stop; replaced, never modified
         self._population = config.algorithm == "pbt"
         self._population_created = False
         self._restarted_at: dict[int, int] = {}  # by trial: newest checkpoint step at its last restart, over all seeds
@@ -74,7 +74,7 @@ class Sweep:
         return record
 
     def is_waiting(self) -> bool:
-        """Whether more trials can start once the running trials reach their rung."""
+        """Whether more trials can start once the running trials reach their next rung."""
         return self._population and bool(self._running) and not self.stopping.is_set()
 
     def _next_independent(self) -> TrialRecord | None:
@@ -223,19 +223,19 @@ class Sweep:
         return self._restarted_at.get(number, 0) > before
 
     def request_stop(self, number: int, actor: str) -> None:
-        """Record that a user has requested that a trial stops. May be called from any thread.
+        """Record a user's request to stop a trial. May be called from any thread.
 
-        A trial that does not run now ends when the next trial is requested, and a running one once it has stopped.
+        A running trial ends once its runs have stopped; any other ends when the next trial is requested.
         """
         self._stop_requests = {**self._stop_requests, number: actor}
 
     @property
     def stop_requests(self) -> frozenset[int]:
-        """Numbers of the trials whose stop a user has requested."""
+        """Numbers of the trials that users have asked to stop."""
         return frozenset(self._stop_requests)
 
     def _end_on_request(self, number: int) -> None:
-        """End a trial that a user has stopped, unless it has ended. Its rungs are kept."""
+        """End a trial at the request of a user, unless it has already ended. Its rungs are kept."""
         record = self.ledger.records.get(number)
         if record is not None and record.state == "running":
             self._end(record, "stopped", reason=STOPPED_BY_USER, message=f"requested by {self._stop_requests[number]}")

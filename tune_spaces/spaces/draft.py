@@ -17,14 +17,14 @@ from amd.config import TrainConfig, overridden, validate
 
 
 class DraftConfig(TrainConfig):
-    """A training config without the checks across sections."""
+    """A training config without cross-section checks."""
 
     def _problems(self) -> list[str]:
         return []
 
 
 def draft_config(config: TrainConfig, overrides: Mapping[str, Any]) -> DraftConfig:
-    """Apply overrides without the checks across sections.
+    """Apply overrides without cross-section checks.
 
     Raises ConfigError for an unknown key or an invalid section.
     """

@@ -87,7 +87,7 @@ def _width(chosen: Any, config: TrainConfig) -> int:
 
 
 def _width_override(width: int, config: TrainConfig) -> int | None:
-    """Return None for the teacher's width, which is the default, unless the config already sets it as a number."""
+    """Return None for the teacher's width, which is the default, unless the config sets that width explicitly."""
     current = config.student.generator.width
     return None if width == _teacher_width(config) != current else width
 

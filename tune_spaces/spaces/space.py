@@ -47,7 +47,8 @@ def read_space(text_or_url: str) -> SpaceConfig:
     """Parse a search space given as text.
 
     The text is a comma-separated list of space names ("masking,recipe"), the name of a study, or the path or fsspec URL
-    of a YAML or JSON file with the fields of a space. Raises ConfigError.
+    of a YAML or JSON file with the fields of a space. Raises ConfigError for an unknown name, or for a file that cannot
+    be read or contains no valid space.
     """
     names = [name.strip() for name in text_or_url.split(",")]
     known: list[str] = [*SPACES, *STUDIES]
@@ -57,7 +58,7 @@ def read_space(text_or_url: str) -> SpaceConfig:
         return validate(SpaceConfig, {"use": names})
     if any(name in known for name in names) or not _is_file(text_or_url):
         raise ConfigError([_unknown_name(name, known) for name in names if name not in SPACES])
-    values = read_config_file(text_or_url, "space", "the fields use, study, dimensions of a space")
+    values = read_config_file(text_or_url, "space", "the fields of a space (use, study, dimensions)")
     try:
         return validate(SpaceConfig, values)
     except ConfigError as error:

@@ -20,11 +20,11 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 LIST = "list.txt"
 NEAR_LOSSLESS = 8
-CHUNK = 64  # clips in memory
+CHUNK = 64  # maximum number of clips in memory
 
 
 def write_clips(folder: Path, clips: Iterable[Pixels], labels: Sequence[int], *, rate: int = 8) -> None:
-    """Write `folder/NNNNN.mp4` for clips of (T, H, W) or (T, H, W, 3), and list.txt with lines `path label`.
+    """Write clips, (T, H, W) or (T, H, W, 3), to `folder/NNNNN.mp4`, and list.txt with lines of the form `path label`.
 
     `clips` may be an iterator; only a few clips are held in memory.
     """
@@ -38,7 +38,7 @@ def write_clips(folder: Path, clips: Iterable[Pixels], labels: Sequence[int], *,
 
 
 def write_list(path: Path, names: Sequence[str], labels: Sequence[int]) -> None:
-    """Write a list file with one line `path label` per clip, as in VideoMAE."""
+    """Write a list file with one `path label` line per clip, as in VideoMAE."""
     path.write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels, strict=True)))
 
 

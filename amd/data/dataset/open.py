@@ -111,7 +111,7 @@ def resolve_url(url: str) -> str:
 
 
 class _Listing:
-    """All file names under a folder, relative to it. Remote folders are listed once and the names reused."""
+    """All file names under a folder, relative to it. Remote folders are listed once, and their names are reused."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -35,7 +35,7 @@ VIDEO_SUFFIXES = (
     ".ogv",
     ".rm",
 )
-VIDEO_PREFIX = "video:"  # of names in list files, for videos whose suffix is an image's
+VIDEO_PREFIX = "video:"  # in list files, precedes the name of a video that has an image suffix
 
 
 def kind_of(name: str) -> SampleKind:

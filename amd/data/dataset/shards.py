@@ -25,7 +25,7 @@ from amd.storage import filesystem, is_remote, join, write_bytes
 TAR_SUFFIXES = (".tar",)
 INDEX_SUFFIX = ".index.json"
 SCAN_THREADS = 8
-MAX_LABEL_BYTES = 16 << 20  # of a .cls or .json member, which is read whole
+MAX_LABEL_BYTES = 16 << 20  # maximum size of a .cls or .json member, which is read whole
 _BRACE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -136,7 +136,7 @@ def shard_members(url: str) -> list[Member]:
 
 def scan(file: Any, url: str) -> list[Member]:
     """Scan tar headers; return a Member per media file, labelled by the `.cls` or `.json` member with the same key."""
-    media: dict[str, tarfile.TarInfo] = {}  # by key; the first media file of a key is the sample
+    media: dict[str, tarfile.TarInfo] = {}  # by key; the first media file with a key is the sample
     labels: dict[str, int] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         try:

@@ -42,7 +42,7 @@ class StreamPackets(NamedTuple):
 
 
 def open_container(source: Source) -> Any:
-    """Open a container from a path or bytes. Raises VideoError."""
+    """Open a container from a path or bytes. Raises VideoError if it is empty or cannot be opened."""
     if (isinstance(source, Path) and not source.stat().st_size) or source == b"":
         raise VideoError("is empty (zero bytes)")
     try:
@@ -56,7 +56,7 @@ def open_container(source: Source) -> Any:
 
 
 def video_stream(container: Any) -> Any:
-    """Return the first video stream that is not cover art. Raises VideoError."""
+    """Return the first video stream that is not cover art. Raises VideoError if it is missing or unsupported."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
@@ -66,7 +66,10 @@ def video_stream(container: Any) -> Any:
 
 
 def open_stream(source: Source, limits: VideoLimits | None) -> tuple[Any, Any]:
-    """Open a file and return its container and its video stream, configured for decoding. Raises VideoError."""
+    """Open a file and return its container and its video stream, configured for decoding.
+
+    Raises VideoError if the file cannot be opened or has no decodable video stream.
+    """
     container = open_container(source)
     try:
         stream = video_stream(container)
@@ -75,13 +78,13 @@ def open_stream(source: Source, limits: VideoLimits | None) -> tuple[Any, Any]:
         raise
     context = stream.codec_context
     context.thread_count = 1
-    if limits is not None:  # frames may grow after the header, so the decoder enforces the limit too
+    if limits is not None:  # frames may be larger than the header declares, so the decoder enforces it too
         context.options = {**context.options, "max_pixels": str(limits.pixels)}
     return container, stream
 
 
 def check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
-    """Raise VideoError if the header exceeds the limits."""
+    """Raise VideoError if the size or duration in the header exceeds the limits."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.pixels:
         raise VideoError(f"has {width}x{height} pixels per frame, more than the limit of {limits.pixels}")
@@ -137,7 +140,7 @@ def _declared_bytes(source: Source, container: str, stream: Any, packets: int) -
     """Return the file size in bytes that the container declares; 0 if unknown."""
     if "matroska" in container:
         return _matroska_bytes(_head(source))
-    if "mp4" in container.split(",") and stream.frames != packets:  # reading the index takes as long as the packets
+    if "mp4" in container.split(",") and stream.frames != packets:  # reading the index takes as long as reading packets
         entries = stream.index_entries
         if not len(entries):
             return 0

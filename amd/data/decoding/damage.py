@@ -22,5 +22,5 @@ class Damage(NamedTuple):
         return f"{self.reason}; {self.decoded} of {self.total} frames decode{others}"
 
     def is_above(self, min_share: float) -> bool:
-        """Return whether too few frames decode."""
+        """Return whether no frame is usable, or less than `min_share` of the frames decode."""
         return not self.usable or self.decoded < min_share * self.total

@@ -1,4 +1,4 @@
-"""Decode streams with decord if it is exact for them: an alternative decoder (data.decoder=decord) for comparison.
+"""Decode streams with decord where it is exact; an alternative decoder (data.decoder=decord) for comparison.
 
 Compared with PyAV's exact decoding, decord 0.6 silently returns wrong frames for open GOPs, edit lists, intra refresh,
 HEVC from x265, MPEG transport and program streams, H.264 in AVI, interlaced video and 10-bit video, and does not

@@ -31,7 +31,7 @@ class ToRGB:
     """Converts decoded frames to upright RGB, (H, W, 3). The result is a view, valid only until the next frame."""
 
     def __init__(self) -> None:
-        self._reformatter = VideoReformatter()  # reused: creating one per frame takes a fifth of a clip's time
+        self._reformatter = VideoReformatter()  # reused: creating one per frame takes a fifth of the time per clip
 
     def __call__(self, frame: Any) -> Pixels:
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)  # the default uses every core

@@ -1,7 +1,7 @@
 """Decode still images to upright 8-bit RGB. Does not import configs or storage.
 
 Truncated images, and images with more than MAX_PIXELS, raise an error. Only the formats in FORMATS are opened, because
-Pillow passes some other formats to external programs (EPS to Ghostscript) or guesses them without a magic number.
+Pillow passes some other formats to external programs (EPS to Ghostscript) or recognises them without a magic number.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def is_image(head: bytes) -> bool:
 
 
 def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Decode an image, or the first frame of an animation, to (H, W, 3) uint8. Raises ImageError."""
+    """Decode an image, or the first frame of an animation, to (H, W, 3) uint8. Raises ImageError on failure."""
     return np.asarray(load_rgb(source, max_pixels))
 
 
 def load_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image to an upright Pillow image in RGB mode. Raises ImageError."""
+    """Decode an image to an upright Pillow image in RGB mode. Raises ImageError if it is invalid or too large."""
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise ImageError("is empty (zero bytes)")
     try:

@@ -1,8 +1,8 @@
 """Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory affects one sample, not a run.
 
 Uses a plain subprocess rather than multiprocessing: loader workers are daemons, which may not have multiprocessing
-children, and the child must not be forked from a process with CUDA, threads or remote filesystems. Two requests and
-a 16-frame clip through shared memory take about 1 ms. Does not interpret the content of requests.
+children, and the child must not be forked from a process with CUDA, threads or remote filesystems. The overhead
+of a 16-frame clip (two requests, pixels in shared memory) is about 1 ms. Does not interpret the content of requests.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 from amd.data.faults import LoaderCrash
 
 START_LIMIT_S = 120.0
-START_TRIES = 3  # for a process that is killed while it starts
-KEEP_BYTES = 16 << 20  # shared memory that is kept between responses
+START_TRIES = 3  # attempts to start a process that is killed during startup
+KEEP_BYTES = 16 << 20  # shared memory kept between responses
 
 
 class ChildFailed(Exception):
@@ -49,8 +49,8 @@ class DecodingChild:
     def request(self, message: dict[str, Any], deadline: float, content: bytes | None = None) -> dict[str, Any]:
         """Send a request and wait for the response until `deadline` (time.monotonic).
 
-        `content`: bytes to pass along in shared memory. Raises ChildFailed, or LoaderCrash if the process cannot be
-        started.
+        `content`: bytes to pass along in shared memory. Raises ChildFailed if the process dies or misses the deadline,
+        or LoaderCrash if it cannot be started.
         """
         running = self.start()
         if content is not None:
@@ -98,7 +98,7 @@ class DecodingChild:
         return self._process
 
     def _new_process(self) -> _ChildProcess:
-        """Start a process, again if it is killed during startup: no sample has been read yet, so none is the cause."""
+        """Start a process, retrying if it is killed during startup, when no sample can be the cause."""
         for tries_left in reversed(range(START_TRIES)):
             try:
                 return _ChildProcess(self.module, self._options)
@@ -111,7 +111,7 @@ class DecodingChild:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def ensure_running(self) -> None:
-        """Restart the process if it was killed while idle, so that the next sample does not fail because of it."""
+        """Restart the process if it was killed while idle, so that the next sample does not fail as a result."""
         running = self._process
         if running is not None and running.owner == os.getpid() and running.process.poll() is not None:
             self.close()
@@ -130,7 +130,7 @@ class _ChildProcess:
         self.mapped: mmap.mmap | None = None
         parent_end, child_end = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment["MALLOC_ARENA_MAX"] = "2"  # each arena of a thread takes 64 MiB of the limited address space
+        environment["MALLOC_ARENA_MAX"] = "2"  # each per-thread arena takes 64 MiB of the limited address space
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         numbers = (child_end.fileno(), self.memory, self.inbox, self.owner)
         arguments = [*map(str, numbers), json.dumps(options)]
@@ -200,7 +200,7 @@ class _ChildProcess:
         self.memory = -1
 
     def detach(self) -> None:
-        """Release the process without ending it; for a forked copy of its owner."""
+        """Release the process without ending it; called in forked copies of its owner."""
         self.process.returncode = 0  # the owner waits for it
         with contextlib.suppress(OSError):
             self.connection.close()

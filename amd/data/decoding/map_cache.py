@@ -22,8 +22,8 @@ from amd.data.decoding.containers import Unreadable, stored_packets
 from amd.data.decoding.frames import Source
 from amd.data.decoding.packets import PacketMap
 
-MIN_PACKETS = 2000  # of files whose map is kept: a minute of video
-MAX_MAPS = 5000  # files in the folder, of about 30 bytes per frame each
+MIN_PACKETS = 2000  # minimum for which a map is kept: about a minute of video
+MAX_MAPS = 5000  # maximum number of files in the folder; each takes about 30 bytes per frame
 MAX_SOUGHT_PACKETS = 2000  # longer ranges are read from the start of the file
 
 
@@ -34,7 +34,7 @@ def load_map(source: Source) -> PacketMap | None:
     try:
         with np.load(_path(source), allow_pickle=False) as arrays:
             return PacketMap.from_arrays(arrays)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # no map, or one that a full disk cut short
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # no map, or a map truncated by a full disk
         return None
 
 

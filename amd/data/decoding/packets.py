@@ -1,9 +1,9 @@
-"""Find the packets that must be decoded to obtain given frames of a video exactly. Decodes nothing.
+"""Find the packets needed to decode given frames of a video exactly. Decodes nothing.
 
-Frames are numbered in presentation order. A frame needs all packets from its entry point onwards, which is the last
-packet in decoding order at which a decoder can start without any earlier packet. If a packet may not be exactly one
-frame, because of the codec, the container, or missing or duplicate timestamps, the video has no map and is decoded from
-the start.
+Frames are numbered in presentation order. A frame needs all packets from its entry point onwards; the entry point is
+the last packet in decoding order at which a decoder can start without any earlier packet. If a packet may not contain
+exactly one frame, because of the codec, the container, or missing or duplicate timestamps, the video has no map and is
+decoded from the start.
 Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6.2).
 """
 
@@ -25,7 +25,7 @@ _SCAN_BYTES = 4096  # parameter sets and SEI messages precede a key frame's pict
 class EntryPoint(Enum):
     NONE = 0
     CLOSED = 1  # no later frame references earlier ones
-    OPEN = 2  # frames shown before it may reference earlier ones, later frames do not
+    OPEN = 2  # frames shown before it may reference earlier ones; later frames do not
 
 
 class PacketRange(NamedTuple):
@@ -50,12 +50,12 @@ class PacketMap:
     def __init__(self, packets: Sequence[PacketInfo]) -> None:
         indexed = enumerate(packets)
         shown = sorted((packet.pts or 0, position) for position, packet in indexed if not packet.discard)
-        self.pts = [pts for pts, _ in shown]  # of frame n
-        self.numbers: Sequence[int] = range(len(shown))  # of frame n, counting those that `without` left out
-        self._position = [position for _, position in shown]  # packet of frame n in decoding order
+        self.pts = [pts for pts, _ in shown]  # timestamp of frame n
+        self.numbers: Sequence[int] = range(len(shown))  # original number of frame n, before `without` removed any
+        self._position = [position for _, position in shown]  # packet position of frame n in decoding order
         self._starts = _starts(packets)
         self.times = _times(packets)
-        """Of each packet in decoding order: its pts, and a time to seek to for it. None unless pts are unique."""
+        """The pts of each packet in decoding order, and the time to seek to for it. None unless pts are unique."""
         self.closed = all(packet.entry is EntryPoint.CLOSED for packet in packets if packet.key)
         self.edited = any(packet.discard for packet in packets)
 
@@ -117,7 +117,7 @@ class PacketMap:
 
 
 def _times(packets: Sequence[PacketInfo]) -> np.ndarray | None:
-    # mp4 seeks by dts, Matroska by pts; its first dts are unknown.
+    # FFmpeg seeks by dts in mp4 and by pts in Matroska, where the first dts are unknown.
     times = [(p.pts, min(p.pts, p.pts if p.dts is None else p.dts)) for p in packets if p.pts is not None]
     if len({pts for pts, _ in times}) < len(packets):
         return None
@@ -154,7 +154,7 @@ def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: b
     if not shown or None in shown or len(set(shown)) < len(shown) or infos[0].entry is EntryPoint.NONE:
         return None
     if infos[0].entry is EntryPoint.OPEN and min(pts for pts in shown if pts is not None) < (infos[0].pts or 0):
-        return None  # leading frames with references before the file's start: decoders differ in showing them
+        return None  # leading frames reference missing earlier frames; decoders differ in whether they show them
     if codec == "vp9" and any(_hidden(memoryview(p)) for p in packets):
         return None
     return PacketMap(infos)
@@ -198,7 +198,7 @@ def _hevc_entry(data: bytes, extradata: bytes | None) -> EntryPoint:
 
 
 def _units(data: bytes, length_size: int | None) -> Iterator[bytes]:
-    """Yield a packet's NAL units, delimited by start codes, or in mp4 and mkv by `length_size` + 1 byte lengths."""
+    """Yield a packet's NAL units, delimited by start codes or, in mp4 and mkv, by lengths of length_size + 1 bytes."""
     if length_size is None:
         for piece in data.split(b"\0\0\1")[1:]:
             if piece:
@@ -229,7 +229,7 @@ def _exact_recovery(message: bytes) -> bool:
             at += 1
         kind, length = numbers
         if kind == 6 and length:
-            return at < len(message) and message[at] >> 6 == 3  # bit 1: count 0 (ue), bit 1: exact match
+            return at < len(message) and message[at] >> 6 == 3  # first bit 1: count 0 (ue); second: exact match
         at += length
     return False
 
@@ -238,7 +238,7 @@ def _hidden(data: memoryview) -> bool:
     """Return whether a VP9 packet is hidden: a single frame with show_existing_frame 0 and show_frame 0."""
     first, last = data[0], data[-1]
     if last & 0xE0 == 0xC0:
-        return False  # a superframe: hidden frames with the shown one after them
+        return False  # a superframe: hidden frames followed by the shown frame
     profile = (first >> 5 & 1) | (first >> 4 & 1) << 1
-    existing = 3 if profile < 3 else 2  # bit of show_existing_frame; frame_type and show_frame are the two below
+    existing = 3 if profile < 3 else 2  # bit of show_existing_frame; frame_type and show_frame are the two bits below
     return not first >> existing & 1 and not first >> (existing - 2) & 1

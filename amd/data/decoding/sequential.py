@@ -30,7 +30,7 @@ class SequentialVideo:
     ) -> None:
         self._source, self._limits, self._tolerant, self._fault = source, limits, min_decoded_share is not None, fault
         self._kept: list[Any] | None = []
-        self._intact: list[bool] = []  # for each frame and each packet that does not decode
+        self._intact: list[bool] = []  # one entry per frame, and per packet that does not decode
         self._undecodable = 0
         self._count()
         self.numbers: Sequence[int] = range(len(self._intact))
@@ -117,7 +117,7 @@ class SequentialVideo:
                 yield from frames
 
     def _note(self, fault: str) -> None:
-        """Record why a packet does not decode. Raises VideoError if damaged files are rejected."""
+        """Record why a packet does not decode, or raise VideoError if damaged files are rejected."""
         if not self._tolerant:
             raise VideoError(fault)
         self._fault = self._fault or fault

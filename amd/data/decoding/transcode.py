@@ -28,8 +28,8 @@ SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.BIT
 class Transcoded(NamedTuple):
     content: bytes
     suffix: str
-    facts: dict[str, Any]  # frames, width, height; segments of the source, if it is cut
-    damage: Damage | None = None  # of a partially decoded video
+    facts: dict[str, Any]  # frames, width, height; for videos, also the number of segments
+    damage: Damage | None = None  # set for a partially decoded video
 
 
 def transcode(
@@ -49,7 +49,8 @@ def transcode(
 
     `frame_rate`: frames per second; the frame nearest to each tick is kept. `segment_s`: approximate duration of a
     segment in seconds; only segment number `segment` is transcoded. `min_decoded_share`: minimum share of a damaged
-    video's frames that must decode; None rejects damaged videos. Raises ImageError or VideoError.
+    video's frames that must decode; None rejects damaged videos.
+    Raises ImageError or VideoError if the source cannot be decoded.
     """
     if kind == "image":
         return _image(source, short_side, quality)
@@ -60,7 +61,7 @@ def transcode(
 
         def encode() -> Transcoded:
             segments = _segments(_kept_frames(video.frames, rate, frame_rate), output_rate, segment_s)
-            indices = segments[min(segment, len(segments) - 1)]  # damage may leave fewer than were announced
+            indices = segments[min(segment, len(segments) - 1)]  # damage may leave fewer segments than announced
             encoded = _encode(video.iter_frames(indices), output_rate, short_side, gop, crf)
             return encoded._replace(facts={**encoded.facts, "segments": len(segments)})
 

@@ -128,7 +128,7 @@ def open_video(
 
 
 def _preferred(video: MappedVideo, decoder: str) -> Video:
-    """Return a decord reader if decord is preferred and decodes the stream correctly, else the video."""
+    """Return a decord reader if decord is preferred and decodes the stream correctly, else `video`."""
     if decoder == "decord":
         from amd.data.decoding.decord_video import DecordVideo, decord_supports
 
@@ -138,7 +138,7 @@ def _preferred(video: MappedVideo, decoder: str) -> Video:
 
 
 def frame_rate(source: Source) -> float:
-    """Return the average frame rate in frames per second. Raises VideoError."""
+    """Return the average frame rate in frames per second. Raises VideoError if it cannot be determined."""
     with open_container(source) as container:
         stream = video_stream(container)
         rate = stream.average_rate or stream.guessed_rate

@@ -44,7 +44,7 @@ class LocalCache:
             total = self._total()
             if total + len(content) > self.limit:
                 total = self._evict(len(content))
-            incoming = self.folder / "incoming"  # one writer at a time; overwrites what a killed one left behind
+            incoming = self.folder / "incoming"  # one writer at a time; replaces a killed writer's leftover file
             incoming.write_bytes(content)
             self._set_total(total + len(content))
             path.parent.mkdir(parents=True, exist_ok=True)

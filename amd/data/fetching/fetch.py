@@ -43,7 +43,10 @@ class Fetcher:
         self._retries, self._cache, self._pause, self._max_bytes = retries, cache, pause_s, max_bytes
 
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
-        """Return a local path, or the bytes of the whole file or of a range (`offset`, `size`). Raises FetchError."""
+        """Return a local path, or the bytes of the whole file or of a range (`offset`, `size`).
+
+        Raises FetchError if the file cannot be read.
+        """
         if is_remote(location):
             key = location if offset is None else f"{location}#{offset}+{size}"
             if self._cache is not None and (cached := self._cache.get(key)) is not None:

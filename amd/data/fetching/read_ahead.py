@@ -39,7 +39,7 @@ class _Fetch:
 
 
 class ReadAhead:
-    """Fetches files with a Fetcher, either on request or ahead of their use.
+    """Fetches files with a Fetcher, either on request or in advance.
 
     `expect` replaces the queue of files to fetch ahead, `start` adds files at the front of the queue, and `fetch`
     returns a file. Not thread-safe.
@@ -51,7 +51,7 @@ class ReadAhead:
         self._queue: deque[FileRange] = deque()
         self._fetches: dict[FileRange, _Fetch] = {}
         self._reserved = 0
-        self._estimate = 0  # of the size of a file before it is fetched: the largest, with more weight on recent ones
+        self._estimate = 0  # for files of unknown size: the largest size so far, decaying with every fetch
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -77,7 +77,7 @@ class ReadAhead:
             self._start_fetches()
 
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
-        """Return a local path or bytes, like Fetcher.fetch. Raises FetchError."""
+        """Return a local path or bytes, like Fetcher.fetch. Raises FetchError if the file cannot be read."""
         file = FileRange(location, offset, size)
         with self._lock:
             ahead = self._fetches.get(file)
@@ -94,7 +94,7 @@ class ReadAhead:
         if error is not None:  # such as too little memory for more than one file
             return self._fetcher.fetch(*file)
         found = ahead.result.result()
-        if isinstance(found, Path) and not found.exists():  # evicted from the local cache since
+        if isinstance(found, Path) and not found.exists():  # evicted from the local cache in the meantime
             return self._fetcher.fetch(*file)
         return found
 
@@ -136,7 +136,7 @@ class ReadAhead:
         self._reserved += kept - fetch.reserved
         fetch.reserved = kept
 
-    # Called in a thread of the pool
+    # The method below runs in a pool thread.
 
     def _run(self, file: FileRange, fetch: _Fetch) -> None:
         found: Path | bytes = b""

@@ -74,8 +74,8 @@ class WorkItem(NamedTuple):
 
     run: int
     sample_range: SampleRange
-    records: list[Sample]  # of sample_range.numbers
-    following: WorkItem | None = None  # the next item of the same loader process, if its samples are fetched ahead
+    records: list[Sample]  # records with the numbers in sample_range.numbers
+    following: WorkItem | None = None  # next item for the same loader process, if its samples are fetched ahead
 
 
 class ClipDataset(Dataset[Any]):
@@ -97,7 +97,7 @@ class ClipDataset(Dataset[Any]):
         self._transform, self._open_reader, self._current_run = transform, open_reader, current_run
         self._reader: Reader | None = None
         self._unreadable: dict[int, UnreadableSample] = {}
-        self._damaged: list[DamagedSample] = []  # of the current batch
+        self._damaged: list[DamagedSample] = []  # in the current batch
         self._decoders: list[str] = []
 
     def __getitem__(self, item: WorkItem) -> WorkerBatch | DataFault | LoaderCrash:
@@ -116,7 +116,7 @@ class ClipDataset(Dataset[Any]):
                     self._expect(item)
                 found = self._fill(clips[len(labels) :][:repeats], item, i, bad, extras)
             except (DataFault, LoaderCrash) as fault:
-                return fault  # returned, since torch adds a traceback to the message of a raised one
+                return fault  # returned, because torch adds a traceback to the message of a raised exception
             if found is not None:
                 number, label = found
                 numbers += [number] * repeats
@@ -150,7 +150,8 @@ class ClipDataset(Dataset[Any]):
         """Write the clips of the first readable record for position i to `out` (R, T, H, W, 3); return (index, label).
 
         Appends unreadable samples to `bad`, and values returned by a ClipTransform to `extras`. Evaluation tries only
-        the record at position i.
+        the record at position i, and returns None if it is unreadable. Raises DataFault in training if no record is
+        readable.
         """
         sample_range, unreadable = item.sample_range, list[UnreadableSample]()
         for attempt in range(1 + len(sample_range.numbers) - sample_range.size):
@@ -173,7 +174,7 @@ class ClipDataset(Dataset[Any]):
         )
 
     def _read(self, number: int, record: Sample, draws: frame_sampling.Draws) -> Tensor | UnreadableSample:
-        """Return frames (T, H, W, 3) uint8, or the sample's record if it is unreadable.
+        """Return frames (T, H, W, 3) uint8, or an UnreadableSample if the sample is unreadable.
 
         A failed sample is not read again, because every attempt may take as long as the time limit.
         """
@@ -197,7 +198,7 @@ class ClipDataset(Dataset[Any]):
         return order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
 
     def _note(self, number: int, record: Sample, facts: ReadFacts | None) -> None:
-        """Record for the current batch how a video was read."""
+        """Record how a video was read, for the current batch."""
         if facts is None:
             return
         self._decoders.append(facts.decoder)

@@ -103,7 +103,7 @@ SAMPLERS: dict[FrameSampling, Callable[[int, int, int, Draws], Indices]] = {
 
 
 def training_chooser(data: DataConfig, clip: ClipConfig, draws: Draws) -> FrameChooser:
-    """Return the chooser for training, which samples frames as data.sampling specifies, with new draws on each call."""
+    """Return the chooser for training, which samples frames as data.sampling specifies and draws anew on each call."""
     sample = SAMPLERS[data.sampling]
     return lambda total: sample(total, clip.frames, clip.sampling_rate_frames, draws)
 

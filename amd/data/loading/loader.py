@@ -3,9 +3,9 @@
 Imports neither models nor Ray. Every random choice is a function of (seed, epoch, position in the epoch's order), so
 the stream is bit-identical for any number of loader processes and training workers, and from any step.
 
-Loader processes are forked from a fork server that has only imported torch, which takes milliseconds. Forking the
-training process is unsafe: a thread of torch, Ray, s3fs or a checkpoint upload may hold a lock at that moment, and a
-reader opened before a fork hangs. The manifest stays in the training process; each work item carries its records.
+Loader processes are forked in milliseconds from a fork server that has only imported torch. Forking the training
+process is unsafe: a thread of torch, Ray, s3fs or a checkpoint upload may hold a lock during the fork, and a reader
+opened before a fork hangs. The manifest stays in the training process; each work item carries its records.
 Clips are passed as uint8 in shared memory.
 Shapes: B samples, R repeats, T frames, H height, W width.
 """
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     clips: Tensor  # (B x R, 3, T, H, W) uint8; channels last in memory, as decoded
     labels: Tensor  # (B x R,) int64, -1 if unlabelled
     records: Tensor  # (B x R,) int64, record numbers
-    bad: list[UnreadableSample]  # samples that could not be read; in training, others replace them
+    bad: list[UnreadableSample]  # samples that could not be read; in training, they are replaced by others
     extras: tuple[Any, ...] = ()  # B x R values that a ClipTransform returned with the clips
     damaged: Sequence[DamagedSample] = ()  # partially decoded videos
     decoders: Sequence[str] = ()  # decoder of each video
@@ -149,7 +149,7 @@ class ClipLoader:
         ranges = self.plan.sample_ranges(self._steps.start, self._steps.stop)
         items = (WorkItem(run, one, [self.manifest[number] for number in one.numbers]) for one in ranges)
         if self.data.read_ahead_mib and is_remote(self.manifest[0].name):
-            # torch hands items to its processes in turn, so that item n is followed by item n + loader_workers.
+            # torch hands items to its processes in turn, so a process reads item n + loader_workers after item n.
             pairs = order.with_following(items, max(1, self.data.loader_workers))
             items = (item._replace(following=following) for item, following in pairs)
         yield from items

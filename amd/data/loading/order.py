@@ -66,7 +66,7 @@ class SampleRange(NamedTuple):
     """The records of one micro-batch."""
 
     epoch: int
-    position: int  # of the first sample in the epoch's order
+    position: int  # position of the first sample in the epoch's order
     size: int  # samples to read
     numbers: list[int]  # records at those positions, then substitutes for unreadable ones
 

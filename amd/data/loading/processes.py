@@ -112,7 +112,7 @@ def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_byt
 
 
 def shared_memory_id() -> str:
-    """Return an identifier of this machine's shared memory, or of the container's if it has separate shared memory."""
+    """Return an identifier for this machine's shared memory, or the container's if it has its own."""
     device = os.stat(SHARED_MEMORY).st_dev if os.path.isdir(SHARED_MEMORY) else 0
     return f"{socket.gethostname()}/{device}"
 

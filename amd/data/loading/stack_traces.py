@@ -42,7 +42,7 @@ def traces_of(pids: Iterable[int], wait_s: float = 2.0) -> dict[int, str]:
     until = time.monotonic() + wait_s
     while any(file.stat().st_size == sizes[pid] for pid, file in files.items()) and time.monotonic() < until:
         time.sleep(0.05)
-    time.sleep(0.05)  # a dump is several writes
+    time.sleep(0.05)  # a dump takes several writes
     return {pid: file.read_bytes()[sizes[pid] :][:_LIMIT].decode(errors="replace") for pid, file in files.items()}
 
 

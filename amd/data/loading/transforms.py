@@ -1,4 +1,4 @@
-"""Crop, resize, flip and augment frames to clips. Input and output are uint8; randomness is passed in.
+"""Crop, resize, flip and augment frames into clips. Input and output are uint8; randomness is passed in.
 
 Frames are (T, H, W, 3) with channels last, as decoded; resizing preserves this memory order, which makes it twice as
 fast, and `clip_view` views the result as (3, T, H, W). Does not import models.
@@ -20,7 +20,7 @@ from amd.data.loading.rand_augment import rand_augment
 
 Size = tuple[int, int]  # height, width
 
-SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side; GroupMultiScaleCrop in AMD and VideoMAE
+SCALES = (1.0, 0.875, 0.75, 0.66)  # relative to the short side; from GroupMultiScaleCrop in AMD and VideoMAE
 # Offsets (x, y) of a multi-scale crop in quarters of the remaining space, in the official order.
 CORNERS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 
@@ -127,7 +127,7 @@ def augment(frames: Tensor, data: DataConfig, clip: ClipConfig, draws: random.Ra
 
 
 def center(frames: Tensor, data: DataConfig, clip: ClipConfig) -> Tensor:
-    """Center-crop frames to an evaluation clip, never flipped: (T, H, W, 3) -> (T, *clip.size, 3) uint8."""
+    """Center-crop frames to an evaluation clip, without flipping: (T, H, W, 3) -> (T, *clip.size, 3) uint8."""
     box = center_box(_frame_size(frames), clip.size, data.center_fraction)
     return resize_box(frames, box, clip.size, data.interpolation)
 

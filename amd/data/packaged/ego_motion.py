@@ -1,4 +1,4 @@
-"""Clips of a camera moving through a 3-D world, rendered by ViZDoom and labelled by the camera's motion.
+"""Clips from a camera moving through a 3-D world, rendered by ViZDoom and labelled by the camera's motion.
 
 Opposite motions, such as left and right turns, are time reversals of each other, so single frames do not reveal the
 label. Each split uses different levels. Game elements are removed: there are no opponents, weapons or status displays.
@@ -19,7 +19,7 @@ from amd.data.dataset.clip_files import write_clips
 from amd.data.packaged.source import WriteOptions
 
 MOTIONS = ("MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "TURN_LEFT", "TURN_RIGHT")
-LEVELS = {"train": range(1, 21), "select": range(21, 25), "test": range(25, 31)}  # of Freedoom: Phase 2
+LEVELS = {"train": range(1, 21), "select": range(21, 25), "test": range(25, 31)}  # levels of Freedoom: Phase 2
 COUNTS = {"train": 3000, "select": 600, "test": 900}
 FRAMES, TICS_PER_FRAME, RATE = 16, 2, 17  # 35 tics per second
 MIN_DISTANCE, MIN_TURN = 40.0, 20.0  # map units and degrees that a clip must cover; less means a wall is in the way

@@ -52,7 +52,7 @@ def write_arrow_of_time(source: Path, output: Path, options: WriteOptions) -> di
         chosen = np.random.default_rng(options.seed).permutation(len(found))
         if options.samples is not None:
             chosen = chosen[: options.samples // 2]
-        # Both directions are encoded anew, so that compression does not reveal the direction.
+        # Both directions are re-encoded, so that compression does not reveal the direction.
         pairs = [clip for number in chosen for clip in (found[number], found[number][::-1])]
         write_clips(output / split, pairs, [0, 1] * len(chosen), rate=RATE)
         counts[f"{split}/list.txt"] = len(pairs)

@@ -18,12 +18,12 @@ from amd.data.packaged.source import WriteOptions
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
-FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # installed by the Debian package
 FASHION_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
 FASHION_SELECT = 5000  # the last training images, for choosing settings
-SELECT_SHARE, TEST_SHARE = 0.15, 0.25  # of the solar cells of each class
+SELECT_SHARE, TEST_SHARE = 0.15, 0.25  # fractions of each class of solar cells
 
 
 def locate_fashion_mnist() -> Path | None:

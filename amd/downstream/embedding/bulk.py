@@ -3,7 +3,7 @@
 Records are split into consecutive spans and each span's file is written atomically. An interrupted run resumes with the
 missing spans, so each record is embedded into exactly one file. The span workers are shared with probes; Ray Data would
 only add a second code path that reads samples.
-Shapes: r readable records of a span, D width.
+Shapes: r readable records in a span, D width.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class EmbedResult(BaseModel):
     damaged: int = 0
     """Number of damaged videos for which only the decodable frames were used."""
     seconds: float
-    """Wall time of this call."""
+    """Wall time of this call, in seconds."""
 
     @property
     def exit_code(self) -> int:
@@ -114,7 +114,7 @@ def embed_all(
 
 class _Bulk:
     def __init__(self, config: EmbedConfig, log: Log) -> None:
-        """Open the encoder and the data. Raises ConfigError."""
+        """Open the encoder and the data. Raises ConfigError if either is missing or invalid."""
         self.started = time.monotonic()
         self.config, self.log = config, log
         check_layout(config.layout)
@@ -212,7 +212,7 @@ class _Bulk:
                     )
         bad = BadSampleLedger(sample for done in self.done.values() for sample in done.bad)
         if bad.exceeds(self.data.max_bad_fraction, len(self.manifest)):
-            # The run failed because of these samples, which may be readable now.
+            # The previous run failed because of these samples, which may be readable now.
             self.done = {span: done for span, done in self.done.items() if not done.bad}
         for done in self.done.values():
             self.ledger.add(done.bad)

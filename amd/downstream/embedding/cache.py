@@ -4,9 +4,9 @@
     features/KEY/manifest.json                                              written last, as the commit
 
 KEY is a digest of everything that determines the features. A folder without a manifest belongs to a writer that died or
-is still running; it is never read, and the next writer writes the same files. The manifest lists each file's sha256,
-which detects damage, and the skipped samples. Rows are stored and returned unchanged.
-Shapes: n records of a data set, r rows of a part, D width.
+is still running; it is never read, and the next writer writes the same files. The manifest lists the skipped samples
+and each file's sha256, so that damage is detected. Rows are stored and returned unchanged.
+Shapes: n records in a data set, r rows in a part, D width.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ def write_parts(folder: str, key: FeatureKey, parts: Iterable[Part]) -> Iterator
 
 
 def read_parts(folder: str) -> Iterator[Part]:
-    """Yield the parts of a committed folder after verifying their digests. Raises DamagedFeatures."""
+    """Yield each part of a committed folder after verifying its digest.
+
+    Raises DamagedFeatures if a file is missing or damaged.
+    """
     for name, entry in read_json(join(folder, MANIFEST))["files"].items():
         url = join(folder, name)
         try:

@@ -3,7 +3,7 @@
 Small sets that several encoders embed are decoded into memory once; large sets are embedded batch by batch, so only the
 features are held in memory. Clips are taken from the middle of each sample, without random augmentation. Unreadable
 samples are skipped, counted and reported, never replaced. Does not import Ray.
-Shapes: n samples, B batch, T frames, H height, W width, D width of the encoder.
+Shapes: n samples, B batch, T frames, H height, W width, D encoder width.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class EmbeddedRecords(NamedTuple):
 
 
 def gather(parts: Iterable[Part], samples: int, max_bad_fraction: float) -> EmbeddedRecords:
-    """Merge parts that arrive in any order. Raises DataFault as soon as too many samples are bad."""
+    """Merge parts that arrive in any order. Raises DataFault as soon as too many samples are unreadable."""
     ledger = BadSampleLedger()
     values = np.zeros((0, 0), np.float32)
     read = np.zeros(samples, bool)

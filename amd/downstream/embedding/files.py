@@ -5,7 +5,7 @@
     index.json                                 written last: marks the set as complete
 
 Does not import torch; only Parquet files need pyarrow.
-Shapes: r rows of a span, D width.
+Shapes: r rows in a span, D width.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class EmbeddingIndex(BaseModel):
     damaged: tuple[dict[str, Any], ...] = ()
     """Record index, location and damage for each partially decoded video."""
     thumbnails: bool = False
-    """Whether there are thumbnails of the samples."""
+    """Whether the samples have thumbnails."""
     files: tuple[SpanFile, ...]
     made_of: dict[str, Any]
     """Everything that determines the vectors."""

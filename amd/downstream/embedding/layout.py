@@ -2,7 +2,7 @@
 
 Reads the unit vectors of the neighbour search, one file at a time. Principal components are exact and use all samples;
 memory is limited to one file, a D x D matrix, and the vectors of the samples on the map. Results are deterministic.
-Shapes: n samples on the map, r rows of a file, D width.
+Shapes: n samples on the map, r rows in a file, D width.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def compute_map(
     clusters: int,
     max_points: int = MAX_POINTS,
 ) -> EmbeddingMap:
-    """Lay out the `count` embedded samples of an output folder whose files contain `spans`."""
+    """Lay out the `count` embedded samples in an output folder; `spans` lists its files."""
     projection = fit_projection(rows.vectors for rows in _files(output, spans))
     samples = _choose_samples(_files(output, spans), count, max_points)
     used = layout if len(samples.records) > UMAP_NEIGHBOURS else "pca"
@@ -120,7 +120,7 @@ def fit_projection(files: Iterable[Vectors]) -> Projection:
 
 
 def cluster(vectors: Vectors, clusters: int) -> tuple[npt.NDArray[np.int64], Float64]:
-    """Divide samples (n, D) into clusters; return the cluster of each, and its cosine similarity to the center."""
+    """Divide samples (n, D) into clusters; return each sample's cluster and its cosine similarity to the center."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -137,7 +137,7 @@ def _files(output: str, spans: Iterable[range]) -> Iterator[SearchRows]:
 
 
 def _choose_samples(files: Iterable[SearchRows], count: int, limit: int) -> MapSamples:
-    """Return all samples or, if there are too many, evenly spaced ones."""
+    """Return all samples or, if there are more than `limit`, an evenly spaced subset."""
     numbers = np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64)
     first = 0
     vectors: list[Vectors] = []
@@ -160,6 +160,6 @@ def _umap(vectors: Vectors) -> Float64:
 
 
 def _rounded(values: Float64) -> list[float]:
-    """Round to a millionth, which shortens the file."""
+    """Round to six decimal places, to keep the file small."""
     rounded: list[float] = np.round(values, 6).tolist()
     return rounded

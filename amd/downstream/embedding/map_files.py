@@ -1,9 +1,9 @@
 """Files for the console's map of an embedded data set: thumbnails, and a two-dimensional layout.
 
     thumbnails/0000000000-0000004096.bin   4097 offsets (int64, little-endian), then WebP images of records 0 to 4095
-    map.json                               position, cluster and score of at most 50,000 samples
+    map.json                               positions, clusters and scores of at most 50,000 samples
 
-Reading bounds sizes and checks values, because the control plane serves these files to browsers. Imports neither torch
+Readers limit sizes and check values, because the control plane serves these files to browsers. Imports neither torch
 nor Pillow.
 """
 
@@ -20,7 +20,7 @@ from amd.storage import join, read_range, write_bytes
 
 MAX_POINTS = 50_000
 MAX_MAP_BYTES = 2**26
-MAX_LOCATION = 200  # characters of a location in the map
+MAX_LOCATION = 200  # characters per location in the map
 MAX_THUMBNAIL_BYTES = 2**16
 THUMBNAIL_FORMAT = "WEBP"
 OFFSET = np.dtype("<i8")
@@ -32,7 +32,7 @@ Location = Annotated[str, Field(max_length=MAX_LOCATION)]
 
 
 class DamagedMap(Exception):
-    """Raised for files of a map whose content is not what an embed job writes."""
+    """Raised for a map file with content that no embed job writes."""
 
 
 class EmbeddingMap(BaseModel):
@@ -43,11 +43,11 @@ class EmbeddingMap(BaseModel):
     encoder: str = Field(max_length=300)
     """ID of the encoder."""
     layout: Literal["pca", "umap"]
-    """Method that computed the positions; pca for sets that are too small for the requested one."""
+    """Method that computed the positions; pca if the data set is too small for the requested method."""
     requested_layout: Literal["pca", "umap"]
-    """Layout in the job's config."""
+    """Layout requested in the job's config."""
     samples: Number
-    """Number of embedded samples. The map contains evenly spaced ones if there are more than 50,000."""
+    """Number of embedded samples. If there are more than 50,000, the map contains an evenly spaced subset."""
     clusters: int = Field(ge=1, le=64)
     """Number of clusters."""
     explained_variance: tuple[Coordinate, Coordinate] | None = None
@@ -55,7 +55,7 @@ class EmbeddingMap(BaseModel):
     records: list[Number] = Field(max_length=MAX_POINTS)
     """Record numbers."""
     locations: list[Location] = Field(max_length=MAX_POINTS)
-    """Locations; the beginning of a long one is replaced by an ellipsis."""
+    """Locations; an ellipsis replaces the beginning of long ones."""
     labels: list[Label | None] = Field(max_length=MAX_POINTS)
     """Labels; null for unlabelled samples."""
     x: list[Coordinate] = Field(max_length=MAX_POINTS)
@@ -71,7 +71,7 @@ class EmbeddingMap(BaseModel):
     def _equal_lengths(self) -> EmbeddingMap:
         columns = (self.locations, self.labels, self.x, self.y, self.cluster, self.score)
         if {len(column) for column in columns} != {len(self.records)}:
-            raise ValueError(f"records has {len(self.records)} values, and other lists have a different number")
+            raise ValueError(f"records has {len(self.records)} values, but another list has a different number")
         return self
 
 
@@ -84,7 +84,7 @@ def write_map(output: str, embedding_map: EmbeddingMap) -> None:
 
 
 def read_map(output: str) -> EmbeddingMap:
-    """Read the map of an embedded data set. Raises FileNotFoundError if there is none, or DamagedMap."""
+    """Read the map of an embedded data set. Raises FileNotFoundError if missing, or DamagedMap if damaged."""
     content = read_range(map_url(output), 0, MAX_MAP_BYTES + 1)
     if len(content) > MAX_MAP_BYTES:
         raise DamagedMap(f"{map_url(output)} is larger than {MAX_MAP_BYTES} bytes")
@@ -97,7 +97,7 @@ def read_map(output: str) -> EmbeddingMap:
 
 
 def shortened_location(name: str) -> str:
-    """Return a location for the map: valid UTF-8, of limited length. The end of a path tells samples apart."""
+    """Shorten a location and make it valid UTF-8. Keeps the end of the path, which distinguishes samples."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return text if len(text) <= MAX_LOCATION else "…" + text[1 - MAX_LOCATION :]
 
@@ -107,7 +107,7 @@ def thumbnails_url(output: str, span: range) -> str:
 
 
 def write_thumbnails(output: str, span: range, images: Mapping[int, bytes]) -> None:
-    """Write the images of a span by record number. Records without an image have equal offsets."""
+    """Write a span's images, given by record number. Records without an image have equal start and stop offsets."""
     sizes: Numbers = np.array([len(images.get(record, b"")) for record in span], OFFSET)
     offsets = OFFSET.itemsize * (len(span) + 1) + np.concatenate([[0], np.cumsum(sizes)])
     content = b"".join(images.get(record, b"") for record in span)

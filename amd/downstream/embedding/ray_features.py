@@ -1,4 +1,4 @@
-"""Compute features in Ray actors that each embed the next span of records. No other module of the package imports Ray.
+"""Compute features in Ray actors, each embedding one span at a time. No other module in this package imports Ray.
 
 Actors receive the records to read and never list data themselves; features are returned through Ray's object store,
 about ten MiB at a time.
@@ -107,7 +107,7 @@ class _SpanWorkerPool:
         import ray
 
         waiting, idle = deque(spans), [*self._actors]
-        running: dict[Any, tuple[Any, range]] = {}  # by the reference of the result
+        running: dict[Any, tuple[Any, range]] = {}  # by result reference
         while (waiting or running) and not (stop is not None and stop.is_set()):
             while waiting and idle:
                 actor, span = idle.pop(), waiting.popleft()

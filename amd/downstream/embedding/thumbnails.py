@@ -1,7 +1,7 @@
 """Thumbnails of samples: the clip that the encoder sees, as a small WebP image.
 
-An image is one picture, a clip a strip of evenly spaced frames. Encoding happens in the loader processes, where samples
-are decoded, so the encoder does not wait for it.
+An image becomes one picture; a clip becomes a strip of evenly spaced frames. Encoding happens in the loader processes,
+where samples are decoded, so the encoder does not wait for it.
 Shapes: T frames, H height, W width.
 """
 
@@ -25,7 +25,7 @@ QUALITY = 75
 
 
 class ThumbnailTransform:
-    """A ClipTransform that crops as evaluation does and returns the clip's thumbnail as the extra value."""
+    """A ClipTransform that crops as in evaluation and returns the clip's thumbnail as the extra value."""
 
     def __init__(self, data: DataConfig, clip: ClipConfig) -> None:
         self._data, self._clip = data, clip
@@ -52,7 +52,7 @@ def encode_thumbnail(clip: Tensor) -> bytes:
 
 
 def _strip(clip: Tensor) -> list[Tensor]:
-    """Return evenly spaced frames of a clip; a single one if all are equal, as for an image."""
+    """Return evenly spaced frames of a clip, or a single frame if they are all equal, as for an image."""
     numbers = np.linspace(0, len(clip) - 1, min(STRIP_FRAMES, len(clip))).round().astype(int).tolist()
     frames = [clip[number] for number in numbers]
     return frames[:1] if all(torch.equal(frame, frames[0]) for frame in frames) else frames

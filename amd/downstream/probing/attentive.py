@@ -1,6 +1,6 @@
 """Attentive probe: a cross-attention block with one learned query, then a linear classifier, on a frozen ViT's tokens.
 
-Unlike a linear probe on the mean of the tokens, it can weigh tokens by their content. Source: V-JEPA's attentive probe
+Unlike a linear probe on mean-pooled tokens, it can weight tokens by their content. Source: V-JEPA's attentive probe
 (Bardes et al. 2024), including its AdamW settings. Deviations: the class token, if any, is included, and each video is
 represented by a single clip.
 Shapes: B batch, n training samples, N tokens, D width, C classes.

@@ -1,7 +1,7 @@
 """Probe the checkpoints of a run in progress from a separate process.
 
 Training neither waits for probes nor depends on them. Scores are written to the run's metrics folder, one file per
-step, under names that training never uses; `read_metrics` merges them into the line of their step.
+step, under names that training never uses; `read_metrics` merges each into the metrics line for its step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def probe_checkpoint(run: str, step: int | None = None, overrides: Mapping[str, 
     """Probe a committed checkpoint of a run, by default the newest, and return the line added to its metrics.
 
     `run`: run folder, or run ID under AMD_STORAGE. Settings come from the `probe` section of the run's config, modified
-    by `overrides`. Raises ConfigError if the run, the checkpoint or the settings do not exist.
+    by `overrides`. Raises ConfigError if the run or the checkpoint does not exist, or the settings are invalid.
     """
     folder = find_run(run)
     values, settings = _read(folder, overrides or {})

@@ -63,7 +63,7 @@ def linear(train: Features, test: Array, *, strength: float = 0.1, iterations: i
     scaler = StandardScaler().fit(train.values.astype(np.float64))
     classifier = LogisticRegression(C=strength, max_iter=iterations)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the limit on iterations is part of the probe
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the iteration limit is part of the probe
         classifier.fit(scaler.transform(train.values), train.labels)
     predicted: Labels = classifier.predict(scaler.transform(test)).astype(np.int64)
     return predicted

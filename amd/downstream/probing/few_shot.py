@@ -1,7 +1,7 @@
 """Few-shot probe: train on a few labelled samples per class, drawn several times.
 
 Logistic regression on standardised features, as in MSN's low-shot test (Assran et al. 2022). The nearest class mean,
-which needs no fitting, is far worse when a few directions dominate the features: 29 % versus 78 % on digit features
+which needs no fitting, is far worse when a few directions dominate the features: 29% versus 78% on digit features
 from a randomly initialised ViT, with 10 labels per class.
 Shapes: n training samples, m test samples, D features, C classes, S labels per class.
 """

@@ -1,4 +1,4 @@
-"""Linear probe: MAE's head (BatchNorm without weights, then a linear map) trained on frozen features.
+"""Linear probe: MAE's head (BatchNorm without affine parameters, then a linear layer) trained on frozen features.
 
 Features are either cached and shuffled, or computed on the fly from augmented samples.
 Source: facebookresearch/mae, `main_linprobe.py`.
@@ -22,8 +22,8 @@ from amd.training.trainer.optimizer import cosine_lr, set_lr
 BATCH, MIN_BATCH, MIN_STEPS = 16_384, 32, 16
 CHUNK = 8192
 
-# Augmentations as fields of a DataConfig. Deviation from MAE: its crop draws one box, ours up to ten before it uses
-# the largest that fits.
+# Augmentations as DataConfig fields. Deviation from MAE: its crop draws one box; ours draws up to ten, then falls back
+# to the largest that fits.
 AUGMENTS: dict[LinearAugment, dict[str, Any]] = {
     "none": {},
     "image": {"crop": "random_resized", "crop_scale": (0.08, 1.0), "flip": True, "rand_augment": None, "repeats": 1},

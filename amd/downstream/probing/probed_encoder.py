@@ -1,4 +1,4 @@
-"""A frozen encoder and its labelled data, which provide the features and tokens that probes are trained and scored on.
+"""A frozen encoder and its labelled data: the features and tokens on which probes are trained and scored.
 
 Shapes: B batch, N tokens, D width.
 """

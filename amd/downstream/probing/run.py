@@ -72,12 +72,15 @@ class ProbeReport(BaseModel):
     scores: tuple[Score, ...]
     """Scores written to the encoder's card."""
     left_out: tuple[dict[str, Any], ...] = ()
-    """Samples that could not be read, with the reasons."""
+    """Samples that could not be read, with the reason for each."""
     seconds: float
 
 
 def run_probe(config: ProbeConfig, log: Log = logger.info) -> ProbeReport:
-    """Probe a published encoder and write the scores to its card. Raises ConfigError or DataFault."""
+    """Probe a published encoder and write the scores to its card.
+
+    Raises ConfigError for invalid input, or DataFault if too many samples cannot be read.
+    """
     started = time.monotonic()
     root = resolve_root(config.storage)
     url = encoder_url(root, config.encoder)

@@ -73,7 +73,7 @@ def _publish(
     run_id: str,
     data: DataFacts,
 ) -> str:
-    """Publish the encoder and head of the best or the last checkpoint; return the folder's URL."""
+    """Publish the encoder and head of the best or last checkpoint; return the folder's URL."""
     folder = run_folder(root, run_id)
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     if data.steps not in store.committed():
@@ -90,7 +90,8 @@ def _publish(
     tested = read_result(join(folder, TEST))
     if tested is not None and tested["step"] != step:
         raise UploadError(
-            f"step {tested['step']} of {run_id} was tested but can no longer be read; start the run again"
+            f"step {tested['step']} of {run_id} was tested, but its checkpoint can no longer be read; "
+            "start the run again"
         )
     card = Card(
         id=run_id,

@@ -20,28 +20,28 @@ from amd.training.process_group import ProcessGroup
 class SupervisedTask(ABC):
     """A kind of supervised run together with its data, which the constructor opens."""
 
-    name: ClassVar[str]  # in run.json and in run ids
+    name: ClassVar[str]  # in run.json and in run IDs
     config_type: ClassVar[type[SupervisedConfig]]
     objective: ClassVar[Literal["finetune", "detection"]]
     protocol: ClassVar[Literal["test", "detection"]]
     pooling: ClassVar[Pooling] = "mean"
     final_norm: ClassVar[bool] = True  # whether the encoder's last norm starts from the pre-trained weights too
     unit: ClassVar[str]  # name of the samples in messages
-    unreadable_as: ClassVar[str]  # result that an unreadable sample counts as, in messages
-    score_settings: ClassVar[tuple[str, ...]]  # fields of the test's result that the card records with the score
+    unreadable_as: ClassVar[str]  # what an unreadable sample counts as, in messages
+    score_settings: ClassVar[tuple[str, ...]]  # test result fields that the card records with the score
 
     config: Any
     train: Records
     validation: EvaluationData | None  # evaluated during training
-    test: EvaluationData | None  # predicted by the best or the last checkpoint at the end
+    test: EvaluationData | None  # predicted by the best or last checkpoint at the end
 
     @abstractmethod
     def __init__(self, config: Any) -> None:
-        """Open the data. Raises ConfigError."""
+        """Open the data. Raises ConfigError if it is invalid."""
 
     @property
     def selected_on_test(self) -> bool:
-        """Whether the best checkpoint is chosen on the test set itself, which overestimates its score."""
+        """Whether the best checkpoint is chosen on the test set itself, which inflates its score."""
         if self.config.evaluation.checkpoint == "last" or self.validation is None or self.test is None:
             return False
         return self.validation is self.test or self.validation.digest() == self.test.digest()
@@ -55,7 +55,7 @@ class SupervisedTask(ABC):
         """Digest of all the run's data sets."""
 
     def check(self) -> None:
-        """Run further checks on the data before training. Raises ConfigError."""
+        """Run further checks on the data before training. Raises ConfigError if one fails."""
 
     def completed_config(self) -> Any:
         """Return the config with data-dependent values filled in."""

@@ -61,7 +61,7 @@ class SupervisedTraining(Training):
         return scored.figures
 
     def finalize(self, done: int) -> dict[str, float]:
-        """Test the best or the last checkpoint and write reports to the run folder."""
+        """Test the best or last checkpoint and write reports to the run folder."""
         data, group = self.task.test, self.group
         if data is None:
             return {}

@@ -93,7 +93,7 @@ class CheckpointStore:
         return None
 
     def load(self, step: int) -> Snapshot:
-        """Read a checkpoint and verify its digests. Raises DamagedCheckpoint."""
+        """Read a checkpoint and verify its digests. Raises DamagedCheckpoint if it is missing or damaged."""
         paths = self._fetch(step)
         try:
             tensors = {
@@ -114,7 +114,7 @@ class CheckpointStore:
         write_json(url, {**manifest, "metrics": {**manifest.get("metrics", {}), **metrics}})
 
     def _fetch(self, step: int) -> dict[str, Path]:
-        """Return the local paths of a checkpoint's verified files, by name.
+        """Return the local paths of a checkpoint's verified files, keyed by name.
 
         Remote files are downloaded once per node.
         """

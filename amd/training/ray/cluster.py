@@ -77,7 +77,10 @@ def join_cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator
 
 
 def _start_own_cluster(cpus: int, quiet: dict[str, Any], attempts: int = 3) -> None:
-    """Start Ray on this machine, with retries: a busy machine may miss Ray's 30 s startup limit. Raises NoCluster."""
+    """Start Ray on this machine, with retries: a busy machine may miss Ray's 30 s startup limit.
+
+    Raises NoCluster if all attempts fail.
+    """
     import ray
 
     for left in reversed(range(attempts)):
@@ -128,7 +131,7 @@ def wait_for_resources(scaling: ScalingConfig, gpu: bool, stop: threading.Event)
             if stop.is_set():
                 return
             if not requested and _count_fitting(ray.cluster_resources(), need) < least:
-                with contextlib.suppress(Exception):  # the cluster has no autoscaler
+                with contextlib.suppress(Exception):  # the cluster may have no autoscaler
                     request_resources(bundles=[need] * least)
                 requested = True
             if time.monotonic() > until:

@@ -34,11 +34,11 @@ class CoordinatorActor:
         return events
 
     def stop(self) -> None:
-        """Request a stop of the current run."""
+        """Ask the workers to stop the current run."""
         self._stop = True
 
     def stop_trial(self, number: int) -> None:
-        """Request a stop of one trial of a sweep."""
+        """Ask the workers to stop one trial of a sweep."""
         self._stopped_trials.add(number)
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class CoordinatorActor:
     # Called by the workers
 
     def next_task(self, number: int) -> dict[str, Any] | str | None:
-        """Return the run after run `number`. Return WAIT if there is none yet, and None once the actor is closed.
+        """Return the run after run `number`, WAIT if there is none yet, or None once the actor is closed.
 
         A worker that Ray has restarted passes 0 and joins the current run.
         """
@@ -85,5 +85,5 @@ class CoordinatorActor:
         self._events.append({"kind": "outcome", **outcome})
 
     def stop_requested(self, trial: int | None = None) -> bool:
-        """Return whether the current run should stop or, in a sweep, this trial."""
+        """Return whether the current run or, in a sweep, this trial should stop."""
         return self._stop or self._resizing or trial in self._stopped_trials

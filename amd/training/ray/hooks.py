@@ -14,7 +14,7 @@ STALL_REPORT_S = 10.0  # watchdogs of different ranks act within 5 s of each oth
 
 
 class RayRunHooks:
-    """RunHooks of one worker for one run.
+    """RunHooks for one worker during one run.
 
     Metrics do not go through `ray.train.report`: Ray 2.60 buffers one report and collects it at its health check, once
     a second, so a run that logs more often would block.
@@ -57,7 +57,7 @@ class RayRunHooks:
 def listen_for_stop(coordinator: Any, stop: threading.Event, closed: threading.Event, trial: int | None = None) -> None:
     """Set `stop` once the driver requests it. Polls in a thread that exits when `closed` is set.
 
-    `trial`: number of this trial of a sweep, which can be stopped alone.
+    `trial`: in a sweep, the number of this trial, which can be stopped without stopping the sweep.
     """
     import ray
 

@@ -1,7 +1,7 @@
 """Ray interface for other packages: connect to a cluster, run one attempt on it, and reuse its workers.
 
-Within `amd.training`, only this package imports Ray. Each call to `fit` is one attempt; `launch` counts retries and
-charges failures to their budgets.
+Within `amd.training`, only this package imports Ray. Each call to `fit` is one attempt; `runs.attempts` counts retries
+and charges failures to their budgets.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["FORWARDED", "close_groups", "cluster", "fit", "free_workers", "liste
 def cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator[None]:
     """Connect to a Ray cluster for the duration of the context.
 
-    This is the current cluster, the one at RAY_ADDRESS, or a new one on loopback. Worker groups are reused until
-    the outermost of these contexts exits.
+    Uses the current cluster, the one at RAY_ADDRESS, or a new one on loopback. Worker groups are reused until the
+    outermost such context exits.
     """
     with join_cluster(scaling, log), _worker_groups_open():
         yield
@@ -37,7 +37,7 @@ _depth = 0
 
 @contextlib.contextmanager
 def _worker_groups_open() -> Iterator[None]:
-    """Close all worker groups when the outermost of these contexts exits."""
+    """Close all worker groups when the outermost such context exits."""
     global _depth
     _depth += 1
     try:
@@ -58,7 +58,7 @@ def fit(
 ) -> dict[str, Any] | None:
     """Run one attempt; return its outcome as plain data, or None if a stop exceeded its deadline.
 
-    Raises InfeasibleResources, and the errors of Ray Train.
+    Raises InfeasibleResources or an error from Ray Train.
     """
     group = worker_group(spec, scaling, stop)
     outcome = group.attempt(spec, work, deadline_s, stop, watcher)

@@ -1,7 +1,7 @@
 """Worker groups: Ray Train workers that stay alive between runs, and the driver side of an attempt.
 
 Ray Train places workers, sets up torch.distributed, detects lost workers, resizes elastic groups and announces
-preemption. Runs resume from our own checkpoint store (see `checkpoints`), and retries are counted by `launch`.
+preemption. Runs resume from our own checkpoint store (see `checkpoints`), and retries are counted in `runs.attempts`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from amd.training.run_folder import RunSpec
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-STEP_GRACE_S = 15.0  # beyond checkpoint.deadline_s, for the step during which a stop arrives
-CLOSE_S = 20.0  # for idle workers to exit
+STEP_GRACE_S = 15.0  # added to checkpoint.deadline_s, for the step during which a stop arrives
+CLOSE_S = 20.0  # time for idle workers to exit
 PRELOADED_MODULES = (
     "amd.training.trainer.pretraining",
     "torch._dynamo",
@@ -38,7 +38,7 @@ PRELOADED_MODULES = (
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Process one run after another until the coordinator is closed. Ray Train calls this function on every worker."""
+    """Execute one run after another until the coordinator is closed. Ray Train calls this function on every worker."""
     import ray
     import ray.train
     import ray.train.torch
@@ -73,10 +73,10 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 class WorkerGroup:
-    """A group of Ray Train workers that process runs one at a time.
+    """A group of Ray Train workers that execute runs one at a time.
 
     Startup takes tens of seconds on a small machine, mostly spent on imports, so a group of fixed size is reused for
-    later runs: a student after its teacher, or the demo's runs.
+    later runs, such as a student's run after its teacher's, or the demo's runs.
     """
 
     def __init__(self, name: str, scaling: ScalingConfig, gpu: bool, loader_processes: bool, deadline_s: float) -> None:
@@ -108,9 +108,9 @@ class WorkerGroup:
     def attempt(
         self, spec: RunSpec, work: Callable[..., Any], deadline_s: float, stop: threading.Event, watcher: Watcher
     ) -> dict[str, Any] | None:
-        """Process a run until it ends or is stopped; return its outcome, or None if the stop exceeds its deadline.
+        """Execute a run until it ends or is stopped; return its outcome, or None if the stop exceeds its deadline.
 
-        Raises the errors of Ray Train; the group is then unusable.
+        Raises any error from Ray Train, after which the group is unusable.
         """
         import ray
 
@@ -182,7 +182,7 @@ def _stalled(reports: list[str]) -> Stalled:
 
 
 def await_checkpoint(coordinator: Any, limit_s: float) -> None:
-    """Stop the workers' current run, if any, and wait up to `limit_s` until its checkpoint is committed.
+    """Stop the workers' current run, if any, and wait up to `limit_s` for its checkpoint to be committed.
 
     Never raises: after a failure or a timeout, the run continues from its previous checkpoint.
     """
@@ -195,7 +195,7 @@ def await_checkpoint(coordinator: Any, limit_s: float) -> None:
                 time.sleep(POLL_S)
         ray.get(coordinator.end_resize.remote(), timeout=limit_s)
     except Exception as error:
-        logger.warning("no checkpoint before the resize: %s", error)
+        logger.warning("no checkpoint was saved before the resize: %s", error)
 
 
 _reusable_groups: dict[str, WorkerGroup] = {}  # by size and resources; closed with the outermost `cluster`

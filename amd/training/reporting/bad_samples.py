@@ -17,7 +17,7 @@ from amd.training.run_folder import BAD_SAMPLES, DAMAGED_SAMPLES
 
 
 class BadSamples:
-    """Bad and damaged samples of a run, identical on every rank after each `share`. `len` counts the bad ones."""
+    """A run's bad and damaged samples, identical on every rank after each `share`. `len` counts only bad samples."""
 
     def __init__(self, run_folder: str, group: ProcessGroup, limit_fraction: float, total: int) -> None:
         self._urls = (join(run_folder, BAD_SAMPLES), join(run_folder, DAMAGED_SAMPLES))
@@ -42,7 +42,7 @@ class BadSamples:
         return self._ledger.fault(self._limit, self._total)
 
     def add(self, bad: Iterable[UnreadableSample], damaged: Iterable[DamagedSample] = ()) -> int:
-        """Record samples found on this rank, counted after the next `share`; return the number of new ones."""
+        """Record samples found on this rank, which count from the next `share` on; return the number of new samples."""
         new_bad, new_damaged = list(bad), [sample for sample in damaged if sample["record"] not in self._damaged]
         self._pending[0].extend(new_bad)
         self._pending[1].extend(new_damaged)

@@ -35,7 +35,7 @@ def rank_log_folder(run_folder: str, rank: int) -> str:
 class LogShipper:
     """Ships a log as immutable chunks, each named after its offset. `write` is thread-safe and never blocks.
 
-    `outage_s`: how long `close` retries while the storage is unavailable.
+    `outage_s`: how long `close` retries while storage is unavailable.
     """
 
     def __init__(self, folder: str, interval_s: float, *, outage_s: float = 600.0) -> None:
@@ -75,7 +75,7 @@ class LogShipper:
                 if self._offset is None:
                     self._offset = next_offset(self._folder)
                 write_bytes(join(self._folder, f"{self._offset:016d}.log"), part)
-            except Exception as error:  # an unavailable storage must not fail the job
+            except Exception as error:  # unavailable storage must not fail the job
                 logger.warning("the log cannot be written; will retry: %s", error)
                 return False
             with self._lock:
@@ -117,7 +117,7 @@ def _copied(descriptor: int, shipper: LogShipper) -> Iterator[None]:
     os.close(writer)
 
     def copy() -> None:
-        line = b""  # without its end; whole lines are shipped, since two descriptors share a log
+        line = b""  # incomplete last line; only whole lines are shipped, since two descriptors share a log
         while part := os.read(reader, 65536):
             with contextlib.suppress(OSError):
                 os.write(previous, part)

@@ -1,4 +1,4 @@
-"""Files of the pictures that a run writes: media/step-00000120/input.webp and others. Imports neither torch nor Ray."""
+"""Picture files that a run writes, such as media/step-00000120/input.webp. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ MEDIA = "media"
 PictureName = Literal["input.webp", "student.webp", "rebuilt.webp"]
 """Names of a step's files: the samples, the student-visible tokens, and the reconstruction."""
 PICTURES: tuple[PictureName, ...] = get_args(PictureName)
-MAX_STEPS = 20  # steps of a run whose pictures are kept
+MAX_STEPS = 20  # maximum number of steps per run for which pictures are kept
 MAX_BYTES = 2**20  # per file
 
 _FILE = re.compile(r"step-(\d{8,15})/([a-z]+\.webp)")
 
 
 class MediaStep(NamedTuple):
-    """Stored pictures of one step."""
+    """Pictures stored for one step."""
 
     step: int
     sizes: dict[str, int]
-    """Bytes of each file, by name."""
+    """Size of each file in bytes, by name."""
 
 
 class DamagedPicture(Exception):
@@ -53,7 +53,7 @@ def media_steps(run_folder: str) -> list[MediaStep]:
 
 
 def read_picture(run_folder: str, step: int, name: PictureName) -> bytes:
-    """Read one picture. Raises FileNotFoundError or DamagedPicture."""
+    """Read one picture. Raises FileNotFoundError if it does not exist, or DamagedPicture if it is unusable."""
     url = step_url(run_folder, step)
     facts = files(url).get(name)
     if facts is None:
@@ -67,7 +67,7 @@ def read_picture(run_folder: str, step: int, name: PictureName) -> bytes:
 
 
 def evenly_spaced(steps: Sequence[int], limit: int = MAX_STEPS) -> list[int]:
-    """Return at most `limit` of the steps, evenly spaced in their order, with the first and the last."""
+    """Return at most `limit` of the steps, evenly spaced by index, including the first and the last."""
     if len(steps) <= limit:
         return list(steps)
     return [steps[round(i * (len(steps) - 1) / (limit - 1))] for i in range(limit)]

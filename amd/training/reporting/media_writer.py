@@ -1,8 +1,8 @@
-"""Write pictures of fixed training samples while a run trains: the input, what the student sees, and what it rebuilds.
+"""Write pictures of fixed training samples while a run trains: input, student-visible tokens and reconstruction.
 
-Samples and mask are the same at every step. A copy of the student on the CPU draws them in a separate thread, so
-training continues meanwhile: it waits only while weights are copied, and neither its modules nor the global random
-generator are used. Slow or failing storage costs pictures, never the run.
+Samples and mask are the same at every step. The pictures are rendered from a CPU copy of the student in a separate
+thread, which uses neither the training modules nor the global random generator, so training waits only while the
+weights are copied. Slow or failing storage costs pictures, never the run.
 Shapes: S samples, T frames, H height, W width.
 """
 
@@ -45,7 +45,7 @@ from amd.visualization import as_bytes, sample_sheet, webp_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_WAITING = 2  # steps that wait while another one is written
+MAX_WAITING = 2  # maximum number of steps that wait while another one is written
 TRACKED_SIDE = 1024  # maximum width and height of images for trackers
 
 M = TypeVar("M", bound=nn.Module)
@@ -63,7 +63,7 @@ class _Weights(NamedTuple):
 def picture_steps(config: TrainConfig, steps: int, steps_per_epoch: int) -> list[int]:
     """Return the steps after which a run of `steps` steps writes pictures, ascending; none without a decoder.
 
-    Steps beyond the limit are left out evenly.
+    If there are more steps than the limit, returns an evenly spaced subset.
     """
     media, probe = config.media, config.probe
     if not media.samples or not config.objective.weights.reconstruction:
@@ -120,7 +120,7 @@ class MediaWriter:
         return found
 
     def close(self, wait: bool) -> None:
-        """Stop after the current step or, with `wait`, after all waiting steps, for up to CLOSE_S seconds."""
+        """Stop after the current step. With `wait`, first wait up to CLOSE_S seconds for all queued steps."""
         with self._lock:
             thread = self._thread
             if not wait:
@@ -169,7 +169,7 @@ class MediaWriter:
             self._track(StepImages(weights.step, self._tracked(sheets)))
 
     def _tracked(self, sheets: list[Image]) -> dict[str, Image]:
-        """Return smaller copies for trackers, which keep every image: all once, then only those that change."""
+        """Return smaller copies for trackers, which keep every image: pictures that never change are sent only once."""
         images: dict[str, Image] = {}
         for name, sheet in zip(PICTURES, sheets, strict=True):
             if name == "rebuilt.webp" or not self.written:
@@ -189,14 +189,14 @@ class MediaWriter:
         return Reconstruction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _thin(self) -> None:
-        """Remove steps beyond the limit, which exist only if the run resumed with other settings."""
+        """Remove steps beyond the limit, which exist only if the run resumed with different settings."""
         steps = sorted(stored_steps(media_folder(self._folder)))
         for step in set(steps) - set(evenly_spaced(steps)):
             remove(step_url(self._folder, step))
 
 
 def read_samples(manifest: Records, data: DataConfig, clip: ClipConfig, count: int) -> Tensor:
-    """Decode the middle clips of evenly spaced records: (S, 3, T, H, W) uint8. Unreadable samples are left out.
+    """Decode the middle clips of evenly spaced records: (S, 3, T, H, W) uint8. Unreadable samples are skipped.
 
     Raises BadSample if none can be read.
     """

@@ -1,6 +1,6 @@
-"""Write a run's metrics to immutable JSONL chunks under the storage root, TensorBoard event files and MLflow.
+"""Write a run's metrics to MLflow, TensorBoard event files, and immutable JSONL chunks under the storage root.
 
-TensorBoard and MLflow also receive its pictures, which `media_writer` draws.
+MLflow and TensorBoard also receive the run's pictures, which `media_writer` renders.
 
 Ray keeps only metrics that are tied to a checkpoint, so runs write their metrics themselves. `metrics_reader`
 reads the chunks.
@@ -231,7 +231,7 @@ class MetricsWriter:
         self._submit(lambda sink: sink.write(line))
 
     def write_images(self, images: StepImages) -> None:
-        """Queue images. Never blocks or raises: images are dropped if a sink has failed or too many calls wait."""
+        """Queue images. Never blocks or raises: drops the images if a sink has failed or too many calls are waiting."""
 
         def write(sink: MetricsSink) -> None:
             try:
@@ -288,7 +288,7 @@ class MetricsWriter:
             try:
                 for sink in self._sinks:
                     call(sink)
-            except Exception as error:  # raised by the next call, on the thread of the run
+            except Exception as error:  # raised by the next call, in the training thread
                 self._error = error
 
     def _raise_error(self) -> None:
@@ -298,7 +298,7 @@ class MetricsWriter:
 
 
 def open_metrics(run_folder: str, run_id: str, tracking: TrackingConfig, config: Line, from_step: int) -> MetricsWriter:
-    """Open the sinks that the config selects; `config` becomes MLflow's parameters, flattened to dotted keys."""
+    """Open the sinks that the config selects; `config` is logged as MLflow parameters with dotted keys."""
     sinks: list[MetricsSink] = [ChunkSink(run_folder)]
     if tracking.tensorboard:
         sinks.append(EventFileSink(run_folder, from_step))

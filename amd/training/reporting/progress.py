@@ -1,6 +1,6 @@
 """Show a run's progress as a bar on a terminal, as log lines, and in the JSON file named by AMD_PROGRESS_FILE.
 
-Consumes the events of rank 0; does not depend on how they are transported.
+Consumes rank 0's events; does not depend on how they are transported.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class PaceEstimator:
         return text if left is None else f"{text}  {duration(left)} left"
 
     def seconds_left(self, step: int) -> float | None:
-        """Return the estimated seconds left; None before the second step and at the end."""
+        """Return the estimated seconds left; None before the second logged step and at the end."""
         if self._first is None or step <= self._first[1] or step >= self.steps:
             return None
         since, first = self._first

@@ -46,9 +46,10 @@ def attempt_until_done(
     *,
     retry: bool = True,
 ) -> AttemptsResult:
-    """Attempt the run until it ends, is stopped, or exhausts a retry budget. Raises ConfigError.
+    """Attempt the run until it ends, is stopped, or exhausts a retry budget.
 
     `retry`: whether to retry failures here; False if a launcher restarts the whole process instead.
+    Raises ConfigError as soon as an attempt does, since retrying would not help.
     """
     budgets, restarts = Budgets(config.scaling.retries), Counter[str]()
     while True:
@@ -110,7 +111,7 @@ def _store_traceback(spec: RunSpec, error: BaseException) -> None:
 
 
 def _newest_step(spec: RunSpec) -> int:
-    """Return the step of the newest checkpoint, or 0 if the storage is unreachable, which may be why the run failed."""
+    """Return the step of the newest checkpoint, or 0 if storage is unreachable, which may be why the run failed."""
     try:
         return newest_step(spec.folder)
     except StorageUnreachable:

@@ -28,7 +28,10 @@ def check_storage(root: str) -> None:
 
 
 def check_machine(config: RunConfig, local: bool) -> None:
-    """Check optional packages, and the device if this process trains. Raises ConfigError."""
+    """Check that optional packages in use are installed and, if this process trains, that its device is available.
+
+    Raises ConfigError otherwise.
+    """
     check_mlflow(config.tracking)
     check_decoder(config.data)
     if local:
@@ -42,7 +45,7 @@ def check_data(config: RunConfig) -> DataFacts:
 
 
 def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
-    """Check batch size and schedule against the number of samples. Raises ConfigError."""
+    """Check batch size and schedule against the number of samples. Raises ConfigError if they do not fit."""
     batch = config.optim.batch_size
     if samples == 0:
         raise ConfigError([f"data.train={config.data.train}: has no samples; check it with `amd validate`"])
@@ -63,6 +66,6 @@ def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
 
 
 def check_teacher(config: TrainConfig) -> None:
-    """Load the teacher once, so that errors appear before the run starts. Raises ConfigError."""
+    """Load the teacher once, so that errors appear before the run starts. Raises ConfigError if loading fails."""
     if config.teacher is not None:
         load_teacher(config)

@@ -1,6 +1,7 @@
-"""Find and check the checkpoint of another run that a run starts from; the training loop loads it.
+"""Find and check the checkpoint of another run from which a forked run starts; the training loop loads it.
 
-Weights, optimizer state and step come from the checkpoint, and all else, including the schedule, from the run's config.
+Weights, optimizer state and step come from the checkpoint; everything else, including the schedule, comes from the
+run's config.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _check(config: TrainConfig, root: str, parent: str, step: int, steps: int) -
     folder = run_folder(root, parent)
     if MANIFEST not in listdir(checkpoint_url(join(folder, CHECKPOINTS), step)):
         raise ConfigError(
-            [f"start={config.start}: there is no such checkpoint; a run keeps those in checkpoint.pin_steps"]
+            [f"start={config.start}: there is no such checkpoint; only checkpoint.pin_steps are always kept"]
         )
     if step >= steps:
         raise ConfigError([f"start={config.start}: the run has only {steps} steps; raise schedule.epochs or steps"])
@@ -50,7 +51,7 @@ def _check(config: TrainConfig, root: str, parent: str, step: int, steps: int) -
         raise ConfigError(
             [
                 f"start={config.start}: its weights do not fit this config ({', '.join(differing[:3])}); keep student, "
-                "clip, teacher.encoder, and what is aligned and reconstructed, as in that run"
+                "clip, teacher.encoder, and the alignment and reconstruction settings as in that run"
             ]
         )
 

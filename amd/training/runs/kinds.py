@@ -32,12 +32,12 @@ class RunKind(NamedTuple):
     name: str
     """Name of this kind of run, as used in run.json and in run IDs."""
     check: Callable[[Any], DataFacts]
-    """Check the config against its data. Raises ConfigError."""
+    """Check the config and its data. Raises ConfigError if either is invalid."""
     check_weights: Callable[[Any], object]
-    """Load the config's weights once, so that errors appear before the run starts. Raises ConfigError."""
+    """Load the config's weights once, so that errors appear before the run starts. Raises ConfigError if it fails."""
     resolve: Callable[[Any, str, TrainTeacher], Any]
-    """Train the teacher if needed: (config, root, train) -> ResolvedRun. Raises ConfigError, RunError or
-    TeacherStopped."""
+    """Train the teacher if needed: (config, root, train) -> ResolvedRun. Raises ConfigError, RunError if the training
+    fails, or TeacherStopped if it is stopped."""
     work: Work
     publish: Callable[[Any, Any, str, str, DataFacts], str]
     """Publish the encoder: (config, resolved, root, run ID, data) -> encoder folder."""

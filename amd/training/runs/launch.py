@@ -35,7 +35,7 @@ from amd.training.trainer.open_data import MANIFESTS
 
 
 def train(config: TrainConfig, **options: Any) -> RunResult:
-    """Pre-train a config and publish its encoder. Passes `options` to `launch`."""
+    """Pre-train an encoder as configured, and publish it. `options` are passed to `launch`."""
     return launch(config, PRETRAINING, **options)
 
 
@@ -53,7 +53,7 @@ def launch(
     stop: threading.Event | None = None,
     watcher: Watcher | None = None,
 ) -> RunResult:
-    """Train a run to the end and publish its encoder.
+    """Train a run to completion and publish its encoder.
 
     Calling it again with the same name and config resumes the run, or returns its result if it has succeeded. SIGTERM
     and SIGINT stop the run with a checkpoint within checkpoint.deadline_s. For `ray job stop`, set
@@ -148,7 +148,7 @@ class _Runner:
             folder = run_folder(self.root, run_id)
             remove(join(folder, RESULT))
             if not self.local and self.ranks is None:
-                manifests.move_to(join(folder, MANIFESTS))  # the workers are other processes
+                manifests.move_to(join(folder, MANIFESTS))  # workers are separate processes
             result = self._run(config, kind, run_id, data, started, until, parent)
             write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
             return result

@@ -15,7 +15,7 @@ from amd.training.failures import TeacherError
 from amd.training.run_folder import RunResult
 from amd.training.runs.checks import check_data
 
-TrainTeacher = Callable[[TrainConfig, str], RunResult]  # pre-trains a config under a run id
+TrainTeacher = Callable[[TrainConfig, str], RunResult]  # trains a teacher from a config, under a run ID
 
 
 class ResolvedTeacher(NamedTuple):
@@ -32,7 +32,11 @@ class TeacherStopped(Exception):
 
 
 def resolve_teacher(config: TrainConfig, root: str, train: TrainTeacher) -> ResolvedTeacher:
-    """Return a run's teacher; train its preset if needed. Raises ConfigError, TeacherError or TeacherStopped."""
+    """Return a run's teacher; train its preset if needed.
+
+    Raises ConfigError if the config or the data is invalid, TeacherError if the training fails, or TeacherStopped if it
+    is stopped.
+    """
     teacher = config.teacher
     if teacher is None:
         return ResolvedTeacher(config, None)
@@ -55,9 +59,9 @@ _NO_PRESET: dict[str, Any] = {"teacher.preset": None, "teacher.overrides": {}}
 
 
 def with_trained_teacher(config: TrainConfig, root: str) -> TrainConfig:
-    """Return a run's config with the weights of its teacher, without training it or reading its data.
+    """Return a run's config with the weights of its trained teacher, without training or reading data.
 
-    If the data of a teacher preset has changed, this is the newest teacher. Raises ConfigError if there is none yet.
+    If a teacher preset's data has changed over time, uses the newest teacher. Raises ConfigError if there is none yet.
     """
     teacher = config.teacher
     if teacher is None or teacher.preset is None:

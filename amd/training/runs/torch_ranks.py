@@ -79,7 +79,7 @@ def find_place(distributed: bool, environ: Mapping[str, str] = os.environ) -> Pl
 
 
 def first_host(hosts: str) -> str:
-    """Return the first host of Slurm's compact list: `gpu[07-09,12],cpu1` -> `gpu07`."""
+    """Return the first host in Slurm's compact list: `gpu[07-09,12],cpu1` -> `gpu07`."""
     found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", hosts)
     assert found is not None, hosts
     return found[1] + (found[2] or "")
@@ -90,7 +90,7 @@ def join_ranks(place: Place | None, config: RunConfig, stop: threading.Event | N
     """Connect a launcher's processes for the duration of the context. Yields None if no launcher started this process.
 
     Yields on rank 0 only: the other ranks train what rank 0 sends them, and then exit with rank 0's exit code. Raises
-    ConfigError on rank 0.
+    ConfigError on rank 0 if the config does not suit the launcher.
     """
     if place is None:
         yield None
@@ -118,12 +118,12 @@ class TorchRanks:
         from amd.device import choose_device
 
         self.place, self.config = place, config
-        self.exit_code = 2  # of all ranks; of an invalid config until there is a result
+        self.exit_code = 2  # for all ranks; until there is a result, the code for an invalid config
         gpu = config.scaling.device != "cpu" and torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(place.local_rank)
         self.device = choose_device(config.scaling.device)
-        # Served by the agent of torchrun, or by rank 0.
+        # Served by torchrun's agent or by rank 0.
         url = f"tcp://{place.address}:{place.port}?rank={place.rank}&world_size={place.world}"
         self._store, _, _ = next(rendezvous(url))
         backend, store = "cpu:gloo,cuda:nccl" if gpu else "gloo", _fresh_store(self._store, place)
@@ -203,7 +203,7 @@ def _fresh_store(store: Any, place: Place) -> Any:
     until = time.monotonic() + store.timeout.total_seconds()
     while waiting:
         for rank in sorted(waiting):
-            if store.check([f"amd/key/{rank}"]):  # may be the key of an ended process, and then changes
+            if store.check([f"amd/key/{rank}"]):  # a key left by an exited process changes later
                 store.set(f"amd/prefix/{store.get(f'amd/key/{rank}').decode()}", prefix)
             if store.check([f"amd/received/{prefix}/{rank}"]):
                 waiting.remove(rank)

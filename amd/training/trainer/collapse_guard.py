@@ -20,7 +20,7 @@ MIN_SPREAD = 1e-3  # features that vary by less than a thousandth of their RMS a
 
 class FeatureHealth(NamedTuple):
     rank: float
-    """Effective rank as a fraction of the maximum: the exponential of the entropy of the singular values."""
+    """Effective rank (exponential of the entropy of the normalised singular values) as a fraction of the maximum."""
     spread: float
     """Standard deviation over samples, divided by the RMS of the features."""
 

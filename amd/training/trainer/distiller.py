@@ -27,7 +27,7 @@ from amd.training.trainer.optimizer import build_optimizer
 def sample_step_token_sets(config: TrainConfig, step: int, generator: torch.Generator) -> TokenSets:
     """Sample the token sets for a step's global batch as a function of the run's seed and the step.
 
-    Seeds the generator, on whose device the sets are sampled: CPUs and GPUs draw different numbers.
+    Seeds the generator and samples on its device; CPUs and GPUs draw different numbers.
     """
     generator.manual_seed(stream_seed(config.seed, "masks", step))
     return sample_token_sets(config.mask, config.clip.grid, config.clips_per_step, generator)

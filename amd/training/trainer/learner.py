@@ -48,7 +48,7 @@ class Learner(ABC):
 
     @abstractmethod
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
-        """Return the loss terms of a micro-batch, scalars in the order of `losses`.
+        """Return a micro-batch's loss terms: scalars in the order of `losses`.
 
         `clips` is batch.clips on the device; its first clip is clip `row` of the global batch.
         """
@@ -61,7 +61,7 @@ class Learner(ABC):
         """Finish a step after the optimizer has updated the weights."""
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors that a checkpoint contains in addition to model and optimizer, by file."""
+        """Return the tensors that a checkpoint stores in addition to model and optimizer state, by file."""
         return {}
 
     def load_extra_state(self, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -125,7 +125,7 @@ class Learner(ABC):
         return sorted({int(number) for records in suspects for number in records.tolist()})
 
     def warm_up(self) -> float:
-        """Run two micro-batches of noise forward and backward; return the estimated seconds per step.
+        """Run forward and backward passes on two micro-batches of noise; return the estimated seconds per step.
 
         The estimate excludes data loading. Compiles and allocates before the first step, and changes no state. Must be
         called before `join`.

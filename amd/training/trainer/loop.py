@@ -65,7 +65,7 @@ class Training(ABC):
         self.store = self.origin = CheckpointStore(join(spec.folder, "checkpoints"), config.checkpoint)
         self.bad = BadSamples(spec.folder, group, config.data.max_bad_fraction, len(self.manifest))
         self.decoders: Counter[str] = Counter()  # videos read for this rank since the start, by decoder
-        self.metrics: MetricsWriter | None = None  # on rank 0
+        self.metrics: MetricsWriter | None = None  # only on rank 0
         self.values: dict[str, float] = {}
         every_minutes = config.checkpoint.every_minutes
         self.timed_save = PeriodicRequest(None if every_minutes is None else 60 * every_minutes, clock)
@@ -84,7 +84,7 @@ class Training(ABC):
         return open_on_main(self.group, self.run_config.data, self.spec.folder, open_manifest)
 
     def open_loader(self, **more: Any) -> ClipLoader:
-        """Open the loader of the training data; `more` is passed to ClipLoader."""
+        """Open the training data loader; `more` is passed to ClipLoader."""
         config = self.run_config
         return ClipLoader(
             config.data,
@@ -118,14 +118,14 @@ class Training(ABC):
         return {}
 
     def finalize(self, done: int) -> dict[str, float]:
-        """Complete a finished run after its last checkpoint is committed; return metrics that are equal on all ranks.
+        """Finish a run after its last checkpoint is committed; return metrics that are equal on all ranks.
 
         May raise Interrupted.
         """
         return {}
 
     def close_reports(self, wait: bool) -> None:
-        """Complete reports that are written in the background, before the metrics are closed. Called on every rank.
+        """Finish reports that are written in the background, before the metrics are closed. Called on every rank.
 
         `wait`: whether to wait for them, for a limited time; False after a stop request.
         """
@@ -197,7 +197,7 @@ class Training(ABC):
     def _between_steps(self, done: int, batches: list[Batch], signals: Signals) -> None:
         if signals.bad:
             self.bad.share()
-        # A checkpoint of the step that raised the signal has carried out the request already.
+        # A checkpoint saved at the step that raised the signal has already fulfilled the request.
         timed = bool(signals.save) and self.saved_step < done - self.group.signal_delay
         save = bool(signals.stop) or timed or self._save_is_due(done) or self.bad.too_many
         if signals.poll_preemption:
@@ -227,7 +227,7 @@ class Training(ABC):
         return every or done in policy.pin_steps or done == self.last or self.is_checkpoint_due(done)
 
     def _log(self, done: int) -> None:
-        """Log the means since the last line. Raises NonFinite on all ranks, before a bad state is saved."""
+        """Log the mean metrics since the last line. Raises NonFinite on all ranks before a bad state is saved."""
         bad_step = self.learner.health.first_bad_step()
         if bad_step is not None:
             raise NonFinite(self._non_finite_message(bad_step))

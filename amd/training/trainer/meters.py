@@ -89,7 +89,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @functools.cache
 def _measured_rate(device: torch.device, dtype: torch.dtype, threads: int, seconds: float = 0.2) -> float:
-    """Measure the throughput; `threads`, which the process has set before, distinguishes cached results."""
+    """Measure the throughput. `threads` is the process's current thread count and serves only as a cache key."""
     size = 8192 if device.type == "cuda" else 768
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)

@@ -14,7 +14,7 @@ from amd.data.dataset.open import is_generated
 from amd.storage import join
 from amd.training.process_group import ProcessGroup
 
-MANIFESTS = "manifests"  # folder in the run's folder
+MANIFESTS = "manifests"  # subfolder of the run's folder
 
 T = TypeVar("T")
 D = TypeVar("D", bound=DataConfig)

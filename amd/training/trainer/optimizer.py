@@ -19,8 +19,8 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     """Return whether weight decay applies to a parameter; it skips vectors, biases, tokens and position embeddings.
 
     Source: the official `get_parameter_groups`. Deviation: its skip list matches only the full name `mask_token`; here
-    the last part of the name decides, which covers MAE's class token and the generators' mask tokens (which the
-    official code never trains).
+    only the last part of the name is compared, which also covers MAE's class token and the generators' mask tokens
+    (which the official code never trains).
     """
     leaf = name.rpartition(".")[2]
     return not (parameter.ndim == 1 or name.endswith(".bias") or leaf in UNDECAYED_LEAVES)

@@ -44,7 +44,7 @@ class Pretraining(Training):
         super().__init__(spec, config, group, hooks, clock)
         self.learner = Distiller(config, group, load_teacher(config) if config.teacher is not None else None)
         self.picture_steps = frozenset(picture_steps(config, self.steps, self.loader.steps_per_epoch))
-        self.media: MediaWriter | None = None  # on rank 0, if there are pictures to write
+        self.media: MediaWriter | None = None  # only on rank 0, if there are pictures to write
         if group.is_main and self.picture_steps:
             student = self.learner.student
             self.media = MediaWriter(spec.folder, config, student, self.manifest, self._track_images)

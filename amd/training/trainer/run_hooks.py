@@ -30,7 +30,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Progress of a run when its training loop returned."""
+    """A run's progress when its training loop returns."""
 
     steps: int
     """Number of completed optimizer steps."""

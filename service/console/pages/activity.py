@@ -1,4 +1,4 @@
-"""The activity page: events of jobs, and changes to deployments, aliases and encoders."""
+"""The activity page: job events, and changes to deployments, aliases and encoders."""
 
 from __future__ import annotations
 

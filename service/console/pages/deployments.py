@@ -1,4 +1,4 @@
-"""Deployment pages: show the state, compare, promote or withdraw the candidate, and try an encoder on a file."""
+"""Deployment pages: show their state, compare, promote or withdraw the candidate, and try an encoder on a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from service.web.errors import Refusal, ServiceError
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-BARS = 96  # of a drawn vector
+BARS = 96  # maximum number of bars in a vector's chart
 NEIGHBOURS = 8
 TOP = 5
 
@@ -80,7 +80,7 @@ def set_candidate(
     encoders: EncodersDep,
     form: FormDep,
 ) -> Response:
-    """Set or change the encoder that serves a share of the requests."""
+    """Set or change the candidate, the encoder that serves a share of the requests."""
     share = form.text("percent") or "10"
     changes = {"candidate": form.text("candidate") or None, "share": float(share) / 100 if _is_number(share) else share}
     _change(request, name, caller, store, encoders, changes)
@@ -197,7 +197,7 @@ async def try_encoder(
 async def _classes(
     request: Request, encoder: str, caller: Inferrer, gateway: GatewayDep, item: dict[str, Any]
 ) -> list[tuple[str, float]]:
-    """Return the most likely classes with their probabilities; none for an encoder without a classifier."""
+    """Return the most likely classes with their probabilities, or an empty list if the encoder cannot classify."""
     options = RequestOptions(top_k=TOP).for_engine("classification")
     try:
         reply = await gateway.infer(request, encoder, caller.project, [item], options, DEADLINE_S)
@@ -208,7 +208,7 @@ async def _classes(
 
 
 def bars(vector: Sequence[float]) -> list[Bar]:
-    """Return the bars of a vector, averaged to at most BARS groups of neighbouring values."""
+    """Return a vector's bars, averaging neighbouring values into at most BARS groups."""
     count = min(BARS, len(vector))
     groups = [vector[index * len(vector) // count : (index + 1) * len(vector) // count] for index in range(count)]
     means = [sum(group) / len(group) for group in groups]

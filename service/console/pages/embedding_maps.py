@@ -1,4 +1,4 @@
-"""The map of a job's embeddings, and the data that its script requests, with the responses of the REST routes."""
+"""The page with a job's embedding map, and the data that its script requests, as returned by the REST routes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.similarity.routes import EmbeddingCacheDep
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-COMPARABLE = 50  # newest embed jobs that are offered for a comparison
+COMPARABLE = 50  # maximum number of embed jobs offered for comparison, newest first
 
 
 @router.get("/jobs/{job_id}/map")
@@ -36,7 +36,7 @@ async def show_map(
     settings: Config,
     other: Annotated[str, Query(max_length=100)] = "",
 ) -> Response:
-    """Show the page. Its script requests the map, and shows why a job has none."""
+    """Show the page. Its script requests the map, or shows why the job has none."""
     context = await run_in_threadpool(job_context, job, jobs, settings.root, "map")
     compared = await run_in_threadpool(jobs.get, other, caller.project) if other else None
     embedded = JobFilter(caller.project, kinds=("embed",), states=("succeeded",))

@@ -28,7 +28,7 @@ from service.web.schemas import DEFAULT_PROJECT, ApiModel
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-SHOWN = 200  # encoders offered for a comparison
+SHOWN = 200  # maximum number of encoders offered for comparison
 
 
 class AliasForm(ApiModel):

@@ -1,6 +1,6 @@
-"""The mask lab: masks and reconstructions of a file, or of a sample of a job's data, at settings that one moves.
+"""The mask lab page: masks and reconstructions of a file, or of a sample from a job's data, at adjustable settings.
 
-The script of the page requests the layers; it uses the REST route's responses.
+The page's script requests the layers and uses the same responses as the REST route.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.registry.store import EncoderFilter, EncoderStore
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-SHOWN = 200  # newest encoders that are offered
+SHOWN = 200  # number of newest encoders to choose from
 
 
 @router.get("/lab")
@@ -60,7 +60,10 @@ def _rebuilds(job: Job) -> bool:
 
 
 def _offered(encoders: EncoderStore, chosen: str, project: str | None) -> list[RegisteredEncoder]:
-    """Return the newest encoders that rebuild pixels, and the chosen one. Raises NotFound."""
+    """Return the newest encoders and the chosen one, if they can reconstruct pixels.
+
+    Raises NotFound if the chosen one does not exist.
+    """
     rows = list(encoders.list(EncoderFilter(project), limit=SHOWN).encoders)
     if chosen and chosen not in [row.id for row in rows]:
         rows.insert(0, encoders.resolve(chosen, project))

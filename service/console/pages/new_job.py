@@ -57,7 +57,7 @@ def new_job(
     kind: JobKind = "train",
     preset: Annotated[str, Query(max_length=100)] = "",
 ) -> Response:
-    """Show the form for a preset. Query parameters with the form's field names fill it in."""
+    """Show the form for a preset, prefilled from query parameters that have the form's field names."""
     presets = PRESETS_BY_KIND.get(PRESET_KINDS.get(kind, kind), {})
     first = DEFAULT_PRESET if DEFAULT_PRESET in presets else next(iter(presets), "")
     chosen = preset if preset in presets else first

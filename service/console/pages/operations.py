@@ -26,9 +26,9 @@ from service.webhooks import routes as webhooks_api
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-FAILURES = 200  # newest ones that are grouped
+FAILURES = 200  # maximum number of failures that are grouped, newest first
 DELIVERIES = 20
-OCCUPANTS = 50  # running and waiting jobs that the cluster page shows
+OCCUPANTS = 50  # maximum number of running and of waiting jobs on the cluster page
 
 
 class FailureGroup(NamedTuple):
@@ -37,7 +37,7 @@ class FailureGroup(NamedTuple):
     reason: str
     jobs: list[JobView]
     ranks: list[tuple[int, int]]
-    """Ranks that failed first, each with its number of failures, most failures first."""
+    """Ranks that failed first in these jobs, each with its number of failures, in descending order."""
 
 
 @router.get("/cluster")
@@ -64,7 +64,7 @@ def show_failures(
 
 
 def failure_groups(jobs: Iterable[JobView]) -> list[FailureGroup]:
-    """Group failed jobs by reason, the most frequent first."""
+    """Group failed jobs by reason, most frequent first."""
     groups: dict[str, list[JobView]] = {}
     for job in jobs:
         groups.setdefault(job.reason or "unknown", []).append(job)

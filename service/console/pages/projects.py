@@ -21,13 +21,13 @@ from service.web.formats import now
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-ROWS = 200  # of the usage in a month
+ROWS = 200  # maximum number of rows in a month's usage table
 PAGE = 50
 GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 
 
 class Meter(NamedTuple):
-    """A quota or budget and what is used of it."""
+    """A quota or budget, and how much of it is used."""
 
     name: str
     used: float
@@ -36,7 +36,7 @@ class Meter(NamedTuple):
 
 
 def meters_of(project: ProjectView, settings: Settings) -> list[Meter]:
-    """Return the quotas and budgets of a project, with the service's limits where the project sets none."""
+    """Return a project's quotas and budgets, falling back to the service's limits where the project sets none."""
     use = project.in_use
     return [
         Meter("Jobs", use.running_jobs, _first(project.max_running_jobs, settings.project_max_running)),
@@ -61,7 +61,7 @@ class Month(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Month:
-        """Parse `2026-11`; an empty text is the current month."""
+        """Parse a month such as `2026-11`; an empty string means the current month."""
         if not text:
             return cls(now().year, now().month)
         year, _, month = text.partition("-")

@@ -1,4 +1,4 @@
-"""The list of sweeps, and a sweep's page: verdict, mask-ratio map, Pareto front, parallel coordinates, trials."""
+"""The sweep list, and a sweep's page: verdict, mask-ratio map, Pareto front, parallel coordinates, trials."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Admission: decide which queued jobs may start now, given the cluster's resources, quotas and configured limits.
 
 `scheduling` offers jobs in order. The first job that fits the cluster but not its free resources gets a reservation;
-jobs behind it start only if they do not delay it (`backfill`). What programs outside the queue hold (`ray job submit`,
-notebooks) is not free. This module only makes the decision; it does not access the database or Ray.
+jobs behind it start only if they do not delay it (`backfill`). Resources held by programs outside the queue
+(`ray job submit`, notebooks) are not free. This module only makes the decision; it does not access the database or Ray.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.projects.storage import GIB
 from service.projects.usage import ResourceHours
 from service.settings import Settings
 
-RELEASE_S = 15.0  # until Ray reports resources of an ended job as free
+RELEASE_S = 15.0  # until Ray reports the resources of an ended job as free
 START_S = 120.0  # until a started job holds its resources
 HELD_HOURS = 1.0  # charged to a project for what it holds now, so that projects alternate before usage accrues
 
@@ -30,7 +30,7 @@ class ExternalUsage:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._ours: deque[tuple[float, Usage]] = deque()  # of the last RELEASE_S seconds
+        self._ours: deque[tuple[float, Usage]] = deque()  # during the last RELEASE_S seconds
         self._found = Usage()
 
     def update(self, capacity: Capacity, ours: Usage, active: Iterable[Job]) -> Usage:
@@ -56,7 +56,7 @@ class Obstacle(NamedTuple):
 
     message: str
     closes: Literal["nothing", "project", "queue"] = "nothing"
-    """Whether no job behind it may start: of any project, of its project, or only it waits."""
+    """Which jobs behind it must also wait: none, those of its project, or all."""
 
 
 class AdmissionController:
@@ -70,7 +70,7 @@ class AdmissionController:
         accounts: ProjectAccounts | None = None,
         now: float = 0.0,
     ) -> None:
-        """`capacity`: what deployments leave to jobs."""
+        """`capacity`: the cluster's resources minus those that deployments reserve."""
         self._settings, self._capacity, self._now = settings, capacity, now
         self._accounts = accounts or ProjectAccounts()
         self._total, self._external, self._held = Usage(capacity.cpus, capacity.gpus), Usage(), Usage()
@@ -79,7 +79,7 @@ class AdmissionController:
         self._usage = dict[str, Usage]()  # of active jobs by project
         self._gpu_quota_reached = set[str]()  # projects whose next GPU job waits for the quota
         self.reserved_for: Job | None = None
-        """The first job that waits for resources to become free."""
+        """First job that is waiting for resources to become free."""
         self._reservation = Reservation(UNKNOWN, self._total)
         for job in active:
             self.admit(job)
@@ -110,7 +110,7 @@ class AdmissionController:
             self._reservation = self._reservation.after(needed, expected_end(job, self._now))
 
     def used_share(self, project: str) -> float:
-        """Return a project's recent usage of the cluster in relation to its share. Projects with less start first."""
+        """Return a project's recent cluster usage relative to its share. Projects with lower values start first."""
         recent = self._accounts.recent.get(project, ResourceHours())
         held = self._usage.get(project, Usage())
         used = (
@@ -120,7 +120,7 @@ class AdmissionController:
         return max(used) / self._accounts.policy(project).share
 
     def exclusions(self, project: str) -> Exclusions:
-        """Return criteria for a project's jobs that cannot start in this step, which the rest of its queue excludes."""
+        """Return bounds on a project's jobs that can start in this step; the rest of its queue is read within them."""
         policy = self._accounts.policy(project)
         workers = _first(policy.max_workers, self._settings.project_max_workers)
         without_gpus = project in self._gpu_quota_reached or self._over_budget(project, "gpus") is not None
@@ -129,7 +129,7 @@ class AdmissionController:
         return Exclusions(workers, self._total.cpus, 0.0 if without_gpus else self._total.gpus)
 
     def obstacle(self, job: Job) -> Obstacle | None:
-        """Return the reason why a job must wait, or None if it may start."""
+        """Return why a job must wait, or None if it may start."""
         if len(self._active) >= self._settings.max_running:
             message = f"waiting for one of {self._settings.max_running} running jobs to end"
             return Obstacle(message, closes="queue")
@@ -225,9 +225,11 @@ class AdmissionController:
             yield Holder(self.needs(job), expected_end(job, self._now))
 
     def preemptible(self) -> list[Job]:
-        """Return the running jobs to stop for the job with the reservation: of lower priority, newest first.
+        """Return the running jobs of lower priority to stop for the job with the reservation.
 
-        Empty if their resources would not suffice, or if jobs that are stopping already release enough.
+        Those with the lowest priority come first, and newer ones before older ones.
+
+        Empty if their resources would not suffice, or if jobs that are already stopping release enough.
         """
         if self.reserved_for is None:
             return []

@@ -1,6 +1,6 @@
 """Backfill: start jobs behind a blocked job without delaying it.
 
-The blocked job gets a reservation: the time by which enough running jobs have ended, as far as their time limits tell.
+The blocked job gets a reservation: the time by which enough running jobs will have ended, given their time limits.
 A job behind it may start if it ends before that time, or if it needs only resources that the blocked job leaves free.
 """
 
@@ -15,7 +15,7 @@ from service.jobs.actions import CHECKPOINT_DEADLINE_S, STOP_GRACE_S
 
 STOP_S = CHECKPOINT_DEADLINE_S + STOP_GRACE_S  # from the time limit until the resources are free
 UNKNOWN = math.inf
-ROUNDING = 1e-9  # of sums of fractional CPUs
+ROUNDING = 1e-9  # tolerance for sums of fractional CPUs
 
 
 class Usage(NamedTuple):
@@ -31,12 +31,12 @@ class Usage(NamedTuple):
         return Usage(self.cpus - other.cpus, self.gpus - other.gpus)
 
     def fits(self, free: Usage) -> bool:
-        """Whether every resource that is needed at all is free."""
+        """Whether enough of every needed resource is free. Resources that are not needed are ignored."""
         return all(need <= left + ROUNDING for need, left in zip(self, free, strict=True) if need)
 
 
 class Holder(NamedTuple):
-    """Resources that are held until a time, or UNKNOWN."""
+    """Resources that are held until a certain time, or until an UNKNOWN time."""
 
     held: Usage
     until: float
@@ -54,7 +54,7 @@ class Reservation(NamedTuple):
         return end <= self.start < UNKNOWN or needed.fits(self.spare)
 
     def after(self, needed: Usage, end: float) -> Reservation:
-        """Return the reservation once such a job has started."""
+        """Return the reservation as it is once such a job has started."""
         return self if end <= self.start < UNKNOWN else self._replace(spare=self.spare.minus(needed))
 
 
@@ -78,7 +78,7 @@ def reserve(needed: Usage, total: Usage, holders: Iterable[Holder]) -> Reservati
 
 
 def expected_end(job: Job, now: float) -> float:
-    """Return when an active job ends at the latest, or a waiting job if it starts now. UNKNOWN without a time limit."""
+    """Return the latest end of an active job, or of a waiting job if it starts now. UNKNOWN without a time limit."""
     if job.stop_by is not None:
         return max(now, job.stop_by)
     if job.time_limit_s is None:

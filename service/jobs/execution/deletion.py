@@ -20,7 +20,7 @@ from service.jobs.store import JobStore, StaleJob
 
 logger = logging.getLogger(__name__)
 
-MAX_DELETIONS = 100  # that are considered at a time; the others follow
+MAX_DELETIONS = 100  # considered at a time; the others follow
 
 
 class JobDeletions:
@@ -32,7 +32,7 @@ class JobDeletions:
         self._removals: dict[str, Future[None]] = {}
 
     def advance(self) -> None:
-        """Start requested deletions, and record those whose files have been removed. Failed deletions are retried."""
+        """Start requested deletions, and record completed ones. Failed deletions are retried."""
         deleting = {job.id: job for job in self._store.in_states(("deleting",), limit=MAX_DELETIONS)}
         for job_id in self._removals.keys() - deleting.keys():  # completed by another control plane
             self._removals.pop(job_id).cancel()
@@ -61,7 +61,7 @@ def remove_files(root: str, job: Job) -> None:
 
     Encoders that it published are kept. Raises StorageError.
     """
-    # Found by their names, not in the sweep's ledger, which a job writes: its content must not choose what is removed.
+    # Found by name, because the job itself writes the sweep's ledger, which must not determine what is removed.
     trial = re.compile(rf"{re.escape(job.id)}-[0-9]{{4,}}-s[0-9]+")
     runs = listdir(join(root, "runs")) if job.kind == "search" else []
     for name in filter(trial.fullmatch, runs):

@@ -73,7 +73,7 @@ class ExternalRunDiscovery:
                 self._refresh(job)
 
     def _read(self, names: Sequence[str]) -> None:
-        """Add those of the runs that were started outside the service and are not listed yet."""
+        """Add the runs that were started outside the service and are not listed yet."""
         known = self._store.known(names)
         self._ignored.update(known)
         urls = {join(run_folder(self._root, name), FACTS): name for name in names if name not in known}

@@ -64,7 +64,7 @@ class StoredLog:
 
 
 def rank_log(run: str, rank: int, follow: bool) -> str:
-    """Return the folder of a rank's log. Raises NotFound if there is none, unless a stream may wait for it."""
+    """Return the folder of a rank's log. Raises NotFound if there is none, unless `follow` is set."""
     folder = rank_log_folder(run, rank)
     if not follow and not listdir(folder):
         found = ", ".join(map(str, ranks_with_log(run))) or "none"
@@ -80,7 +80,7 @@ def ranks_with_log(run: str) -> list[int]:
 class RayLog:
     """Output of a submission's driver, which Ray keeps for as long as the node that ran the driver is alive.
 
-    All methods raise NotFound if Ray does not have the output, or ClusterUnavailable.
+    All methods raise NotFound if Ray does not have the output, or ClusterUnavailable if Ray does not respond.
     """
 
     def __init__(self, cluster: Cluster, job: Job, submission: str | None) -> None:
@@ -88,7 +88,7 @@ class RayLog:
         self._cluster, self._submission = cluster, submission
         self._remedy = f"the output of its workers is kept: amd jobs logs {job.id} --rank 0 (rank=0 in the REST API)"
         if submission is None:
-            raise NotFound(f"{job.id} was started outside the service and wrote its log there; {self._remedy}")
+            raise NotFound(f"{job.id} was started outside the service, so its log was not collected; {self._remedy}")
         self._content()
 
     def read(self, offset: int, whole_lines: bool) -> LogSlice:
@@ -121,7 +121,7 @@ async def open_log(
 
     Default: the log of the newest attempt.
 
-    Raises NotFound if there is no such attempt, or no such rank unless a stream may `wait` for it.
+    Raises NotFound if there is no such attempt or, unless `wait` is set, no such rank.
     """
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):

@@ -4,7 +4,7 @@
     request.json              the job's kind, which selects the program, and the project that owns its files
     attempts/NNNN.json        the attempt's heartbeat: time, progress and, at the end, its outcome
     attempts/NNNN.stop.json   time that the attempt may take to stop, in seconds
-    logs/NNNN/<offset>.log    the attempt's output, in immutable chunks named after their offset
+    logs/NNNN/<offset>.log    the attempt's output, in immutable chunks named after their offsets
     output/                   files written by export, prepare and embed jobs
 
 The storage root outlives clusters and control planes, so these files take precedence over what Ray reports.

@@ -1,7 +1,7 @@
 """Each project's waiting jobs in order: highest priority first, then oldest. Read in pages, and only as far as needed.
 
-Scheduling usually examines a few jobs, while the queue may contain any number. Jobs that cannot start before others
-end are left out of the pages that follow. Does not decide which job starts.
+Scheduling usually examines a few jobs, while the queue may contain any number. After the first page, jobs that cannot
+start until others end are left out. Does not decide which job starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST_PAGE, PAGE = 20, 50
 
 
 class Exclusions(NamedTuple):
-    """Bounds on the jobs of a project that can start now; None: no bound."""
+    """Upper bounds on what a project's jobs may need to be able to start now. None: no bound."""
 
     max_workers: int | None = None
     max_cpus: float | None = None
@@ -71,7 +71,7 @@ class JobQueue:
                 last = page[-1]
 
     def _in_turn(self, column: Any, *where: ColumnElement[bool], descending: bool = False) -> Iterator[Any]:
-        """Yield the distinct values of an indexed column. Reads one row for each, however many jobs wait."""
+        """Yield the distinct values of an indexed column. Reads one row per value, however many jobs are waiting."""
         nearest, last = func.max(column) if descending else func.min(column), None
         while True:
             query = select(nearest).where(*where)

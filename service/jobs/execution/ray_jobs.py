@@ -1,6 +1,6 @@
 """Cluster client for the reconciler: submit, poll and stop Ray jobs, and read the cluster's capacity.
 
-The only module of the jobs package that calls Ray. Ray's client reports errors as text and has no timeouts; the methods
+The only module in the jobs package that calls Ray. Ray's client reports errors as text and has no timeouts; the methods
 here return a value or None, or raise ClusterUnavailable. Ray is imported on first use, so the control plane can
 start without a cluster.
 """
@@ -51,7 +51,7 @@ class Capacity(NamedTuple):
 
 
 class Cluster(Protocol):
-    """Interface of a cluster that runs jobs. Every method may raise ClusterUnavailable."""
+    """Interface to a cluster that runs jobs. Every method may raise ClusterUnavailable."""
 
     def submit(
         self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy

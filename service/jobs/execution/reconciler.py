@@ -73,7 +73,7 @@ class Reconciler:
     ) -> None:
         """`reserved` returns the resources that deployments reserve on the cluster, which jobs cannot use.
 
-        `deployed_gpus` returns the GPUs of all replicas that deployments may start, by project.
+        `deployed_gpus` returns the number of GPUs that each project's deployments use at their maximum replicas.
         """
         self._store, self._settings, self._encoders = store, settings, encoders
         self._cluster = OnceSilentCluster(cluster)

@@ -15,7 +15,7 @@ from service.db.models import Job
 from service.jobs.execution.admission import AdmissionController
 
 MAX_WAITS = 60
-"""Maximum number of waiting jobs of a project that a step examines without being able to start them."""
+"""Maximum number of a project's waiting jobs that a step examines but cannot start."""
 
 
 class Schedule(NamedTuple):
@@ -37,7 +37,7 @@ def schedule(
     reserved_for: str | None = None,
     preemption: bool = False,
 ) -> Schedule:
-    """Decide about the waiting jobs, given each project's queue in order.
+    """Decide which waiting jobs start and which running jobs stop, given each project's queue in order.
 
     `reserved_for`: the job for which the previous step kept resources free. It stays first among jobs of its priority
     until it starts; otherwise a large job might never get its turn.

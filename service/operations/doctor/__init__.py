@@ -1,1 +1,1 @@
-"""Checks that an operator would make, each with the remedy for what it finds. They change nothing."""
+"""Checks that an operator would make, each with a remedy for any problem found. They change nothing."""

@@ -36,12 +36,12 @@ def check_database(engine: Engine, clock: Callable[[], float] = time.monotonic) 
         return problem("database", f"the schema of {engine.dialect.name} is not up to date", remedy)
     message = f"{engine.dialect.name} responds in {seconds * 1000:.0f} ms"
     if seconds > SLOW_DATABASE_S:
-        return warning("database", message, "check the load and the disk of the database, and the network to it")
+        return warning("database", message, "check the database's load and disk, and the network connection to it")
     return ok("database", message)
 
 
 def check_clock(engine: Engine, clock: Callable[[], float] = time.time) -> Finding:
-    """Compare this machine's clock with that of the database."""
+    """Compare this machine's clock with the database's clock."""
     before = clock()
     with engine.connect() as connection:
         database = connection.scalar(select(database_time(engine))) or 0.0
@@ -64,7 +64,7 @@ def check_storage(root: str, clock: Callable[[], float] = time.monotonic) -> Fin
     seconds = clock() - began
     message = f"{root} can be read and written; a small file takes {seconds * 1000:.0f} ms"
     if seconds > SLOW_STORAGE_S:
-        remedy = "check the load of the store and the network to it: jobs write checkpoints and logs there"
+        remedy = "check the store's load and the network connection to it: jobs write checkpoints and logs there"
         return warning("storage", message, remedy)
     return ok("storage", message)
 

@@ -1,4 +1,4 @@
-"""The result of a check, and how checks run: side by side, and bounded in time."""
+"""Check results, and a function that runs checks concurrently with a time limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Finding(ApiModel):
     check: str
     """Name of the check."""
     severity: Severity
-    """Severity: ok, warning (works, but will not for long or not safely) or error (does not work)."""
+    """Severity: ok, warning (works, but not safely or not for long) or error (does not work)."""
     message: str
     """Description of the state, with the measured values."""
     remedy: str = ""
@@ -49,7 +49,7 @@ def problem(check: str, message: str, remedy: str) -> Finding:
 
 
 def run_checks(checks: Mapping[str, Check], calls: BoundedCalls) -> list[Finding]:
-    """Run the checks concurrently. One that raises or does not return in time is a finding, too. Blocks."""
+    """Run the checks concurrently. A check that raises or times out is reported as an error. Blocks."""
     results = calls.map_from_thread(lambda check: check(), list(checks.values()))
     return [
         _from_error(name, result) if isinstance(result, Exception) else result
@@ -61,4 +61,4 @@ def _from_error(check: str, error: Exception) -> Finding:
     if isinstance(error, ServiceError):
         return problem(check, error.message, "make the dependency respond; `/readyz` reports which one does not")
     first_line = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    return problem(check, first_line, "see the message, and the log of the control plane")
+    return problem(check, first_line, "see the message and the control plane's log")

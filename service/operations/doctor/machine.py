@@ -1,4 +1,4 @@
-"""Check the machine and the settings of a control plane: disk space, shared memory, versions, unsafe settings."""
+"""Check a control plane's machine and settings: disk space, shared memory, package versions and unsafe settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DiskUsage(NamedTuple):
 
 
 def disk_usage(path: Path) -> DiskUsage:
-    """Return the usage of the filesystem of a path, which need not exist yet. Raises OSError."""
+    """Return the usage of the filesystem that contains a path, which need not exist yet. Raises OSError."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return DiskUsage(*shutil.disk_usage(path))
@@ -52,7 +52,7 @@ def check_space(name: str, path: Path, usage: Callable[[Path], DiskUsage] = disk
     try:
         found = usage(path)
     except OSError as error:
-        return problem(name, f"{path}: {error.strerror}", "make the folder readable for the control plane")
+        return problem(name, f"{path}: {error.strerror}", "make the folder readable by the control plane")
     free = found.free / found.total if found.total else 1.0
     message = f"{path}: {found.free / GIB:.1f} of {found.total / GIB:.1f} GiB are free"
     if path == SHARED_MEMORY:
@@ -65,7 +65,7 @@ def check_space(name: str, path: Path, usage: Callable[[Path], DiskUsage] = disk
 
 
 def check_versions() -> Finding:
-    """Report the versions of the main packages of this process."""
+    """Report the installed versions of the main packages."""
     found = dict(_versions())
     return ok("versions", ", ".join(f"{name} {found.get(name, 'not installed')}" for name in PACKAGES))
 
@@ -79,7 +79,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def check_settings(settings: Settings) -> Finding:
-    """Report settings that are unsafe outside of a protected network."""
+    """Report settings that are unsafe outside a protected network."""
     if found := list(_unsafe(settings)):
         messages, remedies = zip(*found, strict=True)
         return warning("settings", "; ".join(messages), "; ".join(remedies))
@@ -92,7 +92,7 @@ def _unsafe(settings: Settings) -> Iterator[tuple[str, str]]:
         message = f"AMD_HOST={settings.host}: keys are readable on the network, because the API has no TLS of its own"
         yield message, "keep the port private and publish it through a proxy with TLS"
     if not is_loopback(urlsplit(settings.ray_dashboard).hostname or "") and settings.ray_token_file is None:
-        message = f"AMD_RAY_DASHBOARD={settings.ray_dashboard}: whoever reaches it runs code, since Ray has no token"
+        message = f"AMD_RAY_DASHBOARD={settings.ray_dashboard}: anyone who reaches it can run code: Ray has no token"
         yield message, "enable Ray's token authentication and set AMD_RAY_TOKEN_FILE"
     if settings.webhooks_http:
         yield "AMD_WEBHOOKS_HTTP=true: events are sent unencrypted", "unset it, and use https:// receivers"

@@ -17,10 +17,10 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/doctor", summary="Diagnose the service")
 def diagnose(request: Request, caller: Admin) -> Diagnosis:
-    """Run all checks of this control plane and of its dependencies. Requires a key for all projects.
+    """Run all checks of this control plane and its dependencies. Requires a key for all projects.
 
-    Takes a few seconds at most: a dependency that does not respond is a finding. The storage check writes and removes
-    one small file.
+    Takes a few seconds at most: an unresponsive dependency is reported as an error. The storage check writes and
+    removes one small file.
     """
     caller.require_all_projects()
     state = request.app.state

@@ -1,4 +1,4 @@
-"""Check whether work proceeds: background loops, leases, the queue, jobs in transition, and webhooks."""
+"""Check that work progresses: background loops, leases, the queue, jobs in transition, and webhooks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARGIN_S = 120.0  # added to deadlines before a job counts as stuck
 DELETION_S = 3600.0
 OVERDUE_S = 600.0
 DAY_S = 86_400.0
-NAMED = 5  # objects that a message names
+NAMED = 5  # maximum number of objects that a message names
 
 
 def check_loops(monitors: Sequence[StepMonitor]) -> Finding:
@@ -51,9 +51,11 @@ def check_queue(engine: Engine, clock: Callable[[], float] = time.time) -> Findi
         count = session.scalar(select(func.count()).select_from(query.subquery())) or 0
         oldest = session.execute(query.order_by(Job.created_at).limit(1)).first()
     if oldest is None:
-        return ok("queue", "no job waits")
+        return ok("queue", "no jobs are waiting")
     age = clock() - oldest.created_at
-    message = f"{count} jobs wait, the oldest ({oldest.id}) for {age / 60:.0f} min: {oldest.message or 'no obstacle'}"
+    message = (
+        f"{count} jobs are waiting, the oldest ({oldest.id}) for {age / 60:.0f} min: {oldest.message or 'no obstacle'}"
+    )
     if age > LONG_WAIT_S:
         remedy = "add nodes, raise the limits AMD_MAX_RUNNING and AMD_PROJECT_MAX_*, or cancel jobs that cannot fit"
         return warning("queue", message, remedy)
@@ -61,7 +63,7 @@ def check_queue(engine: Engine, clock: Callable[[], float] = time.time) -> Findi
 
 
 def check_stuck_jobs(engine: Engine, start_timeout_s: float, clock: Callable[[], float] = time.time) -> Finding:
-    """Check that no job stays in a state that should be short."""
+    """Check that no job is stuck in a transitional state."""
     now = clock()
     stuck = or_(
         and_(Job.state == "starting", Job.started_at < now - start_timeout_s - MARGIN_S),
@@ -75,7 +77,7 @@ def check_stuck_jobs(engine: Engine, start_timeout_s: float, clock: Callable[[],
     if not count:
         return ok("jobs", "no job is stuck in a transition")
     names = ", ".join(f"{job_id} ({state})" for job_id, state in found)
-    remedy = "see `amd jobs show ID`, and the log of the control plane that holds the reconciler's lease"
+    remedy = "see `amd jobs show ID`, and the log of the control plane that holds the reconciler lease"
     return problem("jobs", f"{count} jobs are stuck: {names}", remedy)
 
 
@@ -90,9 +92,9 @@ def check_webhooks(engine: Engine, clock: Callable[[], float] = time.time) -> Fi
         waiting = count(Delivery.state == WAITING_DELIVERY)
         overdue = count(Delivery.state == WAITING_DELIVERY, Delivery.not_before < now - OVERDUE_S)
         given_up = count(Delivery.state == GIVEN_UP, Delivery.not_before > now - DAY_S)
-    message = f"{waiting} deliveries wait, {overdue} of them are overdue; {given_up} were given up in the last day"
+    message = f"{waiting} deliveries are waiting, {overdue} of them overdue; {given_up} were given up in the last day"
     if overdue:
-        return problem("webhooks", message, "check the webhooks loop in /readyz, and the log of the control planes")
+        return problem("webhooks", message, "check the webhooks loop in /readyz, and the control planes' logs")
     if given_up:
         remedy = "find the receiver with `amd webhooks list` and `amd webhooks deliveries ID`, then fix or delete it"
         return warning("webhooks", message, remedy)

@@ -1,1 +1,1 @@
-"""Retention: which jobs, runs and records are removed after which time, and the removal itself."""
+"""Retention: policies for removing old jobs, runs and records, and the removal itself."""

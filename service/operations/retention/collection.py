@@ -1,8 +1,8 @@
 """Garbage collection: plan what a retention policy removes, and remove it unless it is a dry run.
 
-Each removal is checked once more before it starts, since users go on working during a collection. Every step may be
-repeated: after a crash, a job whose removal had begun stays `deleting`, which the reconciler completes, and files that
-remain are part of the next plan. Of several control planes, one collects at a time.
+Each removal is checked again before it starts, since users keep working during a collection. Every step may be
+repeated: after a crash, the reconciler finishes the deletion of any job that is still `deleting`, and the next plan
+includes any remaining files. Only one control plane collects at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 TASK, LOOP_TASK = "gc", "retention"
 INTERVAL_S = 3600.0  # between periodic collections
-POLL_S = 5.0  # between checks for the lease of the loop
+POLL_S = 5.0  # between attempts to acquire the loop's lease
 CLOCK_MARGIN_S = 60.0  # by which the clocks of control planes may differ
 
 
@@ -43,9 +43,9 @@ class CollectionResult(NamedTuple):
     """Result of a garbage collection."""
 
     removals: list[Removal]
-    """What was removed or, in a dry run, what would be."""
+    """Removals that were made or, in a dry run, that would be made."""
     skipped: int
-    """Number of planned removals that were not made, since a user or another process has changed what they concern."""
+    """Number of planned removals that were not made: the objects were in use, had changed or could not be removed."""
 
 
 def collect(
@@ -60,7 +60,7 @@ def collect(
 ) -> CollectionResult:
     """Apply a policy to a storage root and, with a store, to its database. `on_progress` is called between removals.
 
-    Raises CollectionRunning if another control plane collects, StorageError and SQLAlchemyError.
+    Raises CollectionRunning if another collection is running. Propagates StorageError and SQLAlchemyError.
     """
     lease = LeaseKeeper(store.engine, TASK) if store is not None and not dry_run else None
     with lease.renewing() if lease is not None else contextlib.nullcontext():
@@ -112,7 +112,7 @@ class _Collector:
         self._planned_at, self._actor, self._may_continue = planned_at, actor, may_continue
 
     def remove(self, removal: Removal) -> bool:
-        """Make a removal. Returns False if it is not possible any more or, after an error, has to be repeated."""
+        """Make a removal. Returns False if it is no longer possible or, after an error, must be repeated."""
         if not self._may_continue():
             return False
         try:
@@ -129,7 +129,7 @@ class _Collector:
             return False
 
     def _is_in_use(self, removal: Removal) -> bool:
-        """Whether a process or a job has started to use what is removed since it was planned."""
+        """Whether a process or job has started to use the objects since their removal was planned."""
         if any(Lease(join(run_folder(self._root, run), LEASE)).taken_by() for run in removal.run_ids):
             return True
         if self._store is None:
@@ -191,7 +191,7 @@ class RetentionLoop:
         )
 
     def step(self) -> bool:
-        """Collect if it is time. Returns whether this process holds the loop's lease."""
+        """Collect if a collection is due. Returns whether this process holds the loop's lease."""
         if not self.lease.acquire():
             return False
         if self._clock() - self._collected_at >= INTERVAL_S:

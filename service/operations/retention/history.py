@@ -1,4 +1,4 @@
-"""The history of garbage collections in the database. Dry runs, and collections without a database, have no entry."""
+"""Garbage collection history in the database. Dry runs and collections without a database are not recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEPT_S = 30 * 86_400.0
 
 
 def record_collection(engine: Engine, collection: GarbageCollection, planned: int) -> None:
-    """Add a completed collection and remove old entries. One that a user started is also added to the audit log."""
+    """Add a completed collection and remove old entries. A user's collection is also added to the audit log."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         session.execute(delete(GarbageCollection).where(GarbageCollection.started_at < collection.started_at - KEPT_S))
         session.add(collection)

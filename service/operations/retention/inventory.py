@@ -1,6 +1,6 @@
-"""Take the inventory that a retention plan is made from: the files of a storage root, and the rows of a database.
+"""Take the inventory that a retention plan is based on: the files under a storage root and the rows of a database.
 
-Without a database, only runs that no job owns are considered, and only what the storage root says about them. Removes
+Without a database, only runs that no job owns are considered, based only on the files under the storage root. Removes
 nothing.
 """
 
@@ -27,15 +27,18 @@ from service.operations.retention.references import reachable, references
 from service.webhooks.store import GIVEN_UP, TAKEN
 from tune_spaces.ledger import TRIALS
 
-LEASE_CHECK_S = DAY_S  # a lease that was not renewed for so long has expired, even if the store's clock is wrong
-LIVE_BATCH = 200  # jobs whose configs are in memory at a time
+LEASE_CHECK_S = DAY_S  # a lease not renewed for this long has expired, even if the storage clock is wrong
+LIVE_BATCH = 200  # number of jobs whose configs are held in memory at a time
 DOCUMENTS = {"runs": (FACTS, CONFIG), "jobs": ("request.json", "config.json"), "encoders": (CARD,)}
 """Files that contain references, by section of the storage root."""
 
 
 def take_inventory(root: str, policy: RetentionPolicy, now: float, engine: Engine | None = None) -> Inventory:
-    """List what exists and determine what is in use. Raises StorageError and SQLAlchemyError."""
-    # Rows first: a job that is submitted during the listing is not in use yet, and its files are too young to remove.
+    """List files and rows, and determine which IDs are in use.
+
+    Raises StorageError if the storage root cannot be read, or SQLAlchemyError if the database cannot be read.
+    """
+    # Rows first: a job submitted during the listing does not count as in use, but its files are too new to remove.
     records = _records(engine) if engine is not None else {}
     sections = {section: _folders(join(root, section)) for section in DOCUMENTS}
     in_use = _InUse(root, sections, engine, records)
@@ -51,7 +54,7 @@ def take_inventory(root: str, policy: RetentionPolicy, now: float, engine: Engin
 
 
 def live_references(engine: Engine, ids: Collection[str], since: float = 0.0) -> set[str]:
-    """Return the IDs that unfinished jobs have or refer to. `since`: only jobs that have changed since then."""
+    """Return the IDs of unfinished jobs and the IDs they refer to. `since`: only jobs that have changed since then."""
     query = select(Job.id, Job.config, Job.progress).where(Job.state.not_in(ENDED), Job.changed_at >= since)
     found = set[str]()
     with Session(engine.execution_options(reads_only=True)) as session:
@@ -70,7 +73,7 @@ def _records(engine: Engine) -> dict[str, JobRecord]:
 
 
 def _folders(url: str) -> dict[str, dict[str, StoredFile]]:
-    """Return the files of each folder in a folder, by their paths relative to the former."""
+    """Return the files of each subfolder, keyed by path relative to the subfolder."""
     found: dict[str, dict[str, StoredFile]] = {}
     for path, file in walk_files(url).items():
         folder, separator, name = path.partition("/")
@@ -100,7 +103,7 @@ class _InUse:
         return reachable({*live, *published, *self._named_in_database()}, self._referenced_by)
 
     def _leased(self, now: float) -> Iterator[str]:
-        """Yield the runs that a process trains now, started by the service or not."""
+        """Yield the runs that a process is currently training, whether or not the service started it."""
         for run, files in self._sections["runs"].items():
             lease = files.get(LEASE)
             is_recent = lease is not None and now - lease.modified < LEASE_CHECK_S
@@ -108,13 +111,13 @@ class _InUse:
                 yield run
 
     def _unfinished(self) -> set[str]:
-        """Return unfinished jobs and the IDs they refer to; without a database, every job with a folder."""
+        """Return the IDs of unfinished jobs and the IDs they refer to; without a database, all jobs with a folder."""
         if self._engine is not None:
             return live_references(self._engine, self._ids)
         return set(self._sections["jobs"])
 
     def _named_in_database(self) -> set[str]:
-        """Return the encoders of aliases and deployments, and what registered encoders refer to."""
+        """Return the encoders that aliases and deployments use, and registered encoders with the IDs they refer to."""
         if self._engine is None:
             return set()
         found = set[str]()
@@ -150,7 +153,7 @@ class _InUse:
 
 
 def _parsed(content: bytes) -> Any:
-    """Return a JSON value, or the text itself if it is not JSON, which may still contain paths."""
+    """Parse JSON; if it is invalid, return the text itself, which may still contain paths."""
     try:
         return json.loads(content)
     except ValueError:
@@ -172,7 +175,7 @@ def _results(
         join(run_folder(root, run), RESULT): run
         for run, files in runs.items()
         if RESULT in files and now - files[RESULT].modified > min(days) * DAY_S
-        # The result of a sweep is needed even if one of its trials protects it, for the other trials.
+        # Even if one trial protects its sweep, the sweep's result is needed for the other trials.
         if run not in protected or any(path.startswith(f"{TRIALS}/") for path in files)
     }
     found = dict[str, str]()
@@ -184,7 +187,7 @@ def _results(
 
 
 def _old_rows(engine: Engine, policy: RetentionPolicy, now: float) -> dict[RemovalKind, int]:
-    """Count the rows without files that are old enough to be removed."""
+    """Count the rows that have no files and are old enough to be removed."""
     with Session(engine.execution_options(reads_only=True)) as session:
         return {
             kind: session.scalar(select(func.count()).select_from(table).where(*conditions)) or 0
@@ -193,7 +196,7 @@ def _old_rows(engine: Engine, policy: RetentionPolicy, now: float) -> dict[Remov
 
 
 def old_rows(policy: RetentionPolicy, now: float) -> Iterator[tuple[RemovalKind, Any, tuple[Any, ...]]]:
-    """Yield (kind, table, conditions) for the rows without files that are old enough to be removed."""
+    """Yield (kind, table, conditions) for the rows that have no files and are old enough to be removed."""
     yield "idempotency_keys", IdempotencyKey, (IdempotencyKey.created_at < now - IDEMPOTENCY_S,)
     if policy.deliveries_days is not None:
         ended = Delivery.state.in_((TAKEN, GIVEN_UP))

@@ -1,7 +1,7 @@
-"""Plan what a retention policy removes, from an inventory of the database and the storage root. Pure.
+"""Plan what a retention policy removes, given an inventory of the database and the storage root. Performs no I/O.
 
-Each removal lists its files, so that a dry run knows their size to the byte, and the execution removes exactly them.
-Nothing is removed of an ID that is protected: one that is in use, or that something in use refers to.
+Each removal lists its files, so a dry run knows their exact size, and the actual collection removes exactly those
+files. Nothing that belongs to a protected ID is removed: an ID that is in use, or that something in use refers to.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ Files = Mapping[str, StoredFile]  # by path
 
 
 class JobRecord(NamedTuple):
-    """A job in the database, as far as retention depends on it."""
+    """The columns of a job's row that retention depends on."""
 
     id: str
     origin: str
     state: str
     version: int
     ended_at: float
-    """End of the job, or its last change if the end is unknown."""
+    """Time when the job ended; for a deleted job, or if that is unknown, the time of its last change."""
 
 
 class Inventory(NamedTuple):
-    """What exists, and what is in use."""
+    """What exists and what is in use."""
 
     now: float
     runs: Mapping[str, Files]
-    """Files of each folder in `runs/`, by their paths relative to the folder."""
+    """Files of each folder in `runs/`, keyed by path relative to the folder."""
     jobs: Mapping[str, Files]
     encoders: Mapping[str, Files]
     records: Mapping[str, JobRecord]
     """Jobs by ID. Empty without a database."""
     results: Mapping[str, str]
-    """State in the result of each run that has one and may lose its checkpoints."""
+    """State recorded in the result of each run that has a result and may lose files."""
     protected: frozenset[str]
     """IDs that are in use, or that something in use refers to."""
     rows: Mapping[RemovalKind, int] = {}
-    """Number of rows of the database that are old enough to be removed, of kinds without files."""
+    """Number of database rows that are old enough to be removed, for kinds of data without files."""
 
 
 class Removal(NamedTuple):
@@ -64,11 +64,11 @@ class Removal(NamedTuple):
     id: str
     """ID of the run, job or encoder; empty for rows that belong to none."""
     paths: tuple[str, ...] = ()
-    """Files relative to the storage root, in the order in which they are removed."""
+    """Paths relative to the storage root, in the order in which the files are removed."""
     size: int = 0
     """Total size of the files in bytes."""
     rows: int = 0
-    """Number of rows of the database."""
+    """Number of database rows."""
 
     @property
     def run_ids(self) -> set[str]:
@@ -77,13 +77,13 @@ class Removal(NamedTuple):
 
 
 def sweep_of(run_id: str) -> str | None:
-    """Return the ID of the sweep that a trial's run belongs to, by its name; None for other runs."""
+    """Return the sweep that a trial's run belongs to, according to the run's ID; None for other runs."""
     found = _TRIAL_RUN.fullmatch(run_id)
     return found[1] if found else None
 
 
 def plan_removals(inventory: Inventory, policy: RetentionPolicy) -> list[Removal]:
-    """Return what the policy removes. No file is part of two removals."""
+    """Return the removals that the policy calls for. No file is part of more than one removal."""
     return list(_Planner(inventory, policy).plan())
 
 
@@ -157,7 +157,7 @@ class _Planner:
             yield from self._nonempty("orphans", id, orphans)
 
     def _is_abandoned(self, id: str) -> bool:
-        """Whether the files of an ID are remains: of a deleted job, or of a run that never started."""
+        """Whether an ID's files are left over from a deleted job or from a run that never started."""
         record = self._inventory.records.get(id) or self._inventory.records.get(sweep_of(id) or "")
         if record is not None:
             return record.state == "deleted"
@@ -187,9 +187,9 @@ class _Planner:
         return sorted(ids - self._inventory.protected)
 
     def _ended_at(self, id: str) -> float | None:
-        """Return when a run or job ended for good; None if it may go on, or if another service tracks it.
+        """Return when a run or job ended for good; None if it may continue, or if another service tracks it.
 
-        A trial ends with its sweep, which may still start trials from its checkpoints.
+        A trial ends when its sweep ends, because the sweep may start further trials from the trial's checkpoints.
         """
         sweep = sweep_of(id)
         if sweep is not None and sweep in self._inventory.runs:
@@ -203,7 +203,7 @@ class _Planner:
         return result.modified if result is not None else None
 
     def _files(self, *ids: str, sections: Sequence[str] = ("runs", "jobs", "encoders")) -> Files:
-        """Return files under these IDs that no removal includes yet, keyed by path relative to the storage root."""
+        """Return the files of these IDs that no removal includes yet, keyed by path relative to the storage root."""
         return {
             path: file
             for section in sections
@@ -225,11 +225,11 @@ class _Planner:
 
     def _removal(self, kind: RemovalKind, id: str, files: Files, rows: int = 0) -> Removal:
         self._planned.update(files)
-        # Manifests first: a checkpoint without one is never read, so a removal that is interrupted leaves none damaged.
+        # Manifests first: a checkpoint without one is never read, so it is safe to interrupt a removal.
         paths = sorted(files, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
         return Removal(kind, id, tuple(paths), sum(file.size for file in files.values()), rows)
 
 
 def _part(path: str) -> str:
-    """Return the name of a file's folder, relative to its run or job folder."""
+    """Return the first part of a file's path within its run or job folder."""
     return path.split("/")[2]

@@ -1,4 +1,4 @@
-"""The retention policy: for how long each kind of data is kept. By default, user data is kept forever."""
+"""The retention policy: how long each kind of data is kept. By default, user data is kept forever."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ RemovalKind = Literal["jobs", "trials", "logs", "checkpoints", "orphans", "histo
 
 
 class RetentionPolicy(ApiModel):
-    """Number of days for which each kind of data is kept; null: forever.
+    """Number of days to keep each kind of data; null: forever.
 
-    Whatever an encoder's card, an alias, a deployment or an unfinished job refers to is kept in any case.
+    Anything that an encoder's card, an alias, a deployment or an unfinished job refers to is always kept.
     """
 
     jobs_days: Days | None = None
-    """Days after its end for which a job is kept, with its run, trials, log and output."""
+    """Days to keep a job after it ends, with its run, trials, log and output."""
     trials_days: Days | None = None
-    """Days after the end of a sweep for which its trials' runs are kept. The sweep's report and ledger are kept."""
+    """Days to keep the runs of a sweep's trials after the sweep ends. The sweep's report and ledger are kept."""
     logs_days: Days | None = None
-    """Days after the end of a job or run for which its log is kept."""
+    """Days to keep a log after its job or run ends."""
     checkpoints_days: Days | None = None
-    """Days after the end of a run for which its checkpoints are kept. Without them it cannot be continued."""
+    """Days to keep a run's checkpoints after it ends. Without them, the run cannot be continued."""
     orphans_days: Days | None = None
-    """Days for which incomplete files that nothing will complete are kept: uncommitted checkpoints, encoders without a
-    card, runs that never started, temporary files, and remains of deleted jobs."""
+    """Days to keep incomplete files that nothing will complete: uncommitted checkpoints, encoders without a card, runs
+    that never started, temporary files, and remains of deleted jobs."""
     history_days: Days | None = None
-    """Days for which the records of deleted jobs, encoders and deployments are kept, with the jobs' events."""
+    """Days to keep the records of deleted jobs, encoders and deployments, with the jobs' events."""
     deliveries_days: Days | None = None
-    """Days for which finished webhook deliveries are kept."""
+    """Days to keep finished webhook deliveries."""
 
     @property
     def removes_user_data(self) -> bool:
-        """Whether the policy limits more than webhook deliveries, which the service removes by itself."""
+        """Whether the policy limits anything besides webhook deliveries, which the service removes on its own."""
         return any(value is not None for name, value in self if name != "deliveries_days")
 
 
 def policy_of(settings: Settings) -> RetentionPolicy:
-    """Return the policy of the settings `AMD_RETAIN_*`."""
+    """Return the policy defined by the `AMD_RETAIN_*` settings."""
     return RetentionPolicy(**{name: getattr(settings, f"retain_{name}") for name in RetentionPolicy.model_fields})

@@ -1,7 +1,7 @@
-"""Find what a document refers to: the IDs of runs, jobs and encoders in configs, cards and records.
+"""Find the IDs of runs, jobs and encoders that a document, such as a config, card or record, refers to.
 
-Errs on the side of too many references, since whatever is referred to is kept: any string that equals an ID or contains
-a path below `runs/`, `jobs/` or `encoders/` counts. Pure; reads no files.
+Errs on the side of too many references, since anything referred to is kept: any string that equals an ID or contains a
+path under `runs/`, `jobs/` or `encoders/` counts. Reads no files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def references(document: Any, ids: Collection[str]) -> set[str]:
 
 
 def reachable(roots: Iterable[str], referenced_by: Callable[[Collection[str]], Iterable[str]]) -> frozenset[str]:
-    """Return the IDs that can be reached from `roots`, given a function that returns what a set of IDs refers to."""
+    """Return the IDs reachable from `roots`. `referenced_by` returns the IDs that a set of IDs refers to."""
     found: set[str] = set()
     new = set(roots)
     while new:

@@ -1,4 +1,4 @@
-"""Route /v1/gc: the retention policy and past collections; remove what a policy no longer keeps, or report it."""
+"""Route /v1/gc: show the retention policy and past collections, and remove or report what a policy no longer keeps."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class GcRequest(ApiModel):
     dry_run: bool = Field(False, strict=True)
     """Whether to report what would be removed without removing it."""
     policy: RetentionPolicy | None = None
-    """Policy to apply once; null: the policy of the settings `AMD_RETAIN_*`."""
+    """Policy for this collection only; null: the policy defined by the `AMD_RETAIN_*` settings."""
 
 
 class RemovedKind(ApiModel):
-    """Total of one kind of data."""
+    """Totals for one kind of data."""
 
     kind: RemovalKind
     items: int
-    """Number of jobs, runs or encoders concerned."""
+    """Number of affected jobs, runs or encoders."""
     files: int
     bytes: int
     """Total size of the files."""
     rows: int
-    """Number of rows of the database. A job's row is kept as its history until `history_days` have passed."""
+    """Number of database rows. A job's row is kept as its history until `history_days` have passed."""
 
 
 class RemovedItem(ApiModel):
@@ -70,7 +70,7 @@ class GcReport(ApiModel):
     files: int
     rows: int
     skipped: int
-    """Number of items that were kept after all, since a job or process uses them by now, or they cannot be removed."""
+    """Number of items that were kept after all, because a job or process now uses them or they cannot be removed."""
     kinds: list[RemovedKind]
     """Totals by kind; kinds with nothing to remove are omitted."""
     items: list[RemovedItem] = Field(max_length=LISTED)
@@ -87,7 +87,7 @@ class CollectionView(ApiModel):
     items: int
     """Number of removals."""
     skipped: int
-    """Number of items that were kept after all, since a job or process used them, or they could not be removed."""
+    """Number of items that were kept after all, because a job or process used them or they could not be removed."""
     files: int
     bytes: int
     """Total size of the removed files."""
@@ -99,7 +99,7 @@ class RetentionView(ApiModel):
     """The service's retention policy and its latest garbage collections."""
 
     policy: RetentionPolicy
-    """Policy of the settings `AMD_RETAIN_*`. It is applied every hour if it limits user data."""
+    """Policy defined by the `AMD_RETAIN_*` settings. It is applied every hour if it limits user data."""
     collections: list[CollectionView]
     """Collections of the last 30 days, newest first. Dry runs are not listed."""
 
@@ -153,17 +153,17 @@ def get_retention(request: Request, caller: Admin, limit: PageSize = 20) -> Rete
 
 @router.post("/gc", summary="Collect garbage")
 async def collect_garbage(request: Request, caller: Admin, body: GcRequest) -> GcReport:
-    """Remove what the retention policy no longer keeps, and report it to the byte.
+    """Remove what the retention policy no longer keeps, and report its exact size.
 
-    Whatever an encoder's card, an alias, a deployment or an unfinished job refers to is kept. Requires a key for all
-    projects. With `dry_run`, nothing is removed.
+    Anything that an encoder's card, an alias, a deployment or an unfinished job refers to is kept. Requires a key for
+    all projects. With `dry_run`, nothing is removed.
     """
     caller.require_all_projects()
     state = request.app.state
     policy = body.policy or policy_of(state.settings)
     work = partial(collect, state.settings.root, policy, state.jobs, dry_run=body.dry_run, actor=caller.id)
     try:
-        # A separate pool: a collection takes long and must not occupy the threads of other requests.
+        # A separate pool: a collection takes a long time and must not occupy the threads that serve other requests.
         result = await asyncio.get_running_loop().run_in_executor(state.collections, work)
     except StorageError as error:
         raise StorageUnavailable(str(error)) from None

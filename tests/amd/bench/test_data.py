@@ -36,7 +36,7 @@ def test_a_video_benchmark_measures_every_stage_and_counts_bad_samples(videos: P
     numbers = {key: value for key, value in one.items() if key not in ("name", "bad", "samples")}
     assert all(value is not None and value > 0 for value in numbers.values()), numbers
     assert one["loader_workers"] == bench.recommend_workers(1e6, one["clips_per_s"]) > 1
-    assert "speed against bare decord" in str(data_table(result))
+    assert "speed-up over bare decord" in str(data_table(result))
 
 
 def test_a_benchmark_without_decord_omits_the_comparison(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_long_videos_are_cut_into_segments_without_losing_or_repeating_frames(tm
     raw.mkdir()
     write_video(raw / "long.mp4", pictures(65, seed=1), gop=250)  # 65 frames at 30 per second
     write_video(raw / "short.mp4", pictures(10, seed=2), gop=250)
-    report = prepare(DataConfig(train=str(raw)), out, segment_s=0.8)  # segments of 24 frames; 17 are above half of it
+    report = prepare(DataConfig(train=str(raw)), out, segment_s=0.8)  # segments of 24 frames; the last has 17
     assert (report.samples, report.frames) == (4, 75)
     reader, manifest = SampleReader(DataConfig(train="x")), open_manifest(DataConfig(train=out))
     clips = [reader.read_clip(record, np.arange) for record in manifest]

@@ -50,7 +50,7 @@ def test_each_view_shows_visible_tokens_and_hides_all_others(name: str) -> None:
     assert torch.equal(cut[..., 1:-1, 1:-1, :], original[..., 1:-1, 1:-1, :])
 
 
-def test_pixels_outside_the_range_are_clipped() -> None:
+def test_pixel_values_outside_0_to_1_are_clipped() -> None:
     assert as_bytes(torch.tensor([-0.5, 0.0, 0.5, 1.0, 7.0])).tolist() == [0, 0, 128, 255, 255]
 
 

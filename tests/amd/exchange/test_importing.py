@@ -170,7 +170,7 @@ class TouchOnUnpickle:
         return Path.touch, (self.marker,)
 
 
-def test_malicious_truncated_and_wrong_files_are_rejected_without_leaving_files(golden: Path, tmp_path: Path) -> None:
+def test_malicious_truncated_and_wrong_files_are_rejected_and_publish_nothing(golden: Path, tmp_path: Path) -> None:
     payload = TouchOnUnpickle(tmp_path / "executed")
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"model": {"patch_embed.proj.weight": payload}}, protocol=2))
     torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}, "extra": payload}, tmp_path / "zip.pth")

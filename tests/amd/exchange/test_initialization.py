@@ -328,7 +328,7 @@ def test_a_published_encoder_with_different_positions_or_heads_is_rejected(tmp_p
     assert "set student.encoder.position_base=100" in message
 
 
-def test_the_last_norm_can_be_reinitialised(golden: Path) -> None:
+def test_the_final_norm_can_be_reinitialised(golden: Path) -> None:
     values = {"width": 48, "depth": 4, "heads": 3}
     encoder, _ = start(values, VIDEO, golden / "student_state.safetensors", final_norm=False)
     assert torch.equal(encoder.norm.weight, torch.ones(48))

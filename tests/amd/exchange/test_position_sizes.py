@@ -1,4 +1,4 @@
-"""Fixed 2-D position tables at a different input size match those of transformers and timm."""
+"""Tests that fixed 2-D position tables at a different input size match transformers and timm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAE_VALUES = {**BASE, "class_token": True, "positions": "sincos_2d"}
 
 
 def mae_folder(folder: Path) -> Any:
-    """Save a ViTMAE of IMAGE's size with MAE's position table; return its embeddings."""
+    """Save a ViTMAE for IMAGE's size with MAE's position table; return its embedding layer."""
     peer = perturbed(ViTMAEForPreTraining(ViTMAEConfig(**PEER, mask_ratio=0.0, decoder_hidden_size=32)))
     table = position_table("sincos_2d", IMAGE.grid, 48)
     peer.vit.embeddings.position_embeddings.data.copy_(torch.cat([torch.zeros(1, 48), table])[None])
@@ -68,4 +68,4 @@ def test_a_resized_2d_position_table_is_always_interpolated_from_its_original_gr
     clips, _ = start(MAE_VALUES, video, tmp_path / "second")
     assert torch.equal(clips.positions, second.positions)
     message = rejection_message(MAE_VALUES | {"position_grid": (5, 5)}, larger, tmp_path / "first")
-    assert "its position table is of 4x4 tokens: set encoder.position_grid=[4, 4]" in message
+    assert "its position table covers 4x4 tokens: set encoder.position_grid=[4, 4]" in message

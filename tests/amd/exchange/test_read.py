@@ -33,7 +33,7 @@ def test_bare_and_wrapped_state_dicts_are_found(tmp_path: Path, wrapper: str | N
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrapping_modules_are_removed(tmp_path: Path, prefix: str) -> None:
+def test_wrapper_module_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
     torch.save({"model": {prefix + key: value for key, value in STATE.items()}}, tmp_path / "weights.pth")
     assert same(read_state(str(tmp_path / "weights.pth")))
 
@@ -108,7 +108,7 @@ def test_an_allowed_global_is_never_called(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_the_error_for_a_broken_file_explains_how_to_fix_it(tmp_path: Path) -> None:
+def test_the_error_for_a_broken_file_states_what_is_wrong(tmp_path: Path) -> None:
     whole = tmp_path / "whole.pth"
     torch.save({"model": {"w": torch.zeros(100, 100)}}, whole)
     content = whole.read_bytes()

@@ -1,4 +1,4 @@
-"""The mask lab shows the masks of training and the reconstruction of the serving code."""
+"""Tests that the mask lab shows the same masks as training and the same reconstructions as serving."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def model_of(config: TrainConfig) -> view.Autoencoder:
 
 @cache
 def learner_of(name: str) -> Distiller:
-    """Return a learner whose config tests replace: building one takes much longer than sampling its masks."""
+    """Return a cached learner whose config tests replace, because building one takes longer than sampling its masks."""
     return Distiller(mae(CONFIGS[name]), ProcessGroup(), None)
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_masks_equal_those_that_training_samples(data: st.DataObject) -> None:
+def test_masks_match_the_masks_sampled_in_training(data: st.DataObject) -> None:
     learner = learner_of(data.draw(st.sampled_from(["image", "video"])))
     student = data.draw(st.sampled_from([0.5, 0.75, 0.9]))
     values = {
@@ -75,7 +75,7 @@ def test_a_position_outside_the_batch_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_layers_show_the_tokens_of_their_sets(name: str) -> None:
+def test_each_layer_shows_the_tokens_of_its_set(name: str) -> None:
     config = CONFIGS[name]
     clip, frames = config.clip, noise(config)
     sets = view.sample_clip_sets(config, 3, 1)
@@ -99,7 +99,7 @@ def test_layers_show_the_tokens_of_their_sets(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rebuilt_pixels_and_errors_equal_those_of_a_reconstruction(name: str) -> None:
+def test_reconstructed_pixels_and_errors_match_reconstruct(name: str) -> None:
     config, model = CONFIGS[name], model_of(CONFIGS[name])
     frames, sets = noise(config), view.sample_clip_sets(config, 0, 2)
     masked = MaskedTokens(sets.student_visible[0], sets.student_masked[0])
@@ -129,7 +129,7 @@ ALIGNED = {
 
 
 @pytest.mark.parametrize("name", ALIGNED)
-def test_the_mean_alignment_of_tokens_equals_the_loss_terms_of_training(name: str) -> None:
+def test_mean_token_alignment_matches_the_training_loss_terms(name: str) -> None:
     config, step, position = ALIGNED[name], 3, 5
     student, teacher = distillation_of(config)
     learner = Distiller(config, ProcessGroup(), teacher)
@@ -149,7 +149,7 @@ def test_the_mean_alignment_of_tokens_equals_the_loss_terms_of_training(name: st
     assert found.generation.mean().item() == pytest.approx(terms.generation.item(), rel=1e-5)
 
 
-def test_the_alignment_layer_colours_the_tokens_that_the_teacher_sees_by_their_loss() -> None:
+def test_the_alignment_layer_colours_tokens_visible_to_the_teacher_by_loss() -> None:
     config = CONFIGS["video"]
     sets, clip = view.sample_clip_sets(config, 0, 0), config.clip
     found = view.view_masks(config, sets, noise(config), None, distillation_of(config))
@@ -164,7 +164,7 @@ def test_the_alignment_layer_colours_the_tokens_that_the_teacher_sees_by_their_l
     assert green[losses.argmax()] < green[losses.argmin()]
 
 
-def test_a_trained_student_without_generation_is_aligned_at_any_ratios() -> None:
+def test_a_student_trained_without_generation_can_be_aligned_at_any_ratios() -> None:
     trained = ALIGNED["equal ratios"]
     shown = with_overrides(trained, {"mask.teacher_ratio": 0.5})
     sets = view.sample_clip_sets(shown, 0, 0)
@@ -173,7 +173,7 @@ def test_a_trained_student_without_generation_is_aligned_at_any_ratios() -> None
     assert (len(found.direct), len(found.generation)) == (sets.student_visible.shape[1], 0)
 
 
-def test_tokens_that_the_decoder_omits_are_painted_over() -> None:
+def test_tokens_omitted_by_the_decoder_are_painted_over() -> None:
     config = tiny_video_config(mask__decoder="running_cell")
     sets = view.sample_clip_sets(config, 0, 0)
     shown = view.view_masks(config, sets, noise(config), model_of(config)).layers["rebuilt"]

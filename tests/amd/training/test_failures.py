@@ -8,7 +8,7 @@ from amd.training.failures import Budgets, NonFinite, UploadError, classify_fail
 
 
 class RayActorError(Exception):
-    """Stand-in for Ray's error of the same name, because errors are classified by class name, without importing Ray."""
+    """Stand-in for Ray's error of the same name; errors are classified by class name, without importing Ray."""
 
     preempted = False
 

@@ -1,4 +1,4 @@
-"""Tests for the process groups of consecutive runs in the same processes."""
+"""Tests for process groups, which consecutive runs in the same processes open and close."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Writes this fixture: `python write.py` with version 0.1 of the code (commit 1d7ba12) on the import path.
+"""Writes this fixture: run `python write.py` with version 0.1 of the code (commit 1d7ba12) on the import path.
 
-Kept as a record of how the files came about. It calls modules of version 0.1 and runs with no other version.
+Kept as a record of how the files were created. It imports modules of version 0.1 and works with no other version.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PROBE_DATA = {"train": "demo:digits/few", "test": "demo:digits/select", "loader_
 
 
 def config(root: str, name: str | None, **overrides: Any) -> TrainConfig:
-    """An AMD run of 12 steps on 100 images of digits."""
+    """Return the config of an AMD run of 12 steps on 100 images of digits."""
     values = {
         "clip": {"frames": 1, "size": 16, "patch": 4, "tubelet": 1},
         "student": {
@@ -93,7 +93,7 @@ class StopAt(Silence):
 
 
 def example() -> torch.Tensor:
-    """Two images, (2, 3, 1, 16, 16) uint8."""
+    """Return two images, (2, 3, 1, 16, 16) uint8."""
     return (torch.arange(2 * 3 * 16 * 16) * 37 % 251).to(torch.uint8).reshape(2, 3, 1, 16, 16)
 
 
@@ -104,7 +104,7 @@ def embedding(root: str, encoder_id: str) -> list[list[float]]:
 
 
 def losses(root: str, run_id: str) -> list[dict[str, float]]:
-    """Losses by step; of a step that was done twice the later one."""
+    """Return the losses at each step; for a step that ran twice, the later ones."""
     return [
         {name: value for name, value in line.items() if name == "step" or name.startswith("loss/")}
         for line in read_metrics(f"{root}/runs/{run_id}")
@@ -143,7 +143,7 @@ def write_runs(root: str) -> dict[str, Any]:
 
 
 def write_sweep(root: str) -> dict[str, Any]:
-    """Trial 0 at its end, trial 1 stopped at its first rung, trial 2 under way past its first, 3 to 5 to be begun."""
+    """Write a sweep: trial 0 finished, 1 stopped at its first rung, 2 running past its first rung, 3 to 5 pending."""
     base = config(root, None, **{"schedule.steps": 8, "probe": {"data": PROBE_DATA, "knn": {"neighbours": 3}}})
     values = {"space": {"use": ["masking"]}, "rungs": 2, "budget": {"trials": 6}, "seed": 5, "name": "tiny-sweep"}
     search = SearchConfig.model_validate({"train": base.model_dump(mode="json"), "storage": root, **values})
@@ -173,7 +173,7 @@ def write_sweep(root: str) -> dict[str, Any]:
 
 
 def write_job_files(root: str, job_id: str) -> dict[str, Any]:
-    """Run an export as the driver of a job does."""
+    """Run an export as a job's driver does."""
     folder = JobFolder(root, job_id)
     values = {"encoder": "tiny-teacher", "format": "timm", "storage": root, "output": folder.output}
     Path(folder.url).mkdir(parents=True)
@@ -305,7 +305,7 @@ def main() -> None:
 
 
 def neutral(text: str, root: str) -> str:
-    """Without what belongs to the machine that wrote it."""
+    """Replace the storage root, platform and host name, which depend on the machine."""
     text = text.replace(root, PLACEHOLDER).replace(platform.platform(), "Linux")
     return text.replace(f'"{socket.gethostname()}"', '"node"')
 

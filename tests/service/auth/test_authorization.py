@@ -80,7 +80,7 @@ class ApiFixture:
         return {"job_id": job.id, "key_id": key, **webhooks, **names}
 
     def _add_delivery(self, webhook_id: str) -> int:
-        """Add a delivery whose ID is so long that `answer` replaces it in no other number."""
+        """Add a delivery with an ID so long that `answer` cannot match it inside another number."""
         delivery = WebhookStore(self.engine).add_test(webhook_id, None, "test")
         long_id = delivery.id if delivery.id > 10**9 else delivery.id + 10**9  # following IDs are long, too
         with Session(self.engine) as session, session.begin():
@@ -137,7 +137,7 @@ def api(served: ApiFixture) -> Iterator[ApiFixture]:
             connection.execute(table.delete())
 
 
-def test_the_rules_cover_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
+def test_the_rules_cover_exactly_the_apps_routes(api: ApiFixture) -> None:
     routes = list(iter_route_contexts(api.client.app.routes))  # type: ignore[attr-defined]
     served = {(method, route.path) for route in routes for method in (route.methods or {"ANY"}) - {"HEAD"}}
     assert {route for route in served if not is_browser_path(route[1])} == set(RULES)
@@ -204,7 +204,7 @@ def test_objects_in_other_projects_are_not_found(api: ApiFixture, route: tuple[s
 def answer(response: Any, objects: dict[str, str]) -> dict[str, Any]:
     """Return an error response without its request ID, and with object IDs replaced by a placeholder."""
     text = response.text
-    for name in sorted(objects.values(), key=len, reverse=True):  # some contain others
+    for name in sorted(objects.values(), key=len, reverse=True):  # some IDs contain others
         text = text.replace(name, "ID")
     problem = json.loads(text) if response.is_error else {}
     return {**problem, "status": response.status_code, "request_id": None}
@@ -231,7 +231,7 @@ def test_an_id_from_another_project_is_reported_as_unknown_even_among_valid_ids(
 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.unknown == 409], ids=" ".join)
 @pytest.mark.parametrize("named", ["encoder", "alias", "name"])
-def test_deployments_of_other_projects_serve_no_requests(api: ApiFixture, route: tuple[str, str], named: str) -> None:
+def test_deployments_in_other_projects_serve_no_requests(api: ApiFixture, route: tuple[str, str], named: str) -> None:
     theirs = api.objects["theirs"]
     with Session(api.engine) as session, session.begin():
         deployed = session.get(Deployment, theirs["name"])

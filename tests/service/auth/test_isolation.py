@@ -79,7 +79,7 @@ def test_a_location_is_accepted_only_if_the_project_owns_it(tree: RootOnDisk, fo
     for name, expected in {"mine": None, "other": NotFound, "unknown": NotFound}.items():
         value = form.format(root=tree.root, path=f"{folder}/{name}")
         assert answer(tree.policy, value) is expected, value
-        assert answer(tree.policy, value, project=None) is None  # a caller with all projects sees everything
+        assert answer(tree.policy, value, project=None) is None  # a caller with access to all projects sees everything
 
 
 def test_another_projects_object_is_reported_exactly_like_a_nonexistent_one(tree: RootOnDisk) -> None:
@@ -290,7 +290,7 @@ def test_a_job_can_access_only_its_project_regardless_of_who_submits_it(projects
         assert f"in project {project or 'default'!r}" in problem["detail"]
 
 
-def test_a_retry_checks_the_locations_of_the_job_again(projects: TwoProjects) -> None:
+def test_a_retry_checks_the_jobs_locations_again(projects: TwoProjects) -> None:
     jobs, encoders = JobStore(projects.engine), EncoderStore(projects.engine)
     index_encoder(projects.engine, "dino-s", "ours")
     failed = [queued(jobs, project="ours", kind="probe", config={"encoder": "dino-s"}, state="failed") for _ in "ab"]
@@ -304,7 +304,7 @@ def test_a_retry_checks_the_locations_of_the_job_again(projects: TwoProjects) ->
     assert jobs.get(failed[1].id).state == "failed"
 
 
-def test_an_idempotency_key_never_returns_a_job_of_another_project(projects: TwoProjects) -> None:
+def test_an_idempotency_key_never_returns_another_projects_job(projects: TwoProjects) -> None:
     jobs, request = JobStore(projects.engine), b"{}"
     first, _ = jobs.add_once(new_job(project="theirs"), "oidc:someone", "key", request)
     again, is_new = jobs.add_once(new_job(project="theirs"), "oidc:someone", "key", request)
@@ -314,7 +314,7 @@ def test_an_idempotency_key_never_returns_a_job_of_another_project(projects: Two
 
 
 @pytest.mark.parametrize("path", ["/v1/encoders/e/embeddings", "/openai/v1/embeddings"])
-def test_inference_reads_only_files_of_the_callers_project(projects: TwoProjects, path: str) -> None:
+def test_inference_reads_only_files_in_the_callers_project(projects: TwoProjects, path: str) -> None:
     def ask(value: str, headers: dict[str, str]) -> dict[str, Any]:
         body = {"input": value, **({"model": "e"} if "openai" in path else {})}
         problem: dict[str, Any] = projects.client.post(path, json=body, headers=headers).json()

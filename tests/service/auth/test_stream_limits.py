@@ -1,5 +1,4 @@
-"""Tests that streams end when their key or token becomes invalid or their lifetime is over, and that their number is
-limited."""
+"""Tests for stream limits: the number per key, the lifetime, and ending when a key or token becomes invalid."""
 
 from __future__ import annotations
 

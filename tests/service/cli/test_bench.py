@@ -7,7 +7,7 @@ from amd.bench.tables import ROWS
 from tests.support.service.command import amd
 
 
-def test_bench_step_prints_a_table_of_figures(
+def test_bench_step_prints_a_table_of_results(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(step, "bench_step", lambda config, batch, steps: {"batch": batch, "matmul_fraction": 0.51234})

@@ -44,7 +44,7 @@ def test_bash_completion_lists_the_commands(amd: Command, monkeypatch: pytest.Mo
     assert (code, out.split()) == (0, ["webhooks"])
 
 
-def test_a_group_with_a_default_command_has_help_for_the_group(amd: Command) -> None:
+def test_help_for_a_group_with_a_default_command_describes_the_group(amd: Command) -> None:
     assert "Make a context the current one" in amd("contexts", "--help")[1]
     assert "no contexts" in amd("contexts")[1]
     assert "Usage" in "".join(amd("search")[1:])

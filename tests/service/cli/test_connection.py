@@ -69,7 +69,7 @@ def test_the_local_stack_is_used_if_there_is_no_context(tmp_path: Path, monkeypa
     stack = LocalStack("http://127.0.0.1:8400", tmp_path / "key", tmp_path)
     monkeypatch.setattr("service.stack.find_stack", lambda: stack)
     assert service_target() == ("http://127.0.0.1:8400", "stack key", None, f"amd up, {tmp_path}")
-    assert configured_target() is None, "the storage root remains the place of encoders"
+    assert configured_target() is None, "encoders are still read from the storage root"
 
 
 def test_the_error_for_a_missing_service_lists_the_ways_to_select_one(capfd: pytest.CaptureFixture[str]) -> None:

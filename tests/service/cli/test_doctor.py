@@ -1,4 +1,4 @@
-"""`amd doctor` against a real control plane, and without one."""
+"""Tests for `amd doctor`, with and without a running control plane."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_healthy_service_is_diagnosed_without_errors(service: Server, amd: Com
     findings = {finding["check"]: finding for finding in json.loads(out)}
     errors = {check for check, finding in findings.items() if finding["severity"] == "error"}
     assert (code, errors) == ((1, errors) if errors else (0, set()))
-    assert not errors - {"disk-data", "disk-ray", "disk-storage", "shared-memory"}, "of this machine"
+    assert not errors - {"disk-data", "disk-ray", "disk-storage", "shared-memory"}, "only this machine may cause errors"
     assert service.url in findings["service"]["message"]
     assert all(len(line) <= 80 for line in amd("doctor")[1].splitlines())
 

@@ -1,4 +1,4 @@
-"""`amd gc` against a real control plane, and under a storage root without one."""
+"""Tests for `amd gc` against a real control plane, and on a storage root without one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_dry_run_reports_what_the_service_then_frees(
     assert amd("gc", "--checkpoints-days", "0")[0] == 2
 
 
-def test_a_storage_root_is_cleaned_without_a_service(sqlite_engine: Engine, amd: Command, tmp_path: Path) -> None:
+def test_a_storage_root_is_cleaned_up_without_a_service(sqlite_engine: Engine, amd: Command, tmp_path: Path) -> None:
     data = StoredData(tmp_path / "root", sqlite_engine, [FAILED._replace(state=None)])
     code, out, _ = amd("gc", "--storage", tmp_path / "root", "--checkpoints-days", 10, "--logs-days", 10)
     assert (code, "freed 202 bytes in 3 files" in out) == (0, True)

@@ -290,7 +290,7 @@ def test_pictures_are_listed_and_downloaded(service: Service, amd: Command, tmp_
         ["5", "student.webp"],
     ]
     code, printed, _ = amd("jobs", "media", job.id, "--download", str(tmp_path / "pictures"))
-    assert (code, printed.split(" in ")[0]) == (0, "6 pictures of 2 steps")
+    assert (code, printed.split(" in ")[0]) == (0, "6 pictures from 2 steps")
     stored = Path(run_folder(service.root, job.id)) / "media"
     downloaded = {str(path.relative_to(tmp_path / "pictures")) for path in (tmp_path / "pictures").rglob("*.webp")}
     assert downloaded == {str(path.relative_to(stored)) for path in stored.rglob("*.webp")}
@@ -359,7 +359,7 @@ def test_a_job_is_forked_from_a_checkpoint(service: Service, amd: Command) -> No
     _, out, _ = amd("train", "--preset", "demo-image-amd", "--submit")
     job = service.store.get(out.strip())
     code, _, err = amd("jobs", "fork", short(job), 400)
-    assert (code, f"{job.id} has no checkpoint of step 400" in err) == (2, True)
+    assert (code, f"{job.id} has no checkpoint at step 400" in err) == (2, True)
     write_bytes(f"{run_folder(service.root, job.id)}/checkpoints/step-00000400/manifest.json", b"{}")
     code, out, err = amd("jobs", "fork", short(job), 400, "optim.base_lr=0.002", "--name", "faster", "--json")
     assert (code, err) == (0, "")

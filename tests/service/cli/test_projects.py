@@ -18,7 +18,7 @@ from tests.support.service.server import Server
 Command = Callable[..., tuple[int, str, str]]
 
 
-def test_values_of_a_policy_are_changed_one_by_one_and_removed(service: Server, amd: Command) -> None:
+def test_policy_values_can_be_changed_individually_and_removed(service: Server, amd: Command) -> None:
     assert amd("projects", "set", "video", "share=2", "max_gpus=16")[0] == 0
     stored = json.loads(amd("projects", "set", "video", "gpu_hours_per_month=500", "max_gpus=null", "--json")[1])
     assert (stored["share"], stored["max_gpus"], stored["gpu_hours_per_month"]) == (2.0, None, 500.0)
@@ -28,14 +28,14 @@ def test_values_of_a_policy_are_changed_one_by_one_and_removed(service: Server, 
     assert "hours of the current month (UTC)" in out
 
 
-def test_the_storage_of_a_project_is_shown_with_its_quota(service: Server, amd: Command, sqlite_engine: Engine) -> None:
+def test_project_storage_is_shown_with_its_quota(service: Server, amd: Command, sqlite_engine: Engine) -> None:
     StoredBytesStore(sqlite_engine).replace({"video": 3 * 2**29}, 0.0)
     assert json.loads(amd("projects", "set", "video", "max_storage_gib=2", "--json")[1])["stored_gib"] == 1.5
     assert "1.5 of 2" in amd("projects", "list")[1]
     assert "1.5 GiB" in amd("projects", "show", "video")[1]
 
 
-def test_invalid_values_of_a_policy_are_named(service: Server, amd: Command) -> None:
+def test_invalid_policy_values_are_reported_by_name(service: Server, amd: Command) -> None:
     code, _, err = amd("projects", "set", "video", "share=0")
     assert code == 2
     assert "share: Input should be greater than 0" in err

@@ -35,7 +35,7 @@ def test_a_webhook_is_created_listed_shown_and_deleted(service: Server, amd: Com
     assert amd("webhooks", "list")[1].strip() == "no webhooks"
 
 
-def test_the_deliveries_of_a_webhook_are_listed(service: Server, amd: Command) -> None:
+def test_a_webhooks_deliveries_are_listed(service: Server, amd: Command) -> None:
     created = json.loads(amd("webhooks", "create", URL, "--json")[1])
     assert created["secret"].startswith("whsec_")
     assert amd("webhooks", "deliveries", created["id"])[1].strip() == "no deliveries"
@@ -48,7 +48,7 @@ def test_the_deliveries_of_a_webhook_are_listed(service: Server, amd: Command) -
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
-def test_a_test_is_sent_and_a_delivery_repeated(service: Server, amd: Command) -> None:
+def test_a_ping_is_sent_and_a_delivery_is_repeated(service: Server, amd: Command) -> None:
     created = json.loads(amd("webhooks", "create", URL, "--json")[1])
     code, out, _ = amd("webhooks", "test", created["id"][:7])
     assert (code, out.endswith(": ping queued\n")) == (0, True)

@@ -68,7 +68,7 @@ def test_a_key_is_created_listed_and_revoked(client_case: tuple[Any, Resolve], s
         list(reader.jobs.list())
 
 
-def test_a_project_is_stored_read_and_its_changes_are_listed(client_case: tuple[Any, Resolve]) -> None:
+def test_a_project_is_stored_and_read_and_its_changes_are_listed(client_case: tuple[Any, Resolve]) -> None:
     client, resolve = client_case
     stored = resolve(client.projects.put("video", ProjectPolicy(share=2, max_gpus=8)))
     assert (stored.name, stored.share, stored.max_gpus) == ("video", 2.0, 8.0)

@@ -35,7 +35,7 @@ def server(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Server]:
 class EncoderClientCase(NamedTuple):
     client: Any
     resolve: Callable[[Any], Any]
-    """Complete a call: return its value, or the list of the items that it yields."""
+    """Complete a call: return its value, or a list of the items that it yields."""
 
 
 @pytest.fixture(params=["blocking", "async"])

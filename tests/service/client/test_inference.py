@@ -173,7 +173,7 @@ def test_other_requests_are_retried_after_a_timeout(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("method", ["embeddings", "classifications", "reconstructions"])
-def test_the_client_waits_slightly_longer_than_the_deadline_of_a_request(connect: Connect, method: str) -> None:
+def test_the_client_waits_slightly_longer_than_a_requests_deadline(connect: Connect, method: str) -> None:
     body = {"encoder": "first", "data": []}
     case = connect(lambda _: httpx.Response(200, json=body))
     for deadline_s, options in ((DEADLINE_S, {}), (300.0, {"deadline_s": 300.0})):

@@ -1,4 +1,4 @@
-"""Every form of the console that changes something leaves an audit entry, as the same change over REST does."""
+"""Tests that every console form that changes something leaves an audit entry, as the same change over REST does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.encoders.encoder_cards import index_encoder
 from tests.support.service.apps import key_to
 from tests.support.service.fake_cluster import queued
 
-CHANGE_NOTHING = {  # forms whose result is only shown
+CHANGE_NOTHING = {  # forms that only display a result
     *("/console/new/check", "/console/encoders/{encoder}/try", "/console/lab/masks"),
 }
 # Forms that call a REST handler whose audit entry tests/service/auth/test_authorization.py checks.
@@ -29,7 +29,7 @@ SESSIONS = {"/console/sign-in", "/console/sign-out"}  # open and end the caller'
 
 
 class FormRule(NamedTuple):
-    """Fields of a form, and the action in its audit entry."""
+    """A form's fields and the action in its audit entry."""
 
     action: str
     fields: Mapping[str, str] = {}
@@ -54,7 +54,7 @@ FORMS = {  # in this order, since later forms change what earlier ones have crea
 }
 
 
-def test_every_form_of_the_console_is_listed(app: Any) -> None:
+def test_every_console_form_is_listed(app: Any) -> None:
     served = {route.path for route in iter_route_contexts(app.routes) if "POST" in (route.methods or ())}
     listed = {path.replace("{sweep}", "{job_id}") for path in FORMS} | CHANGE_NOTHING | CALL_REST | SESSIONS
     assert {path for path in served if path.startswith("/console")} == listed

@@ -1,4 +1,4 @@
-"""Tests for the page of the map of embeddings, and for the data and images that it requests."""
+"""Tests for the embedding map page, and for the data and images that it requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def app(database: Engine, folder: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def embedded(app: Any) -> list[str]:
-    """Return the IDs of two embed jobs of the same data."""
+    """Return the IDs of two embed jobs on the same data."""
     root = app.state.settings.root
     return [add_embedded_digits(app.state.jobs, root, 20, seed, name=f"digits {seed}") for seed in range(2)]
 
@@ -60,7 +60,7 @@ def test_the_page_requests_the_map_images_and_neighbours(console: ConsoleClient,
         assert console.get(f"{url}/neighbours.json?{query}").status_code == 422
 
 
-def test_problems_are_fragments_of_a_page(console: ConsoleClient, app: Any, embedded: list[str]) -> None:
+def test_errors_are_returned_as_page_fragments(console: ConsoleClient, app: Any, embedded: list[str]) -> None:
     training = queued(app.state.jobs).id
     for path in (f"{training}/map.json", f"{embedded[0]}/map/neighbours.json?record={UNREADABLE}"):
         response = console.get(f"/console/jobs/{path}", headers={"HX-Request": "true"})

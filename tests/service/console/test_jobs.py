@@ -1,4 +1,4 @@
-"""Tests for the job list and the pages of a job."""
+"""Tests for the job list and the job pages."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_list_links_to_older_jobs(console: ConsoleClient, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("tab", ["", "/log", "/config", "/history", "/pictures", "/files", "/head"])
-def test_every_page_of_a_job_shows_its_state(console: ConsoleClient, tab: str) -> None:
+def test_every_job_page_shows_the_jobs_state(console: ConsoleClient, tab: str) -> None:
     response = console.get(f"/console/jobs/{scenes.RUNNING}{tab}")
     assert response.status_code == 200
     assert "Digits, teacher ratio 0.6" in response.text
@@ -188,7 +188,7 @@ def test_an_action_on_a_finished_job_is_rejected_with_an_explanation(console: Co
     assert "<html" not in response.text
 
 
-def test_a_job_of_another_project_is_not_found(app: Any, database: Engine) -> None:
+def test_a_job_in_another_project_is_not_found(app: Any, database: Engine) -> None:
     client = ConsoleClient(app)
     client.sign_in(key_to(database, "read", project="other")["Authorization"])
     assert rows(client.get("/console/jobs").text) == []

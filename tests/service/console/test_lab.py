@@ -1,4 +1,4 @@
-"""Tests for the page of the mask lab, and for the forms that it fills in."""
+"""Tests for the mask lab page, and for the forms that it fills in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def options(page: str) -> list[str]:
     return re.findall(r'<option value="([^"]+)"', select)
 
 
-def test_the_page_offers_presets_and_encoders_that_rebuild_pixels(console: ConsoleClient) -> None:
+def test_the_page_offers_presets_and_encoders_that_can_reconstruct_pixels(console: ConsoleClient) -> None:
     found = options(console.get("/console/lab").text)
     assert "encoder:rebuilds" in found
     assert "encoder:bare" not in found
@@ -52,7 +52,7 @@ def test_a_training_job_links_to_the_lab_with_a_sample_of_its_data(console: Cons
     assert console.get("/console/lab?job=train-nothing").status_code == 404
 
 
-def test_masks_are_drawn_for_a_page_with_its_token_only(console: ConsoleClient, app: Any) -> None:
+def test_masks_are_drawn_only_with_the_pages_csrf_token(console: ConsoleClient, app: Any) -> None:
     lab = LocalLab(app)
     url = "/console/lab/masks?preset=demo-image-amd"
     assert console.post(url).status_code == 403

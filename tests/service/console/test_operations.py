@@ -33,7 +33,7 @@ def add_attempt(engine: Engine, job: Job, hours: float, ended: bool = True) -> N
         session.add(Attempt(job_id=job.id, number=1, started_at=started, ended_at=now if ended else None, **facts))
 
 
-def test_usage_shows_quotas_against_what_is_in_use_and_hours_by_month(
+def test_the_usage_page_shows_current_use_of_quotas_and_hours_by_month(
     app: Any, console: ConsoleClient, database: Engine
 ) -> None:
     policy = ProjectPolicy(share=3, max_running_jobs=4, max_gpus=16, gpu_hours_per_month=1.0, max_priority=7)
@@ -53,7 +53,7 @@ def test_usage_shows_quotas_against_what_is_in_use_and_hours_by_month(
     app.state.jobs.change(job, "failed", state="failed")
 
 
-def test_a_reader_sees_the_usage_of_its_project_but_no_quotas(app: Any, database: Engine) -> None:
+def test_a_reader_sees_its_projects_usage_but_no_quotas(app: Any, database: Engine) -> None:
     ProjectStore(database).put("seen", ProjectPolicy(max_gpus=5), "test")
     ours, theirs = (queued(app.state.jobs, project=project) for project in ("seen", "hidden"))
     for job in (ours, theirs):
@@ -69,7 +69,7 @@ def test_a_reader_sees_the_usage_of_its_project_but_no_quotas(app: Any, database
         assert reader.get(f"/console/{path}").status_code == 403
 
 
-def test_months_are_added_across_years() -> None:
+def test_adding_months_carries_over_into_years() -> None:
     assert str(Month(2025, 12).plus(1)) == "2026-01"
     assert str(Month(2026, 1).plus(-1)) == "2025-12"
     assert Month.parse("2026-07").start.isoformat() == "2026-07-01T00:00:00+00:00"
@@ -94,7 +94,7 @@ def test_the_audit_log_is_filtered_and_paged_by_the_service(app: Any, console: C
     assert "project.put" not in own.get("/console/audit").text
 
 
-def test_a_dry_run_reports_bytes_and_only_applying_it_removes_them(
+def test_a_dry_run_reports_bytes_that_only_applying_it_removes(
     app: Any, console: ConsoleClient, database: Engine
 ) -> None:
     root = app.state.settings.root
@@ -129,7 +129,7 @@ def test_retention_requires_an_admin_of_all_projects(app: Any, database: Engine)
     assert 'href="/console/retention"' not in admin.get("/console/usage").text
 
 
-def test_activity_describes_events_and_links_their_objects(app: Any, console: ConsoleClient) -> None:
+def test_the_activity_page_describes_events_and_links_to_their_objects(app: Any, console: ConsoleClient) -> None:
     job = queued(app.state.jobs, project="active")
     app.state.jobs.change(job, "failed", state="failed", reason="nan_loss", message="step 3")
     page = console.get("/console/activity?type=job.failed").text
@@ -141,7 +141,7 @@ def test_activity_describes_events_and_links_their_objects(app: Any, console: Co
     assert console.get("/console/activity?type=key").status_code == 422
 
 
-def test_a_webhook_is_tested_and_a_delivery_repeated(console: ConsoleClient, database: Engine) -> None:
+def test_a_webhook_is_tested_and_a_delivery_is_repeated(console: ConsoleClient, database: Engine) -> None:
     webhook = WebhookStore(database).add("https://hooks.example.com", None, [], "test")
     assert console.submit(f"/console/webhooks/{webhook.id}/test").status_code == 204
     (delivery,) = WebhookStore(database).deliveries(webhook.id, None, 10)

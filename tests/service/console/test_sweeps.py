@@ -1,4 +1,4 @@
-"""Tests for stopping a trial of a sweep, through the REST API and on the sweep's page."""
+"""Tests for stopping a sweep's trial, through the REST API and on the sweep page."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_a_running_trial_can_be_stopped_once(console: ConsoleClient, app: Any, d
     assert STOP not in page
     assert "saving a checkpoint" in page
     history = text_of(console.get(f"/console/jobs/{scenes.SWEEP}/history").text)
-    assert history.count(f"Stop of trial {RUNNING_TRIAL} requested") == 1
+    assert history.count(f"Stop requested for trial {RUNNING_TRIAL}") == 1
 
 
-def test_the_page_of_a_sweep_stops_a_trial(console: ConsoleClient, reader: ConsoleClient) -> None:
+def test_a_trial_can_be_stopped_on_the_sweep_page(console: ConsoleClient, reader: ConsoleClient) -> None:
     assert console.submit(STOP).headers["HX-Redirect"] == f"/console/sweeps/{scenes.SWEEP}"
     assert reader.submit(STOP).status_code == 403
 
@@ -64,7 +64,7 @@ def test_the_page_of_a_sweep_stops_a_trial(console: ConsoleClient, reader: Conso
         (scenes.SWEEP, 900, 404, "has no trial 900"),
         (scenes.SWEEP, -1, 422, ""),
         (scenes.SWEEP, 10**30, 422, ""),
-        (scenes.RUNNING, 0, 409, "it is not a sweep"),
+        (scenes.RUNNING, 0, 409, "the job is not a sweep"),
     ],
 )
 def test_only_a_running_trial_can_be_stopped(

@@ -16,7 +16,7 @@ OUT = OperationalError("SELECT", {}, Exception("out"))
 
 
 class CachedDatabase:
-    """A one-value database that can fail or hang, and a cache for it whose clock the tests set."""
+    """A one-value database that can fail or hang, and its cache, whose clock tests can set."""
 
     def __init__(self) -> None:
         self.value, self.error, self.now, self.reads = "old", None, 0.0, 0
@@ -59,7 +59,7 @@ def test_a_value_is_at_most_as_old_as_its_time_to_live() -> None:
         assert database.reads == 2
         assert await database.at(7) == "new"
         database.value = "newest"
-        assert await database.at(17) == "newest", "without requests in between, the first one waits"
+        assert await database.at(17) == "newest", "the first request after a long pause waits for a new read"
 
     run(scenario)
 

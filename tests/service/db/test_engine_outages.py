@@ -57,7 +57,7 @@ def test_a_statement_fails_if_the_server_stops_responding_and_the_engine_recover
         assert connection.scalar(text("SELECT 1")) == 1
         with proxy.outage(), pytest.raises(OperationalError) as error:
             connection.execute(text("SELECT 2"))
-        assert error.value.connection_invalidated, "its answer may still come, and belongs to nobody"
+        assert error.value.connection_invalidated, "a late response must not be taken for the next statement's"
     assert is_migrated(engine)
 
 

@@ -22,7 +22,7 @@ from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import serving
 
 
-def test_the_migrations_create_exactly_the_tables_of_the_models(engine: Engine) -> None:
+def test_the_migrations_create_exactly_the_tables_that_the_models_define(engine: Engine) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     assert is_migrated(engine)

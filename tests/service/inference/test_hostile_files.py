@@ -103,7 +103,7 @@ async def problems(engine: Engine, case: HostileFile, found: np.ndarray | Refusa
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of all running decoding processes, from clock ticks."""
+    """Return the total CPU time of all running decoding processes, in seconds."""
     total = 0
     for pid in decoding_processes():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -112,7 +112,7 @@ def cpu_seconds() -> float:
 
 
 def memory_mib() -> float:
-    """Return the memory of this process and its decoding processes, counting shared pages once."""
+    """Return the memory of this process and its decoding processes in MiB, counting shared pages once."""
     total = 0
     for pid in (os.getpid(), *decoding_processes()):
         found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
@@ -122,7 +122,7 @@ def memory_mib() -> float:
 
 
 class HostileDecoderPool(DecoderPool):
-    """Decoder pool whose decoding library hangs, crashes or exhausts memory on request."""
+    """A decoder pool whose decoding library hangs, crashes or exhausts memory on request."""
 
     reader = HostileReader
 

@@ -1,4 +1,4 @@
-"""The mask lab's engine: hostile files, limits on waiting requests, and its cache."""
+"""Tests for the mask lab's engine: hostile files, the limit on waiting requests, deadlines, and the cache."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_hostile_files_are_drawn_or_rejected_with_a_reason(engine: LabEngine, tm
         assert re.search(case.rejection or "", found.message), f"{case.name}: {found.message}"
 
 
-def test_requests_beyond_the_queue_are_rejected(engine: LabEngine) -> None:
+def test_requests_beyond_the_queue_limit_are_rejected(engine: LabEngine) -> None:
     async def view_many() -> list[Any]:
         calls = (engine.view(call(None)) for _ in range(MAX_WAITING + 4))
         return await asyncio.gather(*calls, return_exceptions=True)
@@ -69,7 +69,7 @@ def test_a_request_fails_at_its_deadline_and_leaves_the_queue(engine: LabEngine)
     assert engine._waiting == 0
 
 
-def test_few_clips_are_cached(engine: LabEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_clips_are_cached(engine: LabEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(CACHED_CLIPS + 2):
         run(engine.view(call(picture(seed))))
     assert len(engine._clips) == CACHED_CLIPS

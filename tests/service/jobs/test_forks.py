@@ -1,4 +1,4 @@
-"""Tests for copies of jobs that start from a checkpoint."""
+"""Tests for forks, which are copies of jobs that start from a checkpoint."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_fork_has_the_jobs_config_with_changes_and_starts_from_the_checkpoint(
 @pytest.mark.parametrize(
     ("job", "body", "status", "message"),
     [
-        (scenes.RUNNING, {"step": 501}, 404, "has no checkpoint of step 501"),
+        (scenes.RUNNING, {"step": 501}, 404, "has no checkpoint at step 501"),
         (scenes.SWEEP, {"step": 500}, 409, "only pre-training"),
         (scenes.RUNNING, {"step": 0}, 422, ""),
         (scenes.RUNNING, {"step": 10**30}, 422, ""),
@@ -67,7 +67,7 @@ def test_a_fork_has_the_jobs_config_with_changes_and_starts_from_the_checkpoint(
         ("train-never", {"step": 500}, 404, "train-never"),
     ],
 )
-def test_a_fork_that_is_not_possible_is_rejected(
+def test_an_impossible_fork_is_rejected(
     client: TestClient, database: Engine, job: str, body: dict[str, object], status: int, message: str
 ) -> None:
     response = client.post(f"/v1/jobs/{job}/fork", json=body, headers=key_to(database, "submit"))
@@ -75,7 +75,7 @@ def test_a_fork_that_is_not_possible_is_rejected(
     assert message in response.text
 
 
-def test_a_job_cannot_start_from_a_checkpoint_of_another_project(
+def test_a_job_cannot_start_from_another_projects_checkpoint(
     client: TestClient, database: Engine, folder: Path
 ) -> None:
     headers = key_to(database, "submit", project="other")

@@ -146,7 +146,7 @@ def test_the_base_configs_are_accepted(kind: JobKind, service: JobService) -> No
 
 
 FIELDS = [(kind, field) for kind in KINDS for field in location_fields(kind)]
-FIELDS.remove(("search", "train.start"))  # the trials of a sweep start from scratch
+FIELDS.remove(("search", "train.start"))  # sweep trials start from scratch
 
 
 @pytest.mark.parametrize(("kind", "field"), FIELDS)

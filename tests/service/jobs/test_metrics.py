@@ -1,4 +1,4 @@
-"""Tests for job metrics: downsampling, and series of a run whose chunks are read once."""
+"""Tests for job metrics: downsampling, and series read from chunks that are each read only once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_series_contains_only_the_steps_at_which_its_metric_was_logged(tmp_pat
     assert cache.view(str(tmp_path / "none"), [], 10).last_step is None
 
 
-def test_a_value_that_is_not_a_number_stays_visible_in_a_long_series(tmp_path: Path) -> None:
+def test_a_nan_value_remains_visible_in_a_long_series(tmp_path: Path) -> None:
     write_chunk(tmp_path, 0, [{"step": step, "loss/total": math.nan if step == 500 else 1.0} for step in range(1000)])
     (series,) = MetricsCache().view(str(tmp_path), [], 20).series
     assert len(series.steps) <= 20
@@ -78,7 +78,7 @@ def test_each_chunk_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [url[-12:] for url in read if url.endswith(".jsonl")] == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
 
 
-def test_steps_that_a_resumed_run_repeats_have_their_later_values(tmp_path: Path) -> None:
+def test_steps_repeated_by_a_resumed_run_have_their_later_values(tmp_path: Path) -> None:
     cache = MetricsCache()
     write_chunk(tmp_path, 0, [{"step": step, "loss/total": 1.0} for step in (2, 4, 6)])
     cache.view(str(tmp_path), [], 10)
@@ -88,7 +88,7 @@ def test_steps_that_a_resumed_run_repeats_have_their_later_values(tmp_path: Path
     assert view.last_step == 6
 
 
-def test_another_run_with_the_same_name_is_read_anew(tmp_path: Path) -> None:
+def test_a_new_run_with_the_same_name_replaces_the_cached_one(tmp_path: Path) -> None:
     cache = MetricsCache()
     for created, step in (("2026-01-01", 1), ("2026-01-02", 2)):
         write_chunk(tmp_path, 0, [{"step": step, "loss/total": 1.0}])
@@ -96,9 +96,7 @@ def test_another_run_with_the_same_name_is_read_anew(tmp_path: Path) -> None:
         assert cache.view(str(tmp_path), [], 10).series[0].steps == [step]
 
 
-def test_the_cache_drops_the_runs_that_were_requested_longest_ago(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_evicts_the_least_recently_requested_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = MetricsCache(max_points=5)
     for name in ("a", "b", "c"):
         write_chunk(tmp_path / name, 0, [{"step": step, "loss/total": 1.0} for step in range(3)])

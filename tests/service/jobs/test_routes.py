@@ -48,7 +48,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
         *("POST", "/jobs", {"json": {**DEMO, "overrides": {"mask.teacher_ratio": 0.9}}}),
         *(422, "config_invalid", "mask.teacher_ratio=0.9 must not be above mask.student_ratio"),
     ),
-    "unknown key of a config": (
+    "unknown config key": (
         *("POST", "/jobs", {"json": {**DEMO, "overrides": {"mask.techer_ratio": 0.5}}}),
         *(422, "config_invalid", "mask.techer_ratio"),
     ),
@@ -60,7 +60,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
         *("POST", "/jobs", {"content": iter([b"x" * 10**6] * 10), "headers": {"Content-Type": "application/json"}}),
         *(413, "body_too_large", "1048576"),
     ),
-    "no JSON": (
+    "not JSON": (
         *("POST", "/jobs", {"content": b"{", "headers": {"Content-Type": "application/json"}}),
         *(400, "json_invalid", "not valid JSON"),
     ),
@@ -78,7 +78,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
         *(422, "uri_not_allowed", "storage=/elsewhere: the service stores"),
     ),
     "bad cursor": ("GET", "/jobs?cursor=abc", {}, 422, "cursor_invalid", "next_cursor"),
-    "too large a page": ("GET", "/jobs?limit=1000", {}, 422, "request_invalid", "limit"),
+    "page too large": ("GET", "/jobs?limit=1000", {}, 422, "request_invalid", "limit"),
     "no such job": ("GET", "/jobs/train-1", {}, 404, "not_found", "no job 'train-1'"),
     "no such path": ("GET", "/job", {}, 404, "not_found", ""),
     "wrong method": ("PUT", "/jobs", {}, 405, "method_not_allowed", ""),
@@ -103,7 +103,7 @@ def test_pictures_are_listed_and_served_as_images_that_run_no_scripts(client: ht
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_only_the_pictures_of_a_job_can_be_read(client: httpx.Client, server: Server) -> None:
+def test_only_a_jobs_pictures_can_be_read(client: httpx.Client, server: Server) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
     root = server.app.state.settings.root
     write_pictures(root, job, (3,))

@@ -20,7 +20,7 @@ WATCHING = 40
 
 
 class CountingStore(JobStore):
-    """Counts the reads of jobs and their events."""
+    """Counts how often events are read."""
 
     reads = 0
 

@@ -1,4 +1,4 @@
-"""The mask lab over HTTP, with its replica in this process."""
+"""Tests for the mask lab over HTTP, with its replica in this process."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def pixels(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def test_the_first_request_declares_the_application_next_to_the_others(service: LabService) -> None:
+def test_the_first_request_declares_the_lab_application_and_keeps_the_others(service: LabService) -> None:
     theirs = {"name": "theirs", "import_path": "x:y", "deployments": []}
     service.serve.put([theirs])
     service.view()
@@ -120,7 +120,7 @@ def test_an_application_that_failed_to_start_is_declared_again(service: LabServi
     service.lab.is_running = False
     status, code, detail = service.reject()
     assert (status, code) == (503, "lab_unavailable")
-    assert "failed to start and is started again" in detail
+    assert "failed to start and is being restarted" in detail
     assert service.serve.apps[NAME].config.items() >= APPLICATION.items()
     service.serve.status, service.lab.is_running = "RUNNING", True
     service.view()
@@ -175,7 +175,7 @@ def test_masks_match_training_for_any_seed_step_batch_and_position(service: LabS
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("image", "png"), ("video", "mp4")])
-def test_rebuilt_pixels_equal_those_of_a_reconstruction_request(
+def test_reconstructed_pixels_match_a_reconstruction_request(
     service: LabService, tmp_path: Path, name: str, suffix: str
 ) -> None:
     content = picture() if suffix == "png" else film(tmp_path / "0.mp4").read_bytes()
@@ -198,7 +198,7 @@ def test_rebuilt_pixels_equal_those_of_a_reconstruction_request(
     assert found["layers"].keys() >= {"input", "error"}
 
 
-def test_every_content_type_gives_the_same_view(service: LabService) -> None:
+def test_every_content_type_returns_the_same_view(service: LabService) -> None:
     png = picture()
     text = base64.b64encode(png).decode()
     raw = service.view("?encoder=image&seed=2", content=png, headers=PNG)
@@ -224,7 +224,7 @@ def test_both_clients_draw_the_same_masks(service: LabService) -> None:
     assert "input" not in plain.layers
 
 
-def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
+def test_a_sample_of_a_jobs_data_can_be_the_input(service: LabService) -> None:
     job = service.submit("demo-image-mae", **{"mask.student_ratio": 0.5})
     found = service.view(f"?job={job}&record=3")
     assert (found["job"], found["preset"]) == (job, None)
@@ -235,7 +235,7 @@ def test_a_sample_of_a_job_is_the_input(service: LabService) -> None:
     assert "must be below 6000" in service.reject(f"?job={job}&record=6000")[2]
 
 
-def test_a_checkpoint_of_a_job_rebuilds_like_the_encoder_published_from_it(service: LabService) -> None:
+def test_a_jobs_checkpoint_reconstructs_like_the_encoder_published_from_it(service: LabService) -> None:
     root, job = Path(service.server.app.state.settings.root), service.submit("demo-image-mae")
     config = validate(TrainConfig, service.server.app.state.jobs.get(job).config)
     publish_student(config, root, job)
@@ -315,7 +315,7 @@ def test_impossible_settings_are_rejected_with_a_reason(
     assert reason in response.text
 
 
-def test_a_job_needs_the_scope_read(service: LabService) -> None:
+def test_using_a_job_requires_the_read_scope(service: LabService) -> None:
     engine: Engine = service.server.app.state.engine
     headers = key_to(engine, "infer")
     assert service.post(headers=headers).status_code == 200
@@ -324,7 +324,7 @@ def test_a_job_needs_the_scope_read(service: LabService) -> None:
     assert service.reject("?job=train-1", headers=other)[:2] == (404, "not_found")
 
 
-def test_a_file_that_is_no_image_is_rejected(service: LabService) -> None:
+def test_a_file_that_is_not_an_image_is_rejected(service: LabService) -> None:
     status, code, detail = service.reject(content=b"not an image", headers=PNG)
     assert (status, code) == (422, "item_invalid")
     assert detail.startswith("input 0: ")
@@ -334,7 +334,9 @@ def test_a_file_that_is_no_image_is_rejected(service: LabService) -> None:
     )
 
 
-def test_a_lab_that_does_not_start_in_time_is_unavailable(service: LabService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lab_that_does_not_start_in_time_is_reported_as_unavailable(
+    service: LabService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(service.serve, "put", lambda applications: None)
     service.serve.apps = {}
     assert service.reject("?deadline_s=0.2")[:2] == (503, "lab_unavailable")

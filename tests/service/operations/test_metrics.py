@@ -1,6 +1,7 @@
 """Tests for control-plane metrics: requests by route, loops, pools and job states.
 
-Only one control plane exports the job states."""
+Only one control plane exports the job states.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def test_replicas_are_counted_by_deployment(client: TestClient) -> None:
     assert samples(client)["amd_deployment_replicas", "images"] == 3
 
 
-def test_frequent_scrapes_share_one_sum_of_the_usage(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frequent_scrapes_share_one_usage_query(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     reads, now = list[float](), 4e9
     by_project = UsageStore.by_project
 

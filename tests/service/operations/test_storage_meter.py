@@ -1,4 +1,4 @@
-"""The meter counts every file of a project once, also those of runs that no job owns."""
+"""Tests that the storage meter counts every file of a project once, including files of runs that no job owns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(root: Path, path: str, content: str) -> int:
     return len(content)
 
 
-def test_files_of_runs_jobs_and_encoders_count_for_their_project(engine: Engine, tmp_path: Path) -> None:
+def test_files_of_runs_jobs_and_encoders_count_towards_their_project(engine: Engine, tmp_path: Path) -> None:
     store = JobStore(engine)
     queued(store, id="sweep", kind="search", project="video")
     queued(store, id="by-hand", project="audio", origin="external", state="failed")
@@ -55,7 +55,7 @@ def test_files_of_runs_jobs_and_encoders_count_for_their_project(engine: Engine,
     }
 
 
-def test_one_control_plane_measures_once_an_interval_and_keeps_the_measurement_in_an_outage(
+def test_one_control_plane_measures_once_per_interval_and_keeps_the_measurement_during_an_outage(
     sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, stored = 0.0, StoredBytesStore(sqlite_engine)
@@ -79,7 +79,7 @@ def test_one_control_plane_measures_once_an_interval_and_keeps_the_measurement_i
     assert stored.by_project() == {"default": 3}
 
 
-def test_jobs_of_a_project_wait_until_it_stores_less(sqlite_engine: Engine, tmp_path: Path) -> None:
+def test_jobs_wait_until_their_project_is_below_its_storage_quota(sqlite_engine: Engine, tmp_path: Path) -> None:
     plane, stored = FakeControlPlane(sqlite_engine, tmp_path), StoredBytesStore(sqlite_engine)
     ProjectStore(sqlite_engine).put("default", ProjectPolicy(max_storage_gib=1), "test")
     stored.replace({"default": 2**30}, 0.0)

@@ -1,4 +1,4 @@
-"""Tests for the event feed of projects."""
+"""Tests for the project event feed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_feed_is_filtered_by_type_and_time(sqlite_engine: Engine, client: Te
 
 
 def test_events_at_the_same_time_are_listed_exactly_once(engine: Engine) -> None:
-    """Many events have equal times, since clocks are coarse. Runs on both databases."""
+    """Many events have equal times because clocks are coarse. Runs on both databases."""
     store = JobStore(engine)
     for _ in range(3):
         store.change(queued(store), "failed", state="failed")

@@ -41,7 +41,7 @@ def admin(sqlite_engine: Engine) -> dict[str, str]:
 
 
 def attempt(engine: Engine, job: Job, number: int = 1, **fields: Any) -> None:
-    """Store an attempt, by default of two hours on 4 CPUs and 1 GPU."""
+    """Store an attempt, by default one that took two hours on 4 CPUs and 1 GPU."""
     facts: dict[str, Any] = {"submission_id": job.id, "state": "failed", "message": "", "cpus": 4.0, "gpus": 1.0}
     times = {"started_at": 0.0, "ended_at": 2 * HOUR_S}
     with Session(engine) as session, session.begin():
@@ -121,7 +121,7 @@ def test_deployments_beyond_a_quota_are_rejected_with_the_numbers(
     assert client.put("/v1/deployments/first", json={**request, **accepted}, headers=admin).status_code == 202
 
 
-def test_a_project_shows_what_its_jobs_and_deployments_hold(
+def test_a_project_reports_the_resources_that_its_jobs_and_deployments_hold(
     client: TestClient, admin: dict[str, str], sqlite_engine: Engine
 ) -> None:
     store, encoder = JobStore(sqlite_engine), index_encoder(sqlite_engine, "encoder", "video")
@@ -162,7 +162,7 @@ def test_usage_counts_what_attempts_reserved_within_the_period(engine: Engine) -
     assert [row.key for row in usage.rows("job", 0.0, 10 * HOUR_S, "b")] == [other.id]
 
 
-def test_usage_is_reported_by_project_and_limited_to_the_callers(
+def test_usage_is_reported_by_project_and_limited_to_the_callers_project(
     client: TestClient, admin: dict[str, str], sqlite_engine: Engine
 ) -> None:
     now = time.time()

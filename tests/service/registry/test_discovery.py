@@ -200,7 +200,7 @@ def test_many_encoders_are_read_in_several_scans(
     assert listed(store) == [f"e{number}" for number in range(5)]
 
 
-def test_a_listing_that_takes_longer_than_the_read_budget_prevents_no_reads(
+def test_a_listing_that_takes_longer_than_the_read_budget_does_not_prevent_reads(
     store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(str(tmp_path), "e")

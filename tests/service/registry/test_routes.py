@@ -60,7 +60,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def scan(engine: Engine, root: str) -> Callable[[], None]:
-    """Index published encoders."""
+    """Return a function that indexes published encoders."""
     return lambda: EncoderDiscovery(EncoderStore(engine), root).scan()
 
 

@@ -194,7 +194,7 @@ def test_a_deployment_protects_its_encoder_before_serving_it(engine: Engine, sto
         store.delete_encoder("e", "video", ROOT, "me")
 
 
-def test_encoders_of_other_projects_are_not_deleted(engine: Engine, store: EncoderStore) -> None:
+def test_encoders_in_other_projects_are_not_deleted(engine: Engine, store: EncoderStore) -> None:
     index_encoder(engine, "theirs", "audio"), index_encoder(engine, "external", "default")
     for name in ("theirs", "external"):
         with pytest.raises(NotFound):

@@ -1,4 +1,4 @@
-"""Charts are valid SVG whose marks lie inside the image, for any numbers and any text."""
+"""Tests that charts are valid SVG with all marks inside the image, for any numbers and any text."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_finite_points_of_a_line_are_drawn_inside_the_image(
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in found)
 
 
-def test_a_line_is_interrupted_where_values_are_missing() -> None:
+def test_a_line_is_broken_where_values_are_missing() -> None:
     points = [(0, 1.0), (1, 2.0), (2, None), (3, math.nan), (4, 3.0), (5, 1.0), (6, math.inf), (7, 2.0)]
     root = parsed(line_chart([ChartSeries("loss", points)], "Loss", "step"))
     assert [len(line.get("points", "").split()) for line in root.iter("polyline")] == [2, 2]

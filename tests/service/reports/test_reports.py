@@ -1,4 +1,4 @@
-"""Reports on runs and sweeps over HTTP: self-contained, escaped, bounded, isolated, and equal to the job's page."""
+"""Tests for run and sweep reports: self-contained, escaped, bounded, isolated, and consistent with the console."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LIMIT = 2 * 2**20
 
 
 class ReportService:
-    """An application without a cluster, with the console's scenes."""
+    """An application without a cluster, populated with the console's test data."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         settings = Settings(data_dir=folder, storage=str(folder / "root"), serve_url="http://127.0.0.1:1")
@@ -71,7 +71,7 @@ class ReportService:
         return job
 
     def add_sweep(self, count: int, text: str = "") -> Job:
-        """Add a sweep whose trials have this text as reason, point and encoder."""
+        """Add a sweep with this text in its name and in each trial's point and message."""
         config = resolve("search", "demo-image-amd", {"space": {"use": ["masking"]}}, {})
         job = self.add(kind="search", name=text or "a sweep", preset="demo-image-amd", config={})
         folder = run_folder(self.root, job.id)
@@ -121,7 +121,7 @@ def service(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     engine.dispose()
 
 
-def test_a_report_is_a_file_that_loads_and_runs_nothing(service: ReportService) -> None:
+def test_a_report_is_a_file_that_loads_no_resources_and_runs_no_code(service: ReportService) -> None:
     response = service.get(scenes.RUNNING)
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert response.headers["content-disposition"] == f'attachment; filename="{scenes.RUNNING}.html"'
@@ -140,12 +140,12 @@ def test_a_job_in_any_state_has_a_report(service: ReportService, job_id: str) ->
     assert ("has not ended" in text) == (job.state in ("running", "queued"))
 
 
-def test_a_page_that_loads_something_is_detected() -> None:
+def test_a_page_that_loads_resources_is_detected() -> None:
     with pytest.raises(AssertionError):
         assert_self_contained(f"<style></style>default-src &#39;none&#39;{NASTY}")
 
 
-def test_a_run_has_curves_of_losses_learning_rate_probe_and_throughput(service: ReportService) -> None:
+def test_a_run_report_has_curves_of_losses_learning_rate_probe_and_throughput(service: ReportService) -> None:
     page = service.report(scenes.RUNNING)
     titles = re.findall(r"<h3[^>]*>([^<]+)</h3>\s*<svg", page)
     assert titles == [
@@ -155,7 +155,7 @@ def test_a_run_has_curves_of_losses_learning_rate_probe_and_throughput(service: 
     assert "812 samples/s" in text_of(page)
 
 
-def test_the_last_values_equal_those_of_the_metrics_route(service: ReportService) -> None:
+def test_the_last_values_match_the_metrics_route(service: ReportService) -> None:
     headers = key_to(service.engine, "read")
     found = service.client.get(f"/v1/jobs/{scenes.RUNNING}/metrics", headers=headers).json()["series"]
     last = {one["name"]: one["values"][-1] for one in found}
@@ -164,7 +164,7 @@ def test_the_last_values_equal_those_of_the_metrics_route(service: ReportService
         assert f"{name} {last[name]:.4g}" in text
 
 
-def test_a_run_with_an_encoder_has_its_scores_lineage_licence_data_and_versions(service: ReportService) -> None:
+def test_a_report_on_a_published_run_shows_its_scores_lineage_licence_data_and_versions(service: ReportService) -> None:
     job = service.add(name="published", preset="demo-image-amd")
     folder = encoder_folder(service.root, scenes.ENCODER)
     scenes.finish(service.jobs, job.id, "succeeded", result={"encoder_folder": folder, "figures": {"loss/total": 0.5}})
@@ -181,7 +181,7 @@ def test_a_run_with_an_encoder_has_its_scores_lineage_licence_data_and_versions(
 
 
 @pytest.mark.parametrize("job_id", [scenes.RUNNING, scenes.SUCCEEDED])
-def test_the_commands_of_a_report_repeat_the_job(service: ReportService, job_id: str) -> None:
+def test_the_commands_in_a_report_repeat_the_job(service: ReportService, job_id: str) -> None:
     job = service.jobs.get(job_id)
     found = re.findall("<pre>(.*?)</pre>", service.report(job_id), re.DOTALL)
     first, second, content = map(html.unescape, found)
@@ -193,7 +193,7 @@ def test_the_commands_of_a_report_repeat_the_job(service: ReportService, job_id:
     assert json.loads(content) == portable_config(job.config)
 
 
-def test_a_sweep_has_a_verdict_map_front_trials_cost_and_commands(service: ReportService) -> None:
+def test_a_sweep_report_has_a_verdict_map_front_trials_cost_and_commands(service: ReportService) -> None:
     page, console = service.report(scenes.SWEEP), ConsoleClient(service.app)
     console.sign_in(key_to(service.engine, "read")["Authorization"])
     data = console.get(f"/console/sweeps/{scenes.SWEEP}/charts.json").json()
@@ -252,14 +252,14 @@ def test_the_size_of_a_report_is_bounded(service: ReportService) -> None:
     assert "config.json is too long" in text_of(page)
 
 
-def test_a_report_of_another_project_is_not_found(service: ReportService) -> None:
+def test_a_report_in_another_project_is_not_found(service: ReportService) -> None:
     for job_id in (scenes.RUNNING, scenes.SWEEP):
         assert service.get(job_id, project="other").status_code == 404
         assert service.get(job_id, project="default").status_code == 200
     assert service.client.get(f"/v1/jobs/{scenes.RUNNING}/report").status_code == 401
 
 
-def test_an_encoder_of_another_project_is_not_shown(service: ReportService) -> None:
+def test_an_encoder_in_another_project_is_not_shown(service: ReportService) -> None:
     job = service.add(name="theirs", project="other")
     folder = encoder_folder(service.root, scenes.ENCODER)  # which belongs to the project default
     scenes.finish(service.jobs, job.id, "succeeded", result={"encoder_folder": folder})

@@ -23,7 +23,7 @@ ServeReply = Callable[[httpx.Request], httpx.Response]
 
 
 class OneDeployment:
-    """Deployment lookup that finds only `images`."""
+    """A deployment lookup that finds only `images`."""
 
     def __init__(self) -> None:
         self._deployment = new_deployment(
@@ -97,7 +97,7 @@ def test_requests_and_their_batches_are_measured_by_deployment(fixture: GatewayF
     assert measured("amd_inference_queue_seconds_sum") == 0.25
     assert measured("amd_inference_batch_fill_sum") == 0.5
     assert (fixture.count("ok"), fixture.count("encoder_not_deployed", deployment="")) == (1, 1)
-    del reply["queue_s"], reply["batch_fill"]  # as from a replica of an earlier version
+    del reply["queue_s"], reply["batch_fill"]  # as in a reply from an earlier version's replica
     assert fixture.client.post("/images").status_code == 200
     assert measured("amd_inference_batch_fill_count") == 1
 

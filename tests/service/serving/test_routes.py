@@ -45,7 +45,7 @@ def test_concurrent_puts_create_one_deployment_and_apply_every_change(client: Te
         responses = at_once(8, lambda n, url=url: client.put(url, json={"encoder": "ab"[n % 2]}))
         assert Counter(response.status_code for response in responses) == {202: 8}
         assert sum("location" in response.headers for response in responses) == 1
-        assert len({response.headers["etag"] for response in responses}) == 8, "each change has an ETag of its own"
+        assert len({response.headers["etag"] for response in responses}) == 8, "each change must have its own ETag"
 
 
 def test_concurrent_puts_and_deletes_never_fail_with_an_internal_error(client: TestClient) -> None:
@@ -79,7 +79,7 @@ def test_an_outdated_tag_prevents_changes_and_deletions(
     assert client.get(URL).json()["encoder"] == "b"
     assert client.delete(URL, headers={"If-Match": second.headers["etag"]}).status_code == 204
     client.put(URL, json={"encoder": "a"})
-    assert client.delete(URL, headers=outdated).status_code == 412, "a new deployment of this name is another object"
+    assert client.delete(URL, headers=outdated).status_code == 412, "a new deployment has a different tag"
 
 
 INFEASIBLE: list[tuple[dict[str, Any], str, str]] = [

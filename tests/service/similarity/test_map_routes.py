@@ -1,4 +1,4 @@
-"""Tests for the map of a job's embeddings: content, headers, isolation between projects, and damaged files."""
+"""Tests for a job's embedding map: content, headers, isolation between projects, and damaged files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNT = 30
 
 
 class MapService:
-    """The routes of the map, with an embed job that has succeeded."""
+    """The map routes, with an embed job that has succeeded."""
 
     def __init__(self, engine: Engine, root: Path) -> None:
         self.engine, self.store = engine, JobStore(engine)
@@ -57,7 +57,7 @@ def test_the_map_lists_all_readable_samples(service: MapService) -> None:
     assert all(len(found[name]) == COUNT - 1 for name in ("labels", "x", "y", "cluster", "score"))
 
 
-def test_a_thumbnail_is_sent_as_an_image_that_browsers_do_not_interpret(service: MapService) -> None:
+def test_a_thumbnail_is_sent_as_an_image_that_browsers_cannot_run(service: MapService) -> None:
     response = service.get("/thumbnails/5")
     assert response.status_code == 200
     assert Image.open(io.BytesIO(response.content)).format == "WEBP"
@@ -81,7 +81,7 @@ def test_records_without_a_thumbnail_are_not_found(service: MapService) -> None:
     assert "set thumbnails=true" in response.json()["detail"]
 
 
-def test_maps_of_other_projects_and_other_jobs_are_refused(service: MapService) -> None:
+def test_maps_in_other_projects_and_of_unsuitable_jobs_are_refused(service: MapService) -> None:
     for path in ("", "/thumbnails/5"):
         assert service.get(path, project="theirs").status_code == 404
         assert service.get(path, scope="infer").status_code == 403
@@ -92,7 +92,7 @@ def test_maps_of_other_projects_and_other_jobs_are_refused(service: MapService) 
             assert service.get(path, job=job).json()["code"] == code
 
 
-def test_a_set_without_a_map_says_how_to_add_one(service: MapService) -> None:
+def test_the_error_for_a_set_without_a_map_explains_how_to_add_one(service: MapService) -> None:
     Path(map_url(str(service.output))).unlink()
     response = service.get("")
     assert (response.status_code, response.json()["code"]) == (422, "not_possible")

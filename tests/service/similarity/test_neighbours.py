@@ -31,7 +31,7 @@ from tests.support.service.command import amd as run_command
 from tests.support.service.fake_cluster import FakeCluster, queued
 from tests.support.service.server import Server, serving
 
-UNREADABLE = 3  # number of the record that could not be read
+UNREADABLE = 3  # index of the record that could not be read
 
 
 def location_of(record: int) -> str:

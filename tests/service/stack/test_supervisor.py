@@ -1,4 +1,4 @@
-"""The supervisor of a stack, with real processes that are killed."""
+"""Tests for the stack supervisor, which kill real processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Iterator[StackFolder]:
 
 
 def write_state(folder: StackFolder) -> StackState:
-    """Write the state of a stack whose supervisor is this process."""
+    """Write the state of a stack that this process supervises."""
     ports = free_ports(1 + len(RayPorts.model_fields))
     state = StackState(
         port=ports.pop(),
@@ -82,14 +82,14 @@ def test_a_killed_part_is_restarted_with_growing_pauses(folder: StackFolder) -> 
     assert restarted.pid != pid
     kill(folder, "control-plane")
     supervisor.step()
-    assert read(folder).alive("control-plane") is None, "the second restart follows after a pause"
+    assert read(folder).alive("control-plane") is None, "the second restart is preceded by a pause"
     now += 1.0
     supervisor.step()
     assert read(folder).alive("control-plane") is not None
-    assert "ray" not in read(folder).processes, "only what was started is restarted"
+    assert "ray" not in read(folder).processes, "only parts that were started are restarted"
 
 
-def test_pauses_grow_to_a_limit_and_end_once_a_part_is_steady() -> None:
+def test_pauses_grow_up_to_a_limit_and_are_reset_once_a_part_is_steady() -> None:
     pauses, now, waited = RestartPauses(), 0.0, []
     for _ in range(9):
         began = now
@@ -116,7 +116,7 @@ def test_nothing_is_restarted_while_another_process_starts_or_stops_the_stack(fo
     assert read(folder).alive("control-plane") is not None
 
 
-def test_a_supervisor_that_was_replaced_or_stopped_ends(folder: StackFolder) -> None:
+def test_a_supervisor_ends_once_it_is_replaced_or_stopped(folder: StackFolder) -> None:
     state = write_state(folder)
     supervisor = Supervisor(folder, start_sleeper)
     assert supervisor.step()
@@ -146,7 +146,7 @@ def test_a_log_is_rotated_while_a_process_writes_to_it(tmp_path: Path) -> None:
         rotate(log, limit=100)
         assert "first" in log.with_suffix(".log.1").read_text()
         wait_for(write("second"))
-        assert log.read_text() == "second\n", "the process goes on at the start of the file"
+        assert log.read_text() == "second\n", "the process continues at the start of the file"
         writer.stdin.close()
 
 

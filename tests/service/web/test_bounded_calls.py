@@ -1,4 +1,4 @@
-"""Tests that calls to a hung dependency are abandoned and do not occupy the threads of other requests."""
+"""Tests that calls to a hung dependency are abandoned and do not occupy threads that other requests need."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def calls(hang: threading.Event) -> BoundedCalls:
     return BoundedCalls("storage root", THREADS, TIMEOUT_S, StorageUnavailable)
 
 
-def test_a_call_returns_the_result_or_raises_the_error_of_its_function(calls: BoundedCalls) -> None:
+def test_a_call_returns_its_functions_result_or_raises_its_error(calls: BoundedCalls) -> None:
     def fail() -> None:
-        raise TimeoutError("of the function")
+        raise TimeoutError("raised by the function")
 
     assert asyncio.run(calls.run(divmod, 7, 2)) == (3, 1)
     assert calls.run_from_thread(divmod, 7, 2) == (3, 1)
-    with pytest.raises(TimeoutError, match="of the function"):
+    with pytest.raises(TimeoutError, match="raised by the function"):
         asyncio.run(calls.run(fail))
-    with pytest.raises(TimeoutError, match="of the function"):
+    with pytest.raises(TimeoutError, match="raised by the function"):
         calls.run_from_thread(fail)
 
 

@@ -24,7 +24,7 @@ UNLIMITED = "1000000/minute"
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("with_key", [True, False], ids=["with a key", "without"])
-def test_schemathesis_finds_no_violations_of_the_schema(engine: Engine, tmp_path: Path, with_key: bool) -> None:
+def test_schemathesis_finds_no_schema_violations(engine: Engine, tmp_path: Path, with_key: bool) -> None:
     unlimited = {"rate_limit": UNLIMITED, "failure_limit": UNLIMITED}
     with serving(engine, tmp_path, **unlimited) as server, closing(LocalLab(server.app).engine):
         command = [

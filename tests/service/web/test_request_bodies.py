@@ -78,7 +78,7 @@ def test_a_body_reaches_the_route_in_a_bounded_number_of_parts() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_above_the_limit_of_its_path_is_rejected(chunked: bool) -> None:
+def test_a_body_above_the_limit_for_its_path_is_rejected(chunked: bool) -> None:
     fixture = BodiesFixture()
     for path, limit in (("/json", LIMIT), ("/files", FILES_LIMIT)):
         for size, status in ((limit, 200), (limit + 1, 413)):
@@ -125,7 +125,7 @@ def test_the_number_of_values_in_a_json_body_is_limited() -> None:
     response = fixture.client.post("/files", content=b"[1," + fits[1:], headers=JSON)
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
     assert str(MAX_JSON_VALUES) in response.json()["detail"]
-    assert fixture.client.post("/files", content=b"[1," + fits[1:]).status_code == 200  # a file
+    assert fixture.client.post("/files", content=b"[1," + fits[1:]).status_code == 200  # a file, not JSON
 
 
 def test_a_rejected_body_is_discarded_up_to_a_limit_and_the_connection_is_closed() -> None:

@@ -72,7 +72,7 @@ def test_a_host_that_resolves_to_an_internal_address_is_not_contacted(
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "017700000001", "localhost", "[::1]"]
 )
-def test_this_machine_is_not_contacted_in_any_notation_of_its_address(
+def test_loopback_addresses_are_not_contacted_in_any_notation(
     host: str, clock: SettableClock, sqlite_engine: Engine, receiver: Receiver
 ) -> None:
     add_webhook(sqlite_engine, receiver.url(host))
@@ -107,7 +107,7 @@ PRIVATE = [
 
 
 @given(st.sampled_from([*PRIVATE, "224.0.0.0/4", "240.0.0.0/4", "fc00::/7", "fe80::/10", "ff00::/8"]), st.data())
-def test_addresses_of_special_networks_are_not_public(network: str, data: st.DataObject) -> None:
+def test_special_purpose_addresses_are_not_public(network: str, data: st.DataObject) -> None:
     assert not is_public(str(data.draw(st.ip_addresses(network=network))))
 
 
@@ -172,7 +172,7 @@ def test_the_host_is_resolved_once_and_its_name_is_verified_by_tls(
 
     async def resolve(host: str, port: int) -> list[str]:
         resolved.append((host, port))
-        return ["127.0.0.1"]  # the name exists in no real resolver
+        return ["127.0.0.1"]  # no real resolver knows the name
 
     with serving(Receiver(), authority.server) as receiver:
         add_webhook(sqlite_engine, receiver.url(HOST, "https"))

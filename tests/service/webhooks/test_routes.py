@@ -105,7 +105,7 @@ def test_an_unknown_event_type_is_rejected(engine: Engine) -> None:
     assert client.post("/v1/webhooks", json=body, headers=key_to(engine, "admin")).status_code == 422
 
 
-def test_a_test_is_signed_and_sent_whichever_events_the_webhook_receives(
+def test_a_test_event_is_signed_and_sent_regardless_of_the_webhooks_event_types(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     client, admin = client_of(engine, router), key_to(engine, "admin")
@@ -125,7 +125,7 @@ def test_a_test_is_signed_and_sent_whichever_events_the_webhook_receives(
     assert client.post("/v1/webhooks/wh_abc/test", headers=admin).status_code == 404
 
 
-def test_a_delivery_is_sent_again_with_the_same_id_and_all_attempts(
+def test_a_redelivery_keeps_its_id_and_gets_a_full_set_of_attempts(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     client, admin = client_of(engine, router), key_to(engine, "admin")

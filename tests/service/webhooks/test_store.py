@@ -50,7 +50,7 @@ def test_every_change_to_a_job_is_signed_and_delivered_once(
     assert {row.state for row in deliveries(engine)} == {"taken"}
 
 
-def test_a_webhook_receives_only_events_of_its_project_and_types(engine: Engine) -> None:
+def test_a_webhook_receives_only_events_that_match_its_project_and_types(engine: Engine) -> None:
     store = job_store(engine)
     ours = add_webhook(engine, "https://ours.example.com", project="ours")
     terminal = add_webhook(engine, "https://ends.example.com", "succeeded", "failed")

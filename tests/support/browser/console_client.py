@@ -30,7 +30,7 @@ class ConsoleClient(TestClient):
 
 
 def text_of(page: str) -> str:
-    """Return the text of a page, with its tags removed and its entities resolved."""
+    """Return the text of a page, with tags removed and entities decoded."""
     import html
 
     return html.unescape(re.sub(r"<[^>]*>", " ", page))

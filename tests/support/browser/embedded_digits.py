@@ -1,4 +1,4 @@
-"""Helpers that write the output of an embed job: vectors of scikit-learn's digits, thumbnails and a map."""
+"""Helpers that write the output of an embed job: vectors for scikit-learn's digits, thumbnails and a map."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def populate(engine: Engine, root: str) -> None:
         message="waiting for 8 CPUs to become free",
         cpus=8.0,
         workers=4,
-        priority=-50,  # otherwise jobs that tests submit could not start before it
+        priority=-50,  # otherwise jobs submitted by tests could not start before it
     )
     add_sweep(store, root, now - 7200)
     for number in range(24):
@@ -137,7 +137,7 @@ def write_metrics(root: str, job_id: str, steps: int, shift: float = 0.0) -> Non
 
 
 def metrics_line(step: int, noise: random.Random, shift: float = 0.0) -> dict[str, float]:
-    """Return the metrics that a run of 2000 steps logs at a step."""
+    """Return the metrics that a 2000-step run logs at the given step."""
     decay = math.exp(-step / 420)
     jitter = noise.gauss(0, 0.012)
     line = {
@@ -215,7 +215,7 @@ def add_sweep(store: JobStore, root: str, at: float, ratios: Sequence[tuple[floa
 
 
 def trial_record(number: int, student: float, teacher: float, at: float, noise: random.Random) -> dict[str, Any]:
-    """Return the ledger's record of a trial, whose score depends on its mask ratios."""
+    """Return a ledger record for a trial whose score depends on its mask ratios."""
     best = 97.2 - 60 * (student - 0.8) ** 2 - 28 * (teacher - 0.5) ** 2
     reached = 3 if number % 3 == 0 or best > 96.6 else 1 + number % 2
     rungs = [

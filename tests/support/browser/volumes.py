@@ -1,4 +1,4 @@
-"""Fill a service with any number of jobs, trials, metric points and log lines, for benchmarks of the console."""
+"""Fill a service with any number of jobs, trials, metric points and log lines, for console benchmarks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 1000
 
 
 class Volume(NamedTuple):
-    """Amounts of data."""
+    """Amounts of data to create."""
 
     jobs: int
     trials: int
@@ -60,7 +60,7 @@ def _ratios(choice: random.Random) -> tuple[float, float]:
 
 
 def write_points(root: str, job_id: str, points: int) -> None:
-    """Write metrics in chunks, as a run does, until they have this many points."""
+    """Write at least this many metric points, in chunks, as a run does."""
     noise, step, chunk, number = random.Random(job_id), 0, list[str](), 0
     while points > 0:
         line = scenes.metrics_line(step, noise)

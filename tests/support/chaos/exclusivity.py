@@ -50,7 +50,7 @@ class ExclusivityObserver:
             run = file.parent.name
             before = self._holders.get(run)
             if before is not None and before != holder and _is_alive(before):
-                self._report(f"{run}: process {holder[0]} took the lease of process {before[0]}, which is alive")
+                self._report(f"{run}: process {holder[0]} took the lease of process {before[0]}, which is still alive")
             self._holders[run] = holder
 
     def _check_processes(self, processes: list[psutil.Process]) -> None:
@@ -65,7 +65,7 @@ class ExclusivityObserver:
                     workers[job].add(worker.pid)
         for what, found in (("programs", programs), ("training workers", workers)):
             for job, pids in found.items():
-                if len(pids) > 1 and (self._storage / "jobs" / job).exists():  # not a job of another stack
+                if len(pids) > 1 and (self._storage / "jobs" / job).exists():  # ignores other stacks' jobs
                     key = (job, what, frozenset(pids))
                     self._overlaps[key] += 1
                     if self._overlaps[key] == REPEATS:

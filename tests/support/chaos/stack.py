@@ -16,7 +16,7 @@ from service.stack import StackError, down, up
 from service.stack.state import Part, Stack, StackFolder, StackState
 
 POLL_S = 0.5
-START_TRIES = 3  # on a busy machine, Ray's own limits may pass before its processes have started
+START_TRIES = 3  # on a busy machine, Ray's own timeouts may expire before its processes have started
 PARTS: tuple[Part, ...] = ("control-plane", "ray")
 PATIENCE = Patience(tries=60, most_s=5.0)  # outlives a restart of both parts on a busy machine
 UNSET = ("RAY_ADDRESS", "AMD_URL", "AMD_KEY", "AMD_KEY_FILE", "AMD_DATABASE_URL")
@@ -105,7 +105,7 @@ class SupervisedStack:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Set variables that the stack's processes inherit, and unset those that would connect them to other services."""
+    """Set variables that the stack's processes inherit, and unset any that would connect them to other services."""
     saved = dict(os.environ)
     for name in UNSET:
         os.environ.pop(name, None)

@@ -40,7 +40,7 @@ assert MATCHES.keys() == set(ROLES)
 
 
 def with_role(role: Role, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Return the processes with a role, sorted by PID. Includes decoders of jobs, but not decoders of replicas."""
+    """Return the processes with a role, sorted by PID. Includes the decoders of jobs but not of replicas."""
     found = [process for process in processes if has_role(role, process)]
     if role == "decoder":
         found = [process for process in found if job_of(process)]

@@ -65,7 +65,7 @@ def draw(folder: Path, videos: int = 8, seconds: tuple[int, ...] = (1, 2)) -> Pa
 
 
 def tiny_detection(folder: Path, **overrides: Any) -> DetectionConfig:
-    """Return a detection config of 6 steps on 12 key frames, 3 steps per epoch, with clips of 4 frames of 32x32.
+    """Return a detection config for 6 steps on 12 key frames, 3 steps per epoch, with clips of four 32x32 frames.
 
     Patches of 8 pixels give a (2, 4, 4) grid. Override keys use __ in place of dots.
     """

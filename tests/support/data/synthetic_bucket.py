@@ -13,16 +13,16 @@ import fsspec
 from fsspec.spec import AbstractFileSystem
 
 PAGE = 1000  # keys per list request
-KEY_BYTES = 300  # of XML per key, in addition to its name: ETag, size, time, storage class
+KEY_BYTES = 300  # bytes of XML per key, in addition to its name: ETag, size, time, storage class
 _ROOT = re.compile(r"data/(\d+)x(\d+)")
 
 
 class SyntheticBucket(AbstractFileSystem):
     protocol = "synthetic"
     requests: ClassVar[int] = 0
-    """List requests of this process."""
+    """Number of list requests made by this process."""
     bytes: ClassVar[int] = 0
-    """Bytes of their responses."""
+    """Total size of the responses in bytes."""
 
     @classmethod
     def reset(cls) -> None:

@@ -70,8 +70,8 @@ def write_video(
 def write_av1(path: Path, frames: Sequence[np.ndarray]) -> Path:
     """Encode frames as AV1 in a separate process.
 
-    As root, SVT-AV1 permanently gives the calling thread real-time priority (SCHED_FIFO 99), which its later child
-    threads would inherit.
+    When run as root, SVT-AV1 permanently gives the calling thread real-time priority (SCHED_FIFO 99), which its later
+    child threads would inherit.
     """
     options = {"codec": "libsvtav1", "options": {"preset": "12"}}
     writer = multiprocessing.get_context("spawn").Process(target=write_video, args=(path, frames), kwargs=options)

@@ -1,4 +1,4 @@
-"""Fake published encoders: a real card, with placeholder bytes instead of weights."""
+"""Fake published encoders: real cards, with placeholder bytes instead of weights."""
 
 from __future__ import annotations
 

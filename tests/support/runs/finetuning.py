@@ -1,4 +1,4 @@
-"""Fine-tuning runs of a few seconds, in which a tiny encoder classifies images or clips as dark or bright."""
+"""Fine-tuning runs that take a few seconds, in which a tiny encoder classifies images or clips as dark or bright."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENCODER = {"width": 24, "depth": 2, "heads": 3, "drop_path": 0.2}
 
 
 def shaded_images(folder: Path, count: int, *, names: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    """Write PNG files of 20x20 noise, half of them dark and half bright, to class folders `names` (dark, bright)."""
+    """Write PNG files of 20x20 noise, half of them dark and half bright, into class folders called `names`."""
     noise = np.random.default_rng(seed)
     for i in range(count):
         path = folder / names[i % 2] / f"{i:03d}.png"

@@ -1,4 +1,4 @@
-"""Model sizes and helpers for tests that compare with transformers and timm."""
+"""Model sizes and helpers for tests that compare our models with transformers and timm."""
 
 from __future__ import annotations
 

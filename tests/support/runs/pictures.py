@@ -1,4 +1,4 @@
-"""Pictures of a run, as training writes them."""
+"""Helpers that write the pictures of a run, in the layout that training uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def webp(colour: tuple[int, int, int] = (0, 0, 0)) -> bytes:
 
 
 def write_pictures(root: str, job_id: str, steps: tuple[int, ...]) -> None:
-    """Write the pictures of these steps, each in a different shade."""
+    """Write pictures for these steps, each in a different shade."""
     for number, step in enumerate(steps, start=1):
         for index, name in enumerate(PICTURES):
             content = webp((number * 20 % 256, index * 80, 0))

@@ -27,7 +27,7 @@ def save_checkpoint(config: TrainConfig, root: Path, name: str, step: int = 1) -
 
 
 def publish_student(config: TrainConfig, root: Path, name: str, data_digest: str = "") -> tuple[Student, str]:
-    """Publish a student with random weights from its last checkpoint. Returns it and the folder of its encoder."""
+    """Publish a student with random weights from its last checkpoint. Returns the student and its encoder folder."""
     student = save_checkpoint(config, root, name)
     facts = DataFacts(samples=1, digest=data_digest, steps=1)
     return student, publish(config, ResolvedTeacher(config, None), str(root), name, facts)

@@ -1,4 +1,4 @@
-"""Base configs for tests of search spaces: every preset with a teacher, and small configs for edge cases."""
+"""Base configs for search space tests: every preset with a teacher, and small configs for edge cases."""
 
 from __future__ import annotations
 

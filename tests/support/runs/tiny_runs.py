@@ -73,7 +73,7 @@ def tiny_run(folder: Path, **overrides: Any) -> TrainConfig:
 
 
 class NullHooks:
-    """Run hooks that never stop the run and ignore events."""
+    """Hooks that never stop the run and ignore events."""
 
     def stop_requested(self) -> bool:
         return False
@@ -89,7 +89,7 @@ class NullHooks:
 
 
 class KilledAtPoll(NullHooks):
-    """Run hooks that kill the process at the given poll of `stop_requested`.
+    """Hooks that kill the process at the given poll of `stop_requested`.
 
     The loop polls once per step and once per evaluation batch.
     """

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-HANG_S = 60.0  # longer than any limit of the service
+HANG_S = 60.0  # longer than any timeout in the service
 
 
 class HangingStorage(LocalFileSystem):
@@ -23,7 +23,7 @@ class HangingStorage(LocalFileSystem):
     cachable = False
     _answers: ClassVar[threading.Event] = threading.Event()
     calls: ClassVar[int] = 0
-    """Calls that were made during an outage."""
+    """Number of calls made during the latest outage."""
 
     @classmethod
     @contextmanager

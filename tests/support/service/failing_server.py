@@ -140,4 +140,4 @@ QUICK = ImmediateRetries(tries=4)
 class ClientCase(NamedTuple):
     client: Any
     resolve: Callable[[Any], Any]
-    """Complete a call: return its value, or the list of the items that it yields."""
+    """Completes a call and returns its value, or a list of the items that it yields."""

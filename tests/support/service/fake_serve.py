@@ -1,4 +1,4 @@
-"""An in-memory Ray Serve."""
+"""An in-memory fake of Ray Serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mask lab that runs in this process instead of in a replica of Ray Serve."""
+"""A mask lab that runs in this process instead of in a Ray Serve replica."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.service.fake_serve import FakeServe
 
 
 class LocalLab:
-    """The lab of an application. It responds as soon as its Serve application is declared."""
+    """An app's mask lab. It responds as soon as its Serve application is declared."""
 
     def __init__(self, app: Any) -> None:
         self.serve, self.engine = FakeServe(), LabEngine(NO_TIME_LIMIT)

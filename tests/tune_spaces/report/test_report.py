@@ -190,10 +190,10 @@ def test_a_folder_without_a_sweep_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a sweep"):
         write_report(str(tmp_path))
     write_json(str(tmp_path / "config.json"), search().train.model_dump(mode="json"))
-    with pytest.raises(ConfigError, match=r"config\.json is not the config of a sweep"):
+    with pytest.raises(ConfigError, match=r"config\.json is not a sweep config"):
         write_report(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json is not the config of a sweep"):
+    with pytest.raises(ConfigError, match=r"config\.json is not a sweep config"):
         write_report(str(tmp_path))
 
 

@@ -27,7 +27,7 @@ def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0}
 
 
 def scaled(**fields: Any) -> dict[str, Any]:
-    """Return a run config whose batch size is divisible by this number of workers."""
+    """Return a run config with these scaling settings and a batch size divisible by many numbers of workers."""
     return tiny_video_config(optim__batch_size=240, scaling={"device": "cpu", **fields}).model_dump(mode="json")
 
 

@@ -86,7 +86,7 @@ def ledger(records: list[TrialRecord], folder: Path) -> Ledger:
 # Stopped by a user
 
 
-def test_a_member_that_a_user_stops_leaves_the_population_which_continues(tmp_path: Path) -> None:
+def test_a_member_stopped_by_a_user_leaves_and_the_population_continues(tmp_path: Path) -> None:
     sweep = new_sweep(tmp_path, search(budget={"trials": 4}))
     for score in (50.0, 60.0, 70.0):
         record = sweep.next_trial()

@@ -1,4 +1,4 @@
-"""Tests for the state of a sweep: starting trials, recording results, restarts and budgets."""
+"""Tests for sweep state: starting trials, recording results, restarts and budgets."""
 
 from __future__ import annotations
 

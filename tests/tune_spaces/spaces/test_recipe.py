@@ -50,7 +50,7 @@ def test_each_warmup_length_is_offered_once(name: str) -> None:
 
 
 @given(length=st.integers(1, 2000), data=st.data())
-def test_the_warmup_fraction_of_the_base_causes_no_overrides(length: int, data: Any) -> None:
+def test_the_base_warmup_fraction_produces_no_overrides(length: int, data: Any) -> None:
     warmup = data.draw(st.integers(0, length))
     base = with_overrides(BASES["k400-vit-b"], {"schedule.epochs": length, "schedule.warmup_epochs": warmup})
     assert overrides_of(Space({}, base), {"recipe.warmup_fraction": warmup / length}) == {}

@@ -1,4 +1,4 @@
-"""Tests for spaces built over every base config. Also covers draft.py and parameter.py."""
+"""Tests for spaces built on every base config. Also covers draft.py and parameter.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UNIONS: tuple[tuple[SpaceName, ...], ...] = (
 TRIED = [(name, use) for name in BASES for use in UNIONS if not (use == ("generator",) and name in NO_GENERATION)]
 
 
-def test_spaces_are_exactly_those_the_config_accepts() -> None:
+def test_the_config_accepts_exactly_the_implemented_spaces() -> None:
     assert set(SPACES) == set(get_args(SpaceName))
 
 
@@ -239,7 +239,7 @@ def test_an_unknown_name_or_file_is_rejected(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("[masking]", "must be an object with the fields use, study, dimensions of a space, not list"),
+        ("[masking]", "must be an object with the fields of a space (use, study, dimensions), not list"),
         ("use: [masking", "neither JSON nor YAML"),
         ("usee: [masking]", "space.usee: unknown key; did you mean use?"),
         ("use: [maskin]", "space.use.0='maskin'"),

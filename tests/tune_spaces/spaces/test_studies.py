@@ -19,7 +19,7 @@ POINTLESS = {
 }
 
 
-def test_studies_are_exactly_those_the_config_accepts() -> None:
+def test_the_config_accepts_exactly_the_implemented_studies() -> None:
     assert set(STUDIES) == set(get_args(StudyName))
 
 

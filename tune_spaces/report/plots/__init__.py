@@ -1,4 +1,4 @@
-"""Plots of a sweep: matplotlib figures, each with a file name. Empty plots are omitted."""
+"""Sweep plots: matplotlib figures, each with a file name. Empty plots are omitted."""
 
 from __future__ import annotations
 

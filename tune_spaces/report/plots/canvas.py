@@ -1,6 +1,6 @@
 """Elements shared by all plots: colours, figure layout, titles, legends and markers.
 
-Uses colour-blind-safe palettes: Okabe and Ito, and cividis. Draws without pyplot, so there is no global state.
+Uses colour-blind-safe palettes: Okabe-Ito and cividis. Draws without pyplot, so there is no global state.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def cost(sweep: SweepHistory) -> Any:
         panels.append((counted, lambda trial: trial.record.costs["teacher_gflops"], "teacher GFLOPs per clip", -1))
     if not panels:
         return None
-    figure, found = new_figure("Quality against the cost of the teacher", 6.2 * len(panels), 4.9, len(panels))
+    figure, found = new_figure("Quality against teacher cost", 6.2 * len(panels), 4.9, len(panels))
     for number, (axes, (shown, x, label, sign)) in enumerate(
         zip(found if len(panels) > 1 else [found], panels, strict=True)
     ):

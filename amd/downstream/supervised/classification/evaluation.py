@@ -1,8 +1,8 @@
-"""Evaluate a classifier on labelled data across ranks; each sample counts exactly once for any number of ranks.
+"""Evaluate a classifier on labelled data across ranks.
 
-Each rank reads its share of each step's samples. All views of a sample are on one rank, which merges them, so ranks
-exchange one row per sample and compute the same metrics from all rows. Unreadable samples are reported and count as
-wrong.
+Each sample counts exactly once, regardless of the number of ranks. Each rank reads its share of each step's samples.
+A sample's views are all on one rank, which merges them, so ranks exchange one row per sample and compute the same
+metrics from all rows. Unreadable samples are reported and count as wrong.
 Shapes: n views on this rank, m samples, C classes.
 """
 

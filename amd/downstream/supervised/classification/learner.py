@@ -1,7 +1,8 @@
 """Learner for fine-tuning runs: a classifier with batch augmentation, layer decay and a moving average of the weights.
 
 Mixing uses the global generators of `random` and numpy, as timm does, seeded from (seed, step, rank) at every step. A
-run resumed with the same number of workers is therefore bit-identical; with a different number, it mixes other pairs.
+run resumed with the same number of workers is therefore bit-identical; with a different number, it mixes different
+pairs.
 Shapes: B clips in a micro-batch, T frames, H height, W width, C classes.
 """
 

@@ -1,4 +1,4 @@
-"""Write the reports of a classifier's test to the run folder.
+"""Write a classifier's test reports to the run folder.
 
 test/views-0000.parquet     one row per view: sample, label, segment, crop, logits; one file per rank
 test/samples.parquet        one row per sample: label, prediction, probabilities, number of views

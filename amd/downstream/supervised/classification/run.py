@@ -27,7 +27,7 @@ from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def finetune(config: FinetuneConfig, **options: Any) -> RunResult:
-    """Fine-tune to the end, test the best or the last checkpoint and publish it; `options` are passed to `launch`."""
+    """Fine-tune to completion, then test the best or last checkpoint and publish it. Passes `options` to `launch`."""
     return launch(config, FINETUNING, **options)
 
 

@@ -48,7 +48,7 @@ class EvaluationSet:
         return AnnotatedActions(np.array(frames, np.int64), np.array(boxes), np.array(actions, np.int64))
 
     def numbers(self) -> dict[KeyFrameId, int]:
-        """Number all key frames, starting with those to predict, in manifest order."""
+        """Number all key frames: first the ones to predict, in manifest order, then the rest."""
         every = dict.fromkeys([*self.key_frames.frame_ids, *self.annotated])
         return {frame_id: number for number, frame_id in enumerate(every)}
 

@@ -1,7 +1,7 @@
 """Frame-mAP as in AVA's official evaluation: PASCAL VOC average precision over all key frames.
 
-A detection is correct if its box overlaps an annotated box of the same action with an IoU of at
-least one half; further detections of that box are wrong, and so are detections in key frames without annotations.
+A detection is correct if its box overlaps an annotated box of the same action with an IoU of at least 0.5; further
+detections of that box are wrong, and so are detections in key frames without annotations.
 Shapes: m annotated actions, n detected actions.
 """
 

@@ -1,4 +1,4 @@
-"""Write the reports of a detector's test to the run folder.
+"""Write a detector's test reports to the run folder.
 
 test/results.csv         video,timestamp,x1,y1,x2,y2,action,score: the input of AVA's official evaluation
 test/classes.csv         action, name, number of annotations, average precision

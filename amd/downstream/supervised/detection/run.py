@@ -26,7 +26,7 @@ from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def detect(config: DetectionConfig, **options: Any) -> RunResult:
-    """Train to the end, test the best or the last checkpoint and publish it; `options` are passed to `launch`."""
+    """Train to completion, then test the best or last checkpoint and publish it; `options` are passed to `launch`."""
     return launch(config, DETECTION, **options)
 
 

@@ -1,4 +1,4 @@
-"""Add the table of deletions."""
+"""Add the deletions table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Add the table of browser sessions and single-use sign-in links."""
+"""Add the table for browser sessions and single-use sign-in links."""
 
 from __future__ import annotations
 

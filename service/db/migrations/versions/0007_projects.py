@@ -1,4 +1,4 @@
-"""Add the tables of projects and of audited changes, the resources of attempts, and an index of projects' queues."""
+"""Add tables for projects and audited changes, the resources reserved for attempts, and an index on project queues."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("cpus", sa.Double(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("gpus", sa.Double(), nullable=False, server_default="0"))
         batch_op.create_index("attempts_by_end", ["ended_at"], unique=False)
-    # Whether a job on any device used GPUs depended on the cluster, so only those that required GPUs are counted.
+    # Whether a job with device=auto used GPUs depended on the cluster, so only jobs that required GPUs are counted.
     gpus = "CASE WHEN jobs.device = 'cuda' THEN jobs.workers ELSE 0 END"
     op.execute(
         f"UPDATE attempts SET cpus = (SELECT jobs.cpus FROM jobs WHERE jobs.id = attempts.job_id), "

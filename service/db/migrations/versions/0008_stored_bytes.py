@@ -1,4 +1,4 @@
-"""Add the table of what each project stores, as last measured."""
+"""Add the table for the last measured size of each project's files."""
 
 from __future__ import annotations
 

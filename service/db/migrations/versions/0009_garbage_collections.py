@@ -1,4 +1,4 @@
-"""Add the table of garbage collections, and an index of audit entries by action."""
+"""Add the garbage collections table, and an index on audit entries by action."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_samples_are_deterministic(samples: Callable[[str], demo.Samples]) -> No
         np.testing.assert_array_equal(one, other)
 
 
-def test_images_of_the_evaluation_splits_are_not_jittered() -> None:
+def test_evaluation_images_are_not_jittered() -> None:
     """Images averaged down to 8x8 correlate with the source digits, up to interpolation."""
     from sklearn.datasets import load_digits
 

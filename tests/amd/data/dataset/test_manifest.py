@@ -48,7 +48,7 @@ def _problems(url: Path | str, **fields: object) -> list[str]:
     return error.value.problems
 
 
-def test_sorted_sub_folders_of_an_image_folder_are_its_classes(tmp_path: Path) -> None:
+def test_sorted_subfolders_of_an_image_folder_are_its_classes(tmp_path: Path) -> None:
     manifest = _open(_images(tmp_path, ["dog/b.png", "cat/x/a.JPG", "dog/a b.jpeg", ".hidden/a.png"]))
     assert [(r.location.removeprefix(f"{tmp_path}/"), r.label, r.kind) for r in manifest] == [
         ("cat/x/a.JPG", 0, "image"),
@@ -131,7 +131,7 @@ def test_a_long_list_of_problems_is_truncated(tmp_path: Path) -> None:
         ("demo:nothing", "does not exist"),
     ],
 )
-def test_an_invalid_data_set_raises_one_clear_message(url: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_data_set_raises_one_clear_error(url: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary.bin").write_bytes(bytes(100))
     (tmp_path / "blank.txt").write_text("\n \n")
@@ -232,7 +232,7 @@ def test_a_video_folder_includes_every_video_suffix_and_reports_ignored_suffixes
 
 
 def _sorted(note: str) -> str:
-    """Return the note with suffixes of equal counts in alphabetical order."""
+    """Return the note, with suffixes that have equal counts sorted alphabetically."""
     head, _, found = note.partition("ignored: ")
     return head + "ignored: " + ", ".join(sorted(found.split(", "), key=lambda item: (-int(item[-1]), item)))
 

@@ -1,4 +1,4 @@
-"""Each data set in a run is listed only once; a manifest loaded from the cache equals the original."""
+"""Tests for the manifest cache: each data set in a run is listed once, and cached manifests equal the originals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_remote_folder_is_listed_once_per_call() -> None:
     manifest = open_manifest(DataConfig(train="synthetic://data/3x1200"))
     assert len(manifest) == 3600
     pages = 4
-    assert SyntheticBucket.requests <= pages + 3, "the pages of one listing, and what the folder is"
+    assert SyntheticBucket.requests <= pages + 3, "the pages of one listing, plus lookups of the folder itself"
 
 
 def test_data_is_listed_once_while_manifests_are_cached(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_data_is_listed_once_while_manifests_are_cached(tmp_path: Path) -> None:
         SyntheticBucket.reset()
         assert open_manifest(data) is listed
         with keep_manifests():
-            assert open_manifest(data) is listed, "also by a run inside the run, such as its teacher's"
+            assert open_manifest(data) is listed, "also in a nested run, such as the teacher's"
         cache.move_to(str(tmp_path / "manifests"))
         assert facts(open_manifest(data)) == facts(listed)
     with keep_manifests(str(tmp_path / "manifests")):
@@ -87,7 +87,7 @@ def test_data_is_listed_once_while_manifests_are_cached(tmp_path: Path) -> None:
     assert SyntheticBucket.requests > 0, "nothing is kept after the run"
 
 
-def test_the_key_of_stored_data_includes_its_format_and_root(tmp_path: Path) -> None:
+def test_the_cache_key_includes_the_format_and_root(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 1\n")
     data = DataConfig(train=str(tmp_path / "list.txt"))
     with keep_manifests():
@@ -97,7 +97,7 @@ def test_the_key_of_stored_data_includes_its_format_and_root(tmp_path: Path) -> 
             open_manifest(data.model_copy(update={"format": "image_folder"}))
 
 
-def test_members_of_tars_without_an_index_are_stored(tmp_path: Path) -> None:
+def test_the_cache_stores_the_members_of_a_tar_without_an_index(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         info = tarfile.TarInfo("x.jpg")
         info.size = 5

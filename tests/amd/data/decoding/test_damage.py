@@ -21,7 +21,7 @@ from tests.support.data.damage import cut, declare_frames, overwrite_packets
 from tests.support.data.videos import exact_frames, pictures, write_video
 
 FRAMES = pictures(48)
-FINE = {"qmin": "2", "qmax": "3"}  # so that packets are large in proportion to headers
+FINE = {"qmin": "2", "qmax": "3"}  # so that packets are large relative to headers
 SHARE = 0.5
 MUXERS: dict[str, dict[str, object]] = {
     "a.mp4": {"container": {"movflags": "faststart"}},
@@ -75,7 +75,7 @@ def test_all_frames_before_the_truncation_are_used(name: str, part: float, tmp_p
     exact = exact_frames(path)
     video, frames = _all_usable(cut(path, part))
     assert part - 0.35 < video.frames / len(exact) <= part + 0.1
-    shown = len(frames) - 2  # the numbers of the last frames differ where the packets of those between are missing
+    shown = len(frames) - 2  # the last frame numbers may differ, because packets between those frames are missing
     np.testing.assert_array_equal(frames[:shown], exact[video.numbers[:shown]])
     if name in INDEXED:
         assert video.damage is not None
@@ -99,7 +99,7 @@ def test_no_frame_after_a_broken_packet_is_used_until_the_next_key_frame(name: s
 
 
 def test_any_selection_of_frames_from_a_noisy_file_decodes_to_the_same_pixels(tmp_path: Path) -> None:
-    """A subset of the usable frames has the same pixels as when all usable frames are read together."""
+    """A subset of the usable frames has the same pixels as when all usable frames are read at once."""
     content, draws = _write(tmp_path, "a.mp4").read_bytes(), random.Random(0)
     start = content.find(b"mdat") + 4
     outcomes = {"used": 0, "rejected": 0}
@@ -232,14 +232,14 @@ class TestDecord:
         assert video.decoder == "pyav"
         assert video.damage is not None
 
-    def test_the_limit_on_frames_applies_to_decord(self, tmp_path: Path) -> None:
+    def test_the_frame_limit_applies_to_decord(self, tmp_path: Path) -> None:
         from amd.data.decoding.limits import VideoLimits
 
         with pytest.raises(VideoError, match="has 48 frames, more than the limit of 20"):
             open_video(_write(tmp_path, "a.mp4"), "decord", VideoLimits(10**6, 20, 100.0))
 
 
-def test_a_reduced_map_omits_every_frame_that_needs_a_broken_packet(tmp_path: Path) -> None:
+def test_removing_broken_packets_omits_every_frame_that_needs_them(tmp_path: Path) -> None:
     video = open_video(_write(tmp_path, "a.mp4"))
     assert isinstance(video, MappedVideo)
     whole: PacketMap = video.packet_map

@@ -1,4 +1,4 @@
-"""A decoder that hangs, crashes or exhausts memory affects only one sample; its process never outlives its owner."""
+"""Tests for decoder isolation: a bad decoder affects only one sample, and its process never outlives its owner."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _pid(reader: SampleReader) -> int:
 
 
 def _exited(pid: int, within_s: float = 10.0) -> bool:
-    """Return whether the process is dead and reaped, by us or by the system."""
+    """Return whether the process is dead and has been reaped, by this process or by the system."""
     for _ in range(int(within_s * 20)):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -100,7 +100,7 @@ def test_no_map_is_stored_for_damaged_or_short_files(
     assert not maps.exists() or not list(maps.iterdir())
 
 
-def test_the_number_of_maps_is_bounded(tmp_path: Path, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_cached_maps_is_bounded(tmp_path: Path, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_cache, "MAX_MAPS", 4)
     for number in range(9):
         open_video(write_video(tmp_path / f"{number}.mp4", FRAMES[:5])).close()

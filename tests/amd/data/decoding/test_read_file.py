@@ -1,4 +1,4 @@
-"""Tests for SampleReader.read_file, decoding/limits.py and decoding/images.py: files of any type, within limits."""
+"""Tests for SampleReader.read_file, decoding/limits.py and decoding/images.py: any file type within limits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_bytes_and_paths_yield_the_same_frames_for_any_file_name(reader: SampleR
 def test_fetching_a_remote_file_has_a_separate_time_limit(s3_root: str) -> None:
     reader = SampleReader(
         DataConfig(train="", retries=0), LIMITS
-    )  # the decoding process inherits the environment of the store
+    )  # the decoding process inherits the store's environment variables
     write_bytes(join(s3_root, "a"), picture())
     write_bytes(join(s3_root, "large"), bytes(LIMITS.bytes + 1))
     assert reader.read_file(join(s3_root, "a"), all_of, fetch_limit_s=60).pixels.shape == (1, 20, 10, 3)
@@ -106,7 +106,7 @@ def test_files_that_exceed_the_limits_are_rejected(reader: SampleReader, tmp_pat
     assert reader.read_file(str(video), all_of).pixels.shape == (8, 24, 32, 3)
 
 
-def test_killing_the_process_between_two_files_loses_neither(reader: SampleReader) -> None:
+def test_no_file_is_lost_if_the_decoding_process_is_killed_between_reads(reader: SampleReader) -> None:
     for _ in range(2):
         assert reader.read_file("?", all_of, picture()).pixels.shape == (1, 20, 10, 3)
         process = reader._child.start().process
@@ -114,7 +114,7 @@ def test_killing_the_process_between_two_files_loses_neither(reader: SampleReade
         process.wait()
 
 
-def test_the_memory_of_a_large_response_is_released() -> None:
+def test_memory_used_by_a_large_response_is_released() -> None:
     reader = SampleReader(DataConfig(train=""))
     side = 4000
     assert reader.read_file("?", all_of, picture((side, side), "BMP")).pixels.nbytes == 3 * side**2 > KEEP_BYTES

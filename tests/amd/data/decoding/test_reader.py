@@ -1,4 +1,4 @@
-"""Tests for decoding/reader.py, images.py and fetch.py: every kind of record, and errors with their reasons."""
+"""Tests for decoding/reader.py, images.py and fetch.py: every kind of record, and the reason for every error."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_decord_is_rejected_if_it_is_not_installed(monkeypatch: pytest.MonkeyPat
         SampleReader(DataConfig(train="x", decoder="decord"))
 
 
-def test_frames_of_a_video_are_returned_in_the_requested_order(reader: SampleReader, tmp_path: Path) -> None:
+def test_video_frames_are_returned_in_the_requested_order(reader: SampleReader, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a b.mp4", FRAMES)
     clip = reader.read_clip(_record(path), lambda total: np.array([total - 1, 0, 5, 5]))
     assert clip.dtype == np.uint8
@@ -106,14 +106,14 @@ def _write(path: Path, kind: str) -> Path:
         "zero bytes": lambda: b"",
         "random": lambda: random.Random(0).randbytes(3000),
         "text": lambda: b"no media here\n" * 50,
-        "wrong ending": other.read_bytes,
+        "wrong extension": other.read_bytes,
     }
     path.write_bytes(contents[kind]())
     return path
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "jpg"])
-@pytest.mark.parametrize("kind", ["truncated", "zero bytes", "random", "text", "wrong ending"])
+@pytest.mark.parametrize("kind", ["truncated", "zero bytes", "random", "text", "wrong extension"])
 def test_every_kind_of_broken_file_is_reported(kind: str, suffix: str, reader: SampleReader, tmp_path: Path) -> None:
     expected = {"truncated": "truncated", "zero bytes": "is empty"}.get(kind, "is not an? (video|image)")
     reason = _reason(reader, _record(_write(tmp_path / f"bad.{suffix}", kind)))
@@ -128,7 +128,7 @@ def test_missing_files_audio_files_and_folders_are_reported(reader: SampleReader
     assert _reason(reader, _record(tmp_path / "folder.mp4")) == "is a folder, not a file"
 
 
-def test_choosing_a_frame_out_of_range_raises_index_error(reader: SampleReader, tmp_path: Path) -> None:
+def test_choosing_an_out_of_range_frame_raises_index_error(reader: SampleReader, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
     with pytest.raises(IndexError, match="for a sample of 12"):
         reader.read_clip(_record(path), lambda total: np.array([total]))
@@ -234,7 +234,7 @@ def test_a_stalled_read_raises_bad_sample(monkeypatch: pytest.MonkeyPatch, tmp_p
         reader = SampleReader(DataConfig(train="x", read_timeout_s=6))
         reason = "took longer than its limit of 6 s to read and decode; a retry in a fresh process also failed"
         assert _reason(reader, _record("s3://bucket/a.mp4")) == reason
-        assert accepted, "no read never reached the server"
+        assert accepted, "no read reached the server"
         good = write_video(tmp_path / "a.mp4", FRAMES)
         assert reader.read_clip(_record(good), _all).shape == (12, 64, 96, 3)
         reader.close()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from amd.data.fetching.fetch import Fetcher, FetchError
 from amd.data.fetching.read_ahead import FileRange, ReadAhead
 
-SIZES = [0, 1, 10, 60, 100, 250]  # of files 0 to 5; file 6 does not exist, and file 7 needs much memory
+SIZES = [0, 1, 10, 60, 100, 250]  # of files 0 to 5; file 6 does not exist, and reading file 7 ahead raises MemoryError
 
 
 class StubFetcher(Fetcher):
@@ -74,7 +74,7 @@ def test_files_and_errors_match_direct_reads_in_any_order(steps: list[tuple[str,
         assert ahead.held_bytes <= limit + sum(SIZES), "only files that are larger than estimated exceed the limit"
     ahead.expect([])
     while ahead.held_bytes:
-        time.sleep(0.001)  # of fetches that have started
+        time.sleep(0.001)  # until fetches that have already started end
 
 
 def test_expected_files_are_fetched_concurrently_and_only_once() -> None:

@@ -15,7 +15,7 @@ from amd.data.loading import frame_sampling
 
 
 class OfficialDraws:
-    """Draws from np.random.seed and np.random.randint, as the official code does."""
+    """Draws numbers with a NumPy random state, as the official code does with np.random.seed and np.random.randint."""
 
     def __init__(self, seed: int) -> None:
         self.state = np.random.RandomState(seed)

@@ -122,7 +122,7 @@ def test_an_unreadable_sample_is_reported_and_replaced_by_the_next_record() -> N
     assert steps[1][0].bad == [{"record": bad, "location": f"bad-{bad}", "reason": "truncated"}]
 
 
-def test_data_with_no_readable_sample_raises_with_reasons() -> None:
+def test_data_without_readable_samples_raises_with_reasons() -> None:
     for workers in (0, 1):
         loader = _loader(FakeManifest(6, bad=frozenset(range(6))), data={"loader_workers": workers})
         with pytest.raises(DataFault, match="6 samples in a row cannot be read") as raised:
@@ -174,7 +174,7 @@ def test_a_killed_loader_process_raises_instead_of_hanging() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_reader_whose_decoding_process_cannot_start_raises_one_message(workers: int) -> None:
+def test_a_decoding_process_that_cannot_start_raises_an_error_with_one_message(workers: int) -> None:
     with pytest.raises(LoaderCrash) as error:
         _stream(_loader(data={"loader_workers": workers}, open_reader=StarvedReader), 0, 1)
     assert str(error.value) == "no decoding process"
@@ -203,7 +203,7 @@ def test_closing_leaves_no_process_behind() -> None:
 
 
 def test_leaving_the_loop_early_discards_prefetched_work() -> None:
-    """The same processes start on other steps immediately, although 20 samples that take 0.2 s each were queued."""
+    """Checks that the same processes can serve other steps, even though slow samples (0.2 s each) are still queued."""
     data = {"loader_workers": 1, "prefetch_batches": 5}
     with _loader(data=data, open_reader=SlowReader, micro_batch=2) as loader:
         steps = loader.steps(0, 1000)

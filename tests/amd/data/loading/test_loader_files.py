@@ -116,7 +116,7 @@ def _descendants(pid: int) -> list[int]:
     return descendants[1:]
 
 
-def test_killing_a_decoding_process_between_two_samples_loses_neither(videos: Path) -> None:
+def test_no_sample_is_lost_if_a_decoding_process_is_killed_between_reads(videos: Path) -> None:
     """See test_isolation for processes that die while reading a sample."""
     data = _data(str(videos), loader_workers=0)
     with ClipLoader(data, CLIP, open_manifest(data), batch_size=3, seed=1) as loader:

@@ -84,7 +84,7 @@ IMAGE = ClipConfig(frames=1, size=32, patch=8, tubelet=1)
 
 
 def timm_training_images(frame: Tensor, policy: str, seeds: list[int]) -> list[Tensor]:
-    """Augment a square image with timm, uncropped and flipped. Returns one result per RandAugment seed."""
+    """Augment a square image with timm, flipped but not cropped. Returns one result per RandAugment seed."""
     timm_data = pytest.importorskip("timm.data")
     from PIL import Image
 

@@ -138,13 +138,13 @@ def test_rendered_clips_show_the_labelled_motion(tmp_path: Path) -> None:
 
 
 def _shift(first: np.ndarray, second: np.ndarray) -> int:
-    """Return the number of columns by which the picture moved to the right."""
+    """Return the number of pixels by which the image moved to the right."""
     shifts = range(-40, 41)
     return min(shifts, key=lambda d: np.abs(first[:, 40 - d : 120 - d] - second[:, 40:120]).mean())
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "solar-cells", "films", "arrow-of-time", "containers"])
-def test_data_sets_of_installed_packages_can_be_written_and_read(tmp_path: Path, name: str) -> None:
+def test_data_sets_bundled_with_installed_packages_can_be_written_and_read(tmp_path: Path, name: str) -> None:
     counts = write(name, installed(name), tmp_path / "out", WriteOptions(6, 0))
     assert min(counts.values()) >= 4
     for part in counts:

@@ -42,7 +42,7 @@ def write_vectors(output: Path, vectors: Vectors, rows_per_file: int = 7) -> lis
 )
 def test_the_projection_matches_scikit_learn_up_to_sign(seed: int, count: int, width: int, rows_per_file: int) -> None:
     noise = np.random.default_rng(seed)
-    scales = 4.0 ** -np.arange(width)  # well separated components
+    scales = 4.0 ** -np.arange(width)  # well-separated components
     vectors = (noise.normal(size=(count, width)) * scales + 1).astype(np.float32)
     peer = PCA(2, svd_solver="full").fit(vectors.astype(np.float64))
     projection = fit_projection(vectors[start : start + rows_per_file] for start in range(0, count, rows_per_file))
@@ -72,7 +72,7 @@ def test_clusters_match_well_separated_groups_and_outliers_have_low_scores() -> 
     assert scores.max() <= 1 + 1e-6
 
 
-def test_the_map_is_equal_for_every_file_size_and_lists_evenly_spaced_samples(tmp_path: Path) -> None:
+def test_the_map_does_not_depend_on_rows_per_file_and_lists_evenly_spaced_samples(tmp_path: Path) -> None:
     vectors = blobs(50, 12)
     maps = []
     for rows_per_file in (50, 7, 1):
@@ -89,7 +89,7 @@ def test_the_map_is_equal_for_every_file_size_and_lists_evenly_spaced_samples(tm
     assert maps[0].labels[:3] == [None, 1, 1]
 
 
-def test_long_and_invalid_locations_are_shortened(tmp_path: Path) -> None:
+def test_long_locations_are_shortened_and_invalid_characters_are_replaced(tmp_path: Path) -> None:
     names = ["/data/" + "x" * 300 + "/end.png", b"/data/\xff.png".decode("utf-8", "surrogateescape")]
     write_rows(str(tmp_path), range(2), blobs(2, 4), np.arange(2), np.zeros(2, np.int64), names)
     found = compute_map(str(tmp_path), [range(2)], 2, encoder="small", layout="pca", clusters=2)

@@ -1,4 +1,4 @@
-"""Tests that files of the map are read as written, and that files with other content are rejected."""
+"""Tests that map files are read as written, and that files with invalid content are rejected."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_thumbnails_are_read_as_written(tmp_path: Path) -> None:
     [
         ([40, 40 + MAX_THUMBNAIL_BYTES + 1, 0, 0, 0], b"RIFF0000WEBP" * 9000),
         ([40, 52, 0, 0, 0], b"<script>alert(1)"),
-        ([40, 52, 0, 0, 0], b"RIFF"),  # shorter than its size
+        ([40, 52, 0, 0, 0], b"RIFF"),  # shorter than its offsets state
         ([-40, 52, 0, 0, 0], b"RIFF0000WEBP"),
         ([52, 40, 0, 0, 0], b"RIFF0000WEBP"),
         ([2**60, 2**60 + 12, 0, 0, 0], b""),
         ([40], b""),
     ],
-    ids=["too large", "no image", "cut off", "negative", "reversed", "beyond the end", "no offsets"],
+    ids=["too large", "not an image", "truncated", "negative", "reversed", "beyond the end", "no offsets"],
 )
 def test_damaged_thumbnails_are_rejected(tmp_path: Path, offsets: list[int], content: bytes) -> None:
     path = Path(thumbnails_url(str(tmp_path), SPAN))
@@ -71,7 +71,7 @@ def test_damaged_thumbnails_are_rejected(tmp_path: Path, offsets: list[int], con
         read_thumbnail(str(tmp_path), SPAN, 4)
 
 
-def test_missing_files_are_reported_as_missing(tmp_path: Path) -> None:
+def test_missing_files_raise_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_thumbnail(str(tmp_path), SPAN, 4)
     with pytest.raises(FileNotFoundError):
@@ -104,7 +104,7 @@ def test_invalid_maps_are_rejected(tmp_path: Path, changes: dict[str, Any], prob
         read_map(str(tmp_path))
 
 
-def test_maps_beyond_the_size_limit_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_that_are_too_large_or_not_json_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(map_url(str(tmp_path))).write_text(json.dumps(small_map()))
     monkeypatch.setattr(map_files, "MAX_MAP_BYTES", 100)
     with pytest.raises(DamagedMap, match="is larger than 100 bytes"):

@@ -1,4 +1,4 @@
-"""Tests that bulk runs write a thumbnail of each readable sample, and a map."""
+"""Tests that bulk runs write a thumbnail for each readable sample, and a map."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_frames_form_a_strip_of_small_pictures(shape: tuple[int, ...], size: tup
     clip = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     content = encode_thumbnail(clip)
     assert opened(content).size == size
-    assert len(content) < MAX_THUMBNAIL_BYTES / 2, "noise is the largest content"
+    assert len(content) < MAX_THUMBNAIL_BYTES / 2, "noise compresses worst"
 
 
-def test_a_still_clip_is_one_picture() -> None:
+def test_the_thumbnail_of_a_still_clip_is_a_single_picture() -> None:
     clip = torch.full((8, 32, 32, 3), 200, dtype=torch.uint8)
     assert opened(encode_thumbnail(clip)).size == (32, 32)
     assert (SIDE, STRIP_FRAMES) == (64, 4)
@@ -77,7 +77,7 @@ def test_each_thumbnail_shows_its_sample(tmp_path: Path, loader_workers: int) ->
     assert found.labels == [0] * 5 + [1] * 4
 
 
-def test_clips_and_damaged_videos_have_strips(tmp_path: Path) -> None:
+def test_intact_and_damaged_videos_have_thumbnail_strips(tmp_path: Path) -> None:
     publish(tmp_path / "encoders" / ENCODER, VIDEO)
     (tmp_path / "images").mkdir()
     videos = [film(tmp_path / "images" / f"{number}.mp4", seed=number, frames=48) for number in range(2)]
@@ -94,7 +94,7 @@ def test_thumbnails_and_the_map_can_be_omitted(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings", "index.json", "search"]
 
 
-def test_a_complete_set_receives_a_map_and_keeps_its_other_files(tmp_path: Path) -> None:
+def test_a_map_is_added_to_a_complete_set_without_changing_its_other_files(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 6)
     output = embed_all(config(tmp_path, thumbnails=False, layout="none"), local=True).output
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}

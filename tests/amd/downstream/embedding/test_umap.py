@@ -1,4 +1,4 @@
-"""Tests the UMAP layout, which needs the extra umap. In a file of its own, because compiling it takes many seconds."""
+"""Tests for the UMAP layout, which requires the `umap` extra. Kept apart because compiling UMAP takes many seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from amd.downstream.embedding.layout import compute_map
 from tests.amd.downstream.embedding.test_layout import blobs, write_vectors
 
-pytest.importorskip("umap", reason="needs the extra umap")
+pytest.importorskip("umap", reason="requires the umap extra")
 
 
 def test_umap_keeps_groups_apart_and_is_deterministic(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_head_separates_classes_that_a_linear_probe_on_mean_tokens_cannot() 
     assert top1(scores.argmax(axis=1), labels) > 95
 
 
-def test_the_order_of_the_tokens_does_not_matter() -> None:
+def test_token_order_does_not_matter() -> None:
     head = AttentiveHead(WIDTH, 2, CLASSES).eval()
     tokens = torch.from_numpy(marked(0, 8).values)
     torch.testing.assert_close(head(tokens), head(tokens.flip(1)))

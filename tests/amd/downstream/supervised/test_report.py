@@ -11,7 +11,7 @@ from amd.downstream.supervised.report import damaged_warning, read_result, unrea
 
 
 class Labelled(NamedTuple):
-    """Eight samples to evaluate on."""
+    """A labelled data set of eight samples."""
 
     field: str = "data.val"
     url: str = "s3://bucket/val"
@@ -53,7 +53,7 @@ def test_the_result_contains_the_data_the_scores_and_the_test_settings(tmp_path:
     )
 
 
-def test_the_warning_lists_five_unreadable_samples_and_counts_the_remaining_ones() -> None:
+def test_the_warning_lists_five_unreadable_samples_and_counts_the_rest() -> None:
     assert unreadable_warning(Labelled(), unreadable(1), "samples", "wrong") == (
         "data.val: 1 of 8 samples cannot be read and count as wrong: 0.png truncated"
     )

@@ -73,7 +73,7 @@ def test_publishing_fails_if_the_tested_checkpoint_no_longer_exists(prepare: Pre
     kind, config, network = prepare(tmp_path)
     save(config, network, 6, score=50.0)
     write_json(join(run_folder(str(config.storage), "one"), "test", "result.json"), {"step": 3})
-    with pytest.raises(UploadError, match="step 3 of one was tested but can no longer be read"):
+    with pytest.raises(UploadError, match="step 3 of one was tested, but its checkpoint can no longer be read"):
         publish(kind, config)
 
 

@@ -23,7 +23,7 @@ WEBP = b"RIFF\x04\x00\x00\x00WEBPVP8 "
 
 
 @given(st.sets(st.integers(1, 10_000)), st.integers(2, 30))
-def test_evenly_spaced_steps_are_bounded_and_contain_the_first_and_the_last(steps: set[int], limit: int) -> None:
+def test_evenly_spaced_steps_are_limited_and_include_the_first_and_the_last(steps: set[int], limit: int) -> None:
     ordered = sorted(steps)
     kept = evenly_spaced(ordered, limit)
     assert len(kept) == min(limit, len(ordered))
@@ -53,9 +53,9 @@ def test_a_step_is_listed_once_all_its_pictures_are_stored(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "content",
     [b"<svg onload=alert(1)>", b"RIFF\x04\x00\x00\x00WAVEfmt ", b"", WEBP.ljust(MAX_BYTES + 1)],
-    ids=["svg", "sound", "empty", "large"],
+    ids=["svg", "audio", "empty", "large"],
 )
-def test_a_file_that_is_no_picture_or_too_large_is_not_read(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_picture_or_is_too_large_is_rejected(tmp_path: Path, content: bytes) -> None:
     run = str(tmp_path)
     write_bytes(join(step_url(run, 1), "input.webp"), content)
     with pytest.raises(DamagedPicture):

@@ -1,4 +1,4 @@
-"""Pictures of a tiny run: their number, bytes and content, and that they never change or stop the run."""
+"""Tests for the number, size and content of a tiny run's pictures, which must never change or stop the run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def open_writer(config: TrainConfig, folder: Path) -> tuple[MediaWriter, Student
     return MediaWriter(str(folder), config, student, open_manifest(config.data), tracked.append), student, tracked
 
 
-def test_a_run_with_pictures_ends_with_the_same_bits_even_if_it_was_paused(tmp_path: Path) -> None:
+def test_a_paused_run_with_pictures_is_bit_identical_to_a_run_without_pictures(tmp_path: Path) -> None:
     pictured = tiny_run(tmp_path, name="pictured", checkpoint__pin_steps=[2, 9], tracking__tensorboard=True)
     train(pictured, until=6)
     folder = train(pictured)
@@ -93,7 +93,7 @@ def test_pictures_leave_the_student_and_the_random_generator_unchanged(tmp_path:
     writer.write(1, student)
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter.zero_()  # training goes on while the pictures are drawn
+            parameter.zero_()  # training continues while the pictures are drawn
     writer.close(wait=True)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in student.modules())
@@ -104,7 +104,7 @@ def test_pictures_leave_the_student_and_the_random_generator_unchanged(tmp_path:
     assert read_picture(str(tmp_path), 1, "rebuilt.webp") == read_picture(str(tmp_path / "again"), 1, "rebuilt.webp")
 
 
-def test_storage_that_fails_costs_pictures_but_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_errors_lose_pictures_but_do_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, data: bytes) -> None:
         raise StorageUnreachable(f"{url}: the store has not responded")
 
@@ -119,7 +119,7 @@ def test_storage_that_fails_costs_pictures_but_not_the_run(tmp_path: Path, monke
     assert "2 steps without pictures so far" in shown[1]
 
 
-def test_slow_storage_delays_no_step_and_holds_a_bounded_number_of_steps(
+def test_slow_storage_does_not_block_steps_and_the_queue_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     responds, called = threading.Event(), threading.Event()
@@ -160,7 +160,7 @@ def test_a_stopped_run_does_not_wait_for_pictures(tmp_path: Path, monkeypatch: p
     for thread in threading.enumerate():
         if thread.name == "media":
             thread.join(60)
-    assert tracked == [], "the trackers are closed by now"
+    assert tracked == [], "the trackers are already closed"
     assert writer.written <= 1
 
 
@@ -175,7 +175,7 @@ def test_a_stopped_run_does_not_wait_for_pictures(tmp_path: Path, monkeypatch: p
         ({"checkpoint__pin_steps": [4], "objective__weights__reconstruction": 0.0}, []),
     ],
 )
-def test_pictures_are_written_after_probes_and_pinned_steps(
+def test_pictures_are_written_at_probed_and_pinned_steps(
     tmp_path: Path, overrides: dict[str, Any], expected: list[int]
 ) -> None:
     assert picture_steps(tiny_run(tmp_path, **overrides), 12, 3) == expected
@@ -195,7 +195,7 @@ def test_the_number_of_steps_with_pictures_is_bounded(tmp_path: Path, monkeypatc
     assert kept[-1] == "step-00000050"
 
 
-def test_unreadable_samples_are_left_out(tmp_path: Path) -> None:
+def test_unreadable_samples_are_omitted_from_pictures(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
     manifest = open_manifest(config.data)
     Path(manifest[0].location).write_bytes(b"not an image")

@@ -61,7 +61,7 @@ class RecordingSink:
         self.calls: list[tuple[str, Any]] = []
         self.threads: set[threading.Thread] = set()
         self.errors = errors
-        self.open = threading.Event()  # until it is set, writing blocks, as with slow storage
+        self.open = threading.Event()  # writing blocks until it is set, as with slow storage
         self.open.set()
 
     def write(self, line: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ def test_a_sink_error_is_raised_in_the_run(call: str) -> None:
     assert classify_failure([raised.value]).reason == "storage_unreachable"
 
 
-def test_pictures_reach_every_sink_and_their_errors_never_reach_the_run() -> None:
+def test_pictures_reach_every_sink_and_picture_errors_never_fail_the_run() -> None:
     broken, healthy = RecordingSink(write_images=OSError("no space left on device")), RecordingSink()
     writer = MetricsWriter([broken, healthy])
     writer.write_images(StepImages(3, {}))
@@ -171,7 +171,7 @@ def test_pictures_are_dropped_while_too_many_calls_wait(monkeypatch: pytest.Monk
     assert 2 <= len([name for name, _ in sink.calls if name == "write_images"]) <= 3
 
 
-def test_a_picture_does_not_hide_the_error_of_a_line() -> None:
+def test_writing_pictures_does_not_hide_an_earlier_write_error() -> None:
     sink = RecordingSink(write=StorageUnreachable("the store has not responded"))
     writer = MetricsWriter([sink])
     writer.write(line(1, 9.0))

@@ -55,7 +55,7 @@ def test_a_failed_probe_is_reported_and_the_run_continues(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("step", "probed"), [(9, False), (10, True), (15, False), (20, True), (23, True)])
-def test_probes_run_at_the_end_of_epochs_and_of_the_run(step: int, probed: bool) -> None:
+def test_probes_run_every_n_epochs_and_at_the_end_of_the_run(step: int, probed: bool) -> None:
     assert is_probed(step, steps=23, steps_per_epoch=5, every_epochs=2) is probed
     assert (step in probed_steps(23, 5, 2)) is probed
 

@@ -32,7 +32,7 @@ def run(config: TrainConfig, run_id: str, **options: Any) -> RunResult:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """Return the config of a run named `original`, which has a checkpoint of step 4."""
+    """Return the config of a run named `original`, which has a checkpoint at step 4."""
     config = tiny_run(tmp_path_factory.mktemp("original"), checkpoint__pin_steps=[4])
     assert run(config, "original").state == "succeeded"
     return config
@@ -70,7 +70,7 @@ def test_a_fork_follows_its_own_config_and_resumes_after_its_parent_was_deleted(
         (4, {"student.encoder.depth": 1, "objective.layers": [{"student": 1, "teacher": 1}]}, "its weights do not fit"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_rejected(
+def test_a_missing_or_incompatible_checkpoint_is_rejected(
     original: TrainConfig, step: int, changes: dict[str, Any], problem: str
 ) -> None:
     fork = with_overrides(original, {**changes, "start": checkpoint(original, step)})
@@ -85,7 +85,7 @@ def test_only_checkpoints_under_the_storage_root_are_accepted(original: TrainCon
         find_parent(fork, str(fork.storage), "new", STEPS)
 
 
-def test_a_run_that_starts_from_scratch_keeps_the_digest_of_earlier_versions(original: TrainConfig) -> None:
+def test_the_starting_checkpoint_changes_the_config_digest(original: TrainConfig) -> None:
     assert original.digest() != with_overrides(original, {"start": checkpoint(original)}).digest()
     assert "start" in original.model_dump()
     assert find_parent(original, str(original.storage), "new", STEPS) is None

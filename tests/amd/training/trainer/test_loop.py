@@ -89,7 +89,7 @@ def test_timed_checkpoints_and_preemption_polls_happen_once_per_interval(
     for step, at_s in hooks.saves:
         assert step in by_steps or at_s - previous >= every_s - 1e-6, f"step {step} was saved too early: {hooks.saves}"
         previous = at_s
-    # The longest time without a checkpoint: an interval, the step in which it ends, and the step of the signal's delay.
+    # The longest time without a checkpoint: an interval, the step in which it ends, and any steps of signal delay.
     limit = every_s + (1 + group.signal_delay) * max(step_seconds)
     times = [0.0, *(at_s for _, at_s in hooks.saves)]
     assert all(later - earlier <= limit + 1e-6 for earlier, later in itertools.pairwise(times))

@@ -22,7 +22,7 @@ from tests.support.runs.tiny_runs import NullHooks, assert_same_bits, final_stat
 
 
 class StopHooks(NullHooks):
-    """Hooks that request a stop on rank 1 only, after a number of polls."""
+    """Hooks that request a stop on rank 1 only, after the given number of polls."""
 
     def __init__(self, rank: int, calls: int) -> None:
         self.polls_left = calls if rank == 1 else 10**9
@@ -46,7 +46,7 @@ def run_rank(specs: list[dict[str, Any]], rank: int, world: int, folder: str) ->
     torch.distributed.destroy_process_group()
 
 
-# With 4 and 8 ranks only in `make chaos`: each rank starts three decoding processes.
+# 4 and 8 ranks run only in `make chaos`, because each rank starts three decoding processes.
 @pytest.mark.timeout(1500)  # eight ranks on two cores take minutes
 @pytest.mark.parametrize("world", [2, *(pytest.param(world, marks=pytest.mark.chaos) for world in (4, 8))])
 def test_a_run_of_any_world_size_resumes_bit_for_bit_after_a_rank_is_killed(tmp_path: Path, world: int) -> None:

@@ -1,4 +1,4 @@
-"""Tests for estimating the resources held outside the queue, although Ray's report lags behind the jobs' state."""
+"""Tests for estimating the resources held outside the queue while Ray's report lags behind the jobs' states."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Tests for measuring committed work, by which the reconciler recognizes that a job makes progress."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -17,7 +17,7 @@ from tests.support.service.fake_control_plane import FakeControlPlane
 
 
 def preempting(engine: Engine, root: Path) -> tuple[FakeControlPlane, Job, Job]:
-    """Return a control plane whose running job, the first one returned, is being stopped for the second one."""
+    """Return a control plane, a running job that is being stopped, and the urgent job that preempts it."""
     plane = FakeControlPlane(engine, root, preemption=True)
     low = plane.running(cpus=4.0)
     urgent = queued(plane.store, cpus=2.0, priority=5)
@@ -32,7 +32,7 @@ def stop(plane: FakeControlPlane, job: Job) -> None:
     plane.step()
 
 
-def test_quotas_of_a_project_apply_and_attempts_record_what_they_reserve(engine: Engine, tmp_path: Path) -> None:
+def test_project_quotas_apply_and_attempts_record_what_they_reserve(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path)
     plane.cluster.total = Capacity(8.0, 8.0, 1e9)
     ProjectStore(engine).put("default", ProjectPolicy(max_gpus=3), "test")
@@ -77,7 +77,7 @@ def test_a_job_that_its_owner_stops_while_it_is_preempted_does_not_return_to_the
     assert plane.now(low).state == ends
 
 
-def test_a_preempted_job_that_succeeds_first_has_succeeded(engine: Engine, tmp_path: Path) -> None:
+def test_a_preempted_job_that_succeeds_first_ends_as_succeeded(engine: Engine, tmp_path: Path) -> None:
     plane, low, _ = preempting(engine, tmp_path)
     report_status(plane.root, plane.now(low), "succeeded")
     plane.step()

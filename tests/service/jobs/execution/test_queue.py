@@ -75,7 +75,7 @@ def test_excluded_jobs_are_skipped_after_the_first_page(engine: Engine) -> None:
     assert may_start
     assert set(may_start) <= {job.id for job in found}
     others = [job for job in found if job.id not in may_start]
-    assert len(others) <= 2 * queues.FIRST_PAGE, "those of the first page of each state"
+    assert len(others) <= 2 * queues.FIRST_PAGE, "only jobs on the first page of each state"
 
 
 def test_a_step_reads_only_the_beginning_of_a_long_queue(engine: Engine, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_project_at_its_limit_does_not_hide_the_jobs_of_other_projects(engine:
     assert 0 < len(told) <= 2 * queues.FIRST_PAGE
 
 
-def test_jobs_beyond_the_quota_of_workers_do_not_hide_the_jobs_behind_them(engine: Engine, tmp_path: Path) -> None:
+def test_jobs_beyond_the_worker_quota_do_not_hide_the_jobs_behind_them(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path, project_max_workers=2)
     large = [
         new_job(id=f"large-{number:04}", workers=3, created_at=float(number), not_before=0.0)

@@ -34,7 +34,7 @@ def running(name: str, project: str = "a", **fields: Any) -> Job:
 
 
 class Simulation:
-    """A cluster that runs what `schedule` starts, and the queue in front of it."""
+    """A cluster that runs the jobs that `schedule` starts, and the queue of waiting jobs."""
 
     def __init__(self, cpus: float, gpus: float, policies: dict[str, ProjectPolicy], preemption: bool = False) -> None:
         self.capacity, self.policies, self.preemption = Capacity(cpus, gpus, 1e9), policies, preemption
@@ -53,7 +53,7 @@ class Simulation:
         self.duration_s[job.id] = duration_s
 
     def step(self) -> Schedule:
-        """Schedule at the current time, and start what may start."""
+        """Schedule at the current time, and start the chosen jobs."""
         queues = {}
         for project in PROJECTS:
             own = [job for job in self.waiting if job.project == project]
@@ -69,7 +69,7 @@ class Simulation:
         return decided
 
     def advance(self, until: float) -> None:
-        """Move the clock to the next end of a job, but not beyond a time."""
+        """Move the clock to when the next job ends, but not beyond `until`."""
         until = min([until, *self.ends.values()])
         for job in self.running.values():
             needed, hours = self.admission.needs(job), (until - self.now) / HOUR_S
@@ -80,7 +80,7 @@ class Simulation:
             del self.ends[name], self.running[name]
 
     def finish(self) -> None:
-        """Run until the queue and the cluster are empty, or nothing moves any more."""
+        """Run until no job is running and no waiting job can start."""
         while self.step().starts or self.ends:
             self.advance(float("inf"))
 
@@ -113,7 +113,7 @@ POLICIES = {
 
 
 def check_limits(simulation: Simulation) -> None:
-    """Check that what runs exceeds neither the cluster nor a quota."""
+    """Check that the running jobs exceed neither the cluster's resources nor a quota."""
     held = Usage()
     for project in PROJECTS:
         jobs = [job for job in simulation.running.values() if job.project == project]
@@ -140,7 +140,7 @@ def check_work_is_conserved(simulation: Simulation) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_load_of_three_projects_exceeds_no_limit_and_leaves_no_job_behind(seed: int) -> None:
+def test_random_load_from_three_projects_exceeds_no_limit_and_leaves_no_job_waiting(seed: int) -> None:
     rng, simulation = random.Random(seed), Simulation(16.0, 8.0, POLICIES)
     arrivals = sorted(rng.uniform(0, 20 * LIMIT_S) for _ in range(120))
     for number, at in enumerate(arrivals):
@@ -233,7 +233,7 @@ def test_without_time_limits_only_resources_that_nobody_waits_for_are_backfilled
     assert set(reasons) == {"large", "other", "more"}
 
 
-def test_a_reservation_outlasts_changes_in_the_usage_of_projects() -> None:
+def test_a_reservation_outlasts_changes_in_project_usage() -> None:
     active = [running("busy", "b", cpus=6.0)]
     jobs = [waiting("large", "a", cpus=4.0), waiting("small", "b", at=1.0, cpus=2.0)]
     accounts = ProjectAccounts(recent={"a": ResourceHours(cpus=100.0)})
@@ -241,7 +241,7 @@ def test_a_reservation_outlasts_changes_in_the_usage_of_projects() -> None:
     assert decide(jobs, active, accounts, reserved_for="large")[0] == []
 
 
-def test_priority_counts_more_than_the_usage_and_age_of_jobs_in_other_projects() -> None:
+def test_priority_takes_precedence_over_project_usage_and_job_age() -> None:
     accounts = ProjectAccounts(recent={"a": ResourceHours(cpus=100.0)})
     jobs = [waiting("urgent", "a", at=2.0, priority=1), waiting("early", "b", at=1.0), waiting("late", "c", at=3.0)]
     assert decide(jobs, [], accounts)[0] == ["urgent", "early", "late"]
@@ -256,7 +256,7 @@ def test_a_project_over_its_budget_waits_for_the_next_month() -> None:
     assert reasons == {"gpu": "waiting for the next month: project a has used 120.0 of its 100 GPU-hours"}
 
 
-def test_a_project_over_its_quota_of_storage_waits() -> None:
+def test_a_project_over_its_storage_quota_waits() -> None:
     policies = {name: ProjectPolicy(max_storage_gib=1.5) for name in ("a", "b")}
     accounts = ProjectAccounts(policies, stored={"a": 2 * 2**30, "b": 2**30, "c": 2**40})
     started, reasons, _ = decide([waiting("full", "a"), waiting("other", "b"), waiting("unlimited", "c")], [], accounts)
@@ -277,7 +277,7 @@ def test_smaller_jobs_of_a_project_do_not_overtake_one_that_waits_for_its_quota(
     assert reasons["beyond"] == "waiting for free workers: the job needs 5, and project a is limited to 4"
 
 
-def test_the_newest_jobs_of_lowest_priority_are_preempted_if_that_suffices() -> None:
+def test_the_newest_jobs_with_the_lowest_priority_are_preempted_if_that_suffices() -> None:
     active = [
         running("old", cpus=3.0, started_at=1.0),
         running("new", cpus=3.0, started_at=2.0),

@@ -1,4 +1,4 @@
-"""Checks of the database, the clock, the storage root and Ray, in good and bad states."""
+"""Tests for the doctor's checks of the database, the clock, the storage root and Ray, in good and bad states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ticking(seconds: float) -> Callable[[], float]:
     return itertools.count(0.0, seconds).__next__
 
 
-def test_the_database_check_measures_the_response_and_compares_the_schema(sqlite_engine: Engine) -> None:
+def test_the_database_check_measures_the_response_time_and_compares_the_schema(sqlite_engine: Engine) -> None:
     assert check_database(sqlite_engine, ticking(0.01)).message == "sqlite responds in 10 ms"
     assert check_database(sqlite_engine, ticking(3.0)).severity == "warning"
     with sqlite_engine.begin() as connection:

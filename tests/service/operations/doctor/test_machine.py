@@ -1,4 +1,4 @@
-"""Checks of disks and settings, in good and bad states."""
+"""Tests for the doctor's checks of disks and settings, in good and bad states."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from service.settings import Settings
 
 
 @pytest.mark.parametrize(("free", "severity"), [(50, "ok"), (9, "warning"), (1, "error")])
-def test_free_space_decides_the_severity(free: int, severity: str) -> None:
+def test_free_space_determines_the_severity(free: int, severity: str) -> None:
     found = machine.check_space("disk-data", Path("/data"), lambda path: DiskUsage(100, 100 - free, free))
     assert (found.check, found.severity, bool(found.remedy)) == ("disk-data", severity, severity != "ok")
 
 
-def test_a_full_shared_memory_has_its_own_remedy() -> None:
+def test_full_shared_memory_has_its_own_remedy() -> None:
     found = machine.check_space("shared-memory", machine.SHARED_MEMORY, lambda path: DiskUsage(100, 99, 1))
     assert "--shm-size" in found.remedy
 
 
-def test_a_folder_that_does_not_exist_yet_has_the_space_of_its_disk(tmp_path: Path) -> None:
+def test_the_disk_of_a_folder_that_does_not_exist_yet_is_found(tmp_path: Path) -> None:
     assert machine.disk_usage(tmp_path / "new" / "folder").total == machine.disk_usage(tmp_path).total
 
 
-def test_only_local_storage_roots_are_disks_of_this_machine(tmp_path: Path) -> None:
+def test_only_a_local_storage_root_is_checked_for_disk_space(tmp_path: Path) -> None:
     assert machine.local_folders(Settings(storage=str(tmp_path)))["disk-storage"] == tmp_path
     assert "disk-storage" not in machine.local_folders(Settings(storage="s3://bucket/root"))
 

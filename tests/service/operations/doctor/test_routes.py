@@ -1,4 +1,4 @@
-"""The diagnosis over REST: for admins of all projects, and complete even if a dependency hangs."""
+"""Tests for the diagnosis over REST: it requires an admin of all projects and completes even if a dependency hangs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_an_admin_of_all_projects_gets_a_finding_per_check(sqlite_engine: Engine
     assert all(bool(finding["remedy"]) == (finding["severity"] != "ok") for finding in found["findings"])
 
 
-def test_a_check_that_hangs_or_fails_is_a_finding() -> None:
+def test_a_check_that_hangs_or_fails_is_reported_as_a_finding() -> None:
     calls, release = BoundedCalls("dependency", 4, 0.5, ServiceError), threading.Event()
 
     def hang() -> Finding:

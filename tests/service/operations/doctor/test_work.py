@@ -1,4 +1,4 @@
-"""Checks of loops, leases, the queue, transitions, deployments and webhooks, in good and bad states."""
+"""Tests for the doctor's checks of loops, leases, the queue, transitions, deployments and webhooks."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def test_tasks_that_no_control_plane_performs_are_reported(sqlite_engine: Engine
 
 
 def test_the_oldest_waiting_job_is_reported_with_the_reason_it_waits(sqlite_engine: Engine) -> None:
-    assert work.check_queue(sqlite_engine, now).message == "no job waits"
+    assert work.check_queue(sqlite_engine, now).message == "no jobs are waiting"
     store = JobStore(sqlite_engine)
     queued(store, created_at=NOW)
     assert work.check_queue(sqlite_engine, now).severity == "ok"
     oldest = queued(store, created_at=NOW - 2 * HOUR, message="needs 8 CPUs")
     found = work.check_queue(sqlite_engine, now)
     assert found.severity == "warning"
-    assert found.message == f"2 jobs wait, the oldest ({oldest.id}) for 120 min: needs 8 CPUs"
+    assert found.message == f"2 jobs are waiting, the oldest ({oldest.id}) for 120 min: needs 8 CPUs"
 
 
-def test_jobs_that_stay_in_a_transition_are_stuck(sqlite_engine: Engine) -> None:
+def test_jobs_that_stay_in_a_transition_are_reported_as_stuck(sqlite_engine: Engine) -> None:
     store = JobStore(sqlite_engine)
     queued(store, state="starting", started_at=NOW - 10)
     queued(store, state="cancelling", stop_by=NOW)

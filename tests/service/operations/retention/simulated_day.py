@@ -1,4 +1,4 @@
-"""A simulated day of a service: jobs, sweeps, encoders, aliases, deployments and deletions, with a clock for tests."""
+"""A simulated day of service traffic: jobs, sweeps, encoders, aliases, deployments and deletions, on a fake clock."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ CHANGES = (
     *("wait", "submit", "progress", "end", "act") * 2,
     *("run_by_hand", "move_alias", "delete_alias", "deploy", "undeploy", "delete_encoder"),
 )
-"""Names of the changes, the most frequent ones twice."""
+"""Names of the changes; the most frequent ones are listed twice."""
 SIZE = 100  # bytes of checkpoints, logs and weights
 T = TypeVar("T")
 
 
 class SimulatedDay:
-    """A control plane on a storage root. Each method makes one change, which `number` chooses."""
+    """A control plane with a storage root. The method for each change uses `number` to choose the details."""
 
     def __init__(self, engine: Engine, root: Path) -> None:
         root.mkdir()
         self.root, self._now = root, time.time() - 10 * DAY_S
         self.plane = FakeControlPlane(engine, root, max_running=3)
         self._jobs, self._encoders, self._deployments = self.plane.store, EncoderStore(engine), DeploymentStore(engine)
-        self._references: dict[str, str] = {}  # the ID that a job or run refers to
+        self._references: dict[str, str] = {}  # the ID that a job's or run's config refers to
         self._count = 0
 
     def clock(self) -> float:
@@ -71,14 +71,14 @@ class SimulatedDay:
         queued(self._jobs, id=job_id, kind=kind, config=self._config(job_id, number))
 
     def run_by_hand(self, number: int) -> None:
-        """Write the run of a program that `amd train` has started outside the service and that has failed."""
+        """Write a failed run that `amd train` started outside the service."""
         self._count += 1
         run = f"by-hand-{self._count}"
         self._write_run(run, self._config(run, number), None)
         self._write(f"runs/{run}/result.json", json.dumps({"state": "failed"}))
 
     def progress(self, number: int) -> None:
-        """Write what an active job writes before it ends."""
+        """Write the files that an active job writes before it ends."""
         if (job := _choose(self._jobs.in_states(("starting", "running")), number)) is not None:
             config = self._jobs.get(job.id).config
             self._write_run(job.id, config, job.id)
@@ -91,7 +91,7 @@ class SimulatedDay:
             report_status(str(self.root), job)
 
     def end(self, number: int) -> None:
-        """End an active job; some of those that succeed publish an encoder."""
+        """End an active job; some successful jobs publish an encoder."""
         job = _choose(self._jobs.in_states(("running", "pausing", "cancelling")), number)
         if job is None:
             return
@@ -136,7 +136,7 @@ class SimulatedDay:
                 self._encoders.delete_encoder(encoder, None, str(self.root), "me")
 
     def in_use(self) -> set[str]:
-        """Return what must not be touched: unfinished jobs, encoders, and what these and their aliases refer to."""
+        """Return the IDs to keep: unfinished jobs, their trials, encoders, alias targets, and all they refer to."""
         live = [job for job in self._all_jobs() if job.state not in ENDED]
         found = {job.id for job in live} | {trial for job in live for trial in self._trials(job)}
         found |= {path.parent.name for path in self.root.glob("encoders/*/encoder.json")}
@@ -157,7 +157,7 @@ class SimulatedDay:
         return _choose([one.id for one in self._encoders.list(EncoderFilter()).encoders], number)
 
     def _has_config(self, id: str) -> bool:
-        """Whether something still records what a run, job or encoder refers to."""
+        """Return whether a file or row still records what a run, job or encoder refers to."""
         jobs = {job.id for job in self._all_jobs() if job.state not in DELETED}
         paths = (f"runs/{id}/config.json", f"jobs/{id}/config.json", f"encoders/{id}/encoder.json")
         return id in jobs or any((self.root / path).exists() for path in paths)

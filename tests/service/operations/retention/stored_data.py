@@ -28,11 +28,11 @@ REFERENCES = (
 
 
 class StoredItem(NamedTuple):
-    """A run with or without a job, and what it left on the storage root."""
+    """A run with or without a job, and the files that it left under the storage root."""
 
     is_sweep: bool
     state: str | None
-    """State of its job, or of an external run; None for a run that the database does not know."""
+    """State of its job, or of an external run; None for a run that is not in the database."""
     origin: str
     days: int
     """Days since its last change."""
@@ -67,7 +67,7 @@ ITEMS = st.lists(
 
 
 class StoredData:
-    """The items under a storage root and in a database."""
+    """Items stored under a storage root and in a database."""
 
     def __init__(self, root: Path, engine: Engine, items: Sequence[StoredItem]) -> None:
         self.root, self._engine, self.items = root, engine, items
@@ -81,7 +81,7 @@ class StoredData:
         return [f"{self.id(number)}-000{trial}-s0" for trial in range(2)] if self.items[number].is_sweep else []
 
     def in_use(self) -> set[str]:
-        """Return what must not be touched, derived from the items rather than from files."""
+        """Return the IDs that must be kept, derived from the items rather than from files."""
         found = set[str]()
         for number, item in enumerate(self.items):
             if item.state in LIVE and (item.origin == "api" or item.state == "running"):
@@ -161,7 +161,7 @@ class StoredData:
 
 
 def run_files(id: str, config: dict[str, Any], owner: str | None, size: int) -> dict[str, str]:
-    """Return the files of a run with one checkpoint. `owner`: its job; `size`: bytes of the larger files."""
+    """Return the files of a run with one checkpoint, owned by the job `owner`; the larger files have `size` bytes."""
     return {
         "config.json": json.dumps(config),
         "run.json": json.dumps({"id": id, "job": owner, "kind": "train"}),

@@ -1,4 +1,4 @@
-"""Garbage collection frees what it reports, to the byte, and touches nothing that is in use."""
+"""Tests that garbage collection frees what it reports, to the byte, and touches nothing that is in use."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def stored(template: Path, items: list[StoredItem]) -> Iterator[tuple[StoredData
 
 @SLOW
 @given(items=ITEMS, policy=POLICIES)
-def test_what_is_reported_is_freed_to_the_byte_and_what_is_in_use_is_kept(
+def test_a_collection_frees_what_it_reports_to_the_byte_and_keeps_what_is_in_use(
     sqlite_template: Path, items: list[StoredItem], policy: RetentionPolicy
 ) -> None:
     with stored(sqlite_template, items) as (data, engine):
@@ -95,7 +95,7 @@ def test_what_is_reported_is_freed_to_the_byte_and_what_is_in_use_is_kept(
         assert {id: rows[id] for id in in_use & rows.keys()} == {id: jobs_in(engine)[id] for id in in_use & rows.keys()}
         young = {id for n, item in enumerate(items) if item.days == 1 for id in (data.id(n), *data.trials(n))}
         assert not {path for path in freed if path.split("/")[1] in young}
-        # The next collections remove what only removed items referred to.
+        # Later collections remove the items that only removed items referred to.
         assert any(collect(root, policy, store, dry_run=False).removals == [] for _ in range(len(items) + 2))
         kept = {path for path in after if path.split("/")[1] in in_use | young}
         assert kept <= data.files().keys() <= after.keys()
@@ -219,7 +219,7 @@ def test_old_rows_are_counted_and_removed(engine: Engine, tmp_path: Path) -> Non
     assert jobs_in(engine) == {}
 
 
-def test_one_of_two_control_planes_collects(sqlite_template: Path) -> None:
+def test_only_one_control_plane_collects_at_a_time(sqlite_template: Path) -> None:
     with stored(sqlite_template, [FAILED]) as (data, engine):
         other = LeaseKeeper(engine, collection.TASK)
         assert other.acquire()
@@ -249,14 +249,14 @@ def test_a_job_that_is_retried_during_a_collection_is_kept(
         assert data.files() == before
 
 
-def test_without_a_database_only_runs_that_no_job_owns_are_cleaned(sqlite_template: Path) -> None:
+def test_without_a_database_only_runs_that_no_job_owns_are_removed(sqlite_template: Path) -> None:
     items = [FAILED, FAILED._replace(state=None, origin="external", refers_to=1)]
     with stored(sqlite_template, items) as (data, _):
         result = collect(str(data.root), EVERYTHING, dry_run=False)
         assert {removal.id for removal in result.removals} == {"train-1"}
 
 
-def test_the_loop_collects_once_an_interval_on_one_control_plane(sqlite_template: Path) -> None:
+def test_the_loop_collects_once_per_interval_on_one_control_plane(sqlite_template: Path) -> None:
     with stored(sqlite_template, [FAILED]) as (data, engine):
         now = 0.0
         first, second = (

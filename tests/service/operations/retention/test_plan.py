@@ -1,4 +1,4 @@
-"""What a retention policy removes, planned from inventories in memory."""
+"""Tests for planning what a retention policy removes, on in-memory inventories."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_pictures_are_kept_as_long_as_their_run() -> None:
     assert removed(found) == {"jobs a": (f"runs/a/{picture}", "runs/a/run.json")}
 
 
-def test_the_end_of_a_job_counts_rather_than_the_age_of_its_files() -> None:
+def test_a_jobs_age_is_measured_from_its_end_and_not_from_its_files() -> None:
     assert removed(inventory(record("a", days=29), runs={"a": {"run.json": OLD}})) == {}
     assert removed(inventory(record("a", days=31), runs={"a": {"run.json": YOUNG}})) == {"jobs a": ("runs/a/run.json",)}
 
 
-def test_checkpoints_lose_their_manifests_first() -> None:
+def test_the_manifest_of_a_checkpoint_is_removed_first() -> None:
     step = "checkpoints/step-00000001"
     files = {f"{step}/{name}": OLD for name in ("a.safetensors", "manifest.json", "state.json")}
     found = inventory(runs={"a": {**files, "run.json": OLD, "result.json": OLD}}, results={"a": "failed"})
@@ -60,13 +60,13 @@ def test_checkpoints_lose_their_manifests_first() -> None:
     assert removed(found) == {"checkpoints a": tuple(f"runs/a/{step}/{name}" for name in names)}
 
 
-def test_a_paused_run_and_a_run_of_another_service_keep_their_checkpoints() -> None:
+def test_a_paused_run_and_another_services_run_keep_their_checkpoints() -> None:
     files = {"run.json": OLD, "result.json": OLD, "checkpoints/step-00000001/manifest.json": OLD}
     assert removed(inventory(runs={"a": files}, results={"a": "paused"})) == {}
     assert removed(inventory(runs={"a": files}, jobs={"a": {"config.json": OLD}}, results={"a": "failed"})) == {}
 
 
-def test_trials_of_a_sweep_that_was_interrupted_are_kept() -> None:
+def test_trials_of_an_interrupted_sweep_are_kept() -> None:
     trial = {"run.json": OLD, "result.json": OLD, "checkpoints/step-00000001/manifest.json": OLD}
     runs = {"s": {"run.json": OLD, "trials/0000.json": OLD}, "s-0000-s0": trial}
     assert removed(inventory(runs=runs, results={"s-0000-s0": "failed"})) == {}

@@ -1,4 +1,4 @@
-"""References in documents: IDs and paths below the storage root, in any form in which a config may contain them."""
+"""Tests for finding references in documents: IDs and paths below the storage root, in any form that a config allows."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def test_a_string_refers_to_ids_and_to_paths_that_contain_them(text: str, found:
     assert references({text: None}, IDS) == found
 
 
-def test_reachable_ids_include_indirect_references_and_end_in_a_cycle() -> None:
+def test_reachable_ids_include_indirect_references_and_tolerate_cycles() -> None:
     links = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
     assert reachable(["a"], lambda ids: set().union(*(links[id] for id in ids))) == {"a", "b", "c"}

@@ -1,4 +1,4 @@
-"""Garbage collection over REST, for admins of all projects."""
+"""Tests for garbage collection over REST, which requires an admin of all projects."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_a_stop_request_ends_evaluation_within_a_step_and_restores_the_mode(conf
     assert classifier.training
 
 
-def test_multi_label_data_is_scored_by_average_precision_with_unreadable_samples_last(tmp_path: Path) -> None:
+def test_multi_label_data_is_scored_by_average_precision_with_unreadable_samples_ranked_last(tmp_path: Path) -> None:
     config = multi_label_config(tmp_path)
     _, whole = scored(config, ProcessGroup())
     assert list(whole.figures) == ["eval/map", "eval/unreadable"]
