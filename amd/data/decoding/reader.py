@@ -91,11 +91,12 @@ class SampleReader:
         self._child = self.child({**options, "limits": None if limits is None else limits._asdict()})
 
     def read_clip(self, record: Record, choose: FrameChooser, *, timeline: bool = False) -> npt.NDArray[np.uint8]:
-        """Decode the frames that `choose(total_frames)` returns, (T, H, W, 3) uint8. Raises BadSample.
+        """Decode the frames that `choose(total_frames)` returns, (T, H, W, 3) uint8.
 
         For a damaged video, the frame numbers that `choose` returns count only the frames that decode, and `choose` is
         called again if damage is found later. With `timeline`, they count all frames, so that numbers correspond to
         times, and a frame that does not decode is replaced by the last decodable frame before it.
+        Raises BadSample if the sample cannot be read.
         """
         return self._read(record, lambda: self._clip(record, choose, timeline))
 
@@ -125,7 +126,8 @@ class SampleReader:
         """Decode frames of any image or video file, detected by its content rather than its name.
 
         `content`: the file's bytes; if given, `location` is only a display name. `fetch_limit_s`: time limit for
-        fetching a remote file, separate from the limit for decoding. Raises BadSample.
+        fetching a remote file, separate from the limit for decoding.
+        Raises BadSample if the file cannot be read.
         """
         record = Record(location, None, "video")
         return self._read(record, lambda: self._file(record, choose, content, fetch_limit_s))
@@ -159,11 +161,12 @@ class SampleReader:
         """Prefetch remote files for the next samples, in this order; samples from earlier calls are dropped."""
         files: list[FileRange] = []
         for record, choose in samples:
-            if record.kind == "frames":
-                numbers = sorted(set(_chosen_indices(choose, record.frames or 0))) if record.frames else []
-                files += frame_files(record.location, numbers, self._frame_name)
-            else:
+            if record.kind != "frames":
                 files.append(FileRange(record.location, record.offset, record.size))
+            elif record.frames:
+                with suppress(BadSample):  # no frame can be chosen; raised again when the sample is read
+                    numbers = sorted(set(_chosen_indices(choose, record.frames)))
+                    files += frame_files(record.location, numbers, self._frame_name)
         with suppress(ChildFailed):  # the next read starts a new process, which fetches what it reads
             self._child.request({"task": "expect", "files": files}, self._deadline(self._limit))
 
@@ -184,7 +187,10 @@ class SampleReader:
         return found
 
     def _on_timeline(self, record: Record, choose: FrameChooser, found: dict[str, Any]) -> list[int]:
-        """Convert frame numbers that count all frames to numbers that count only decodable frames. Raises BadSample."""
+        """Convert frame numbers that count all frames to numbers that count only decodable frames.
+
+        Raises BadSample if too few of the chosen frames decode.
+        """
         chosen, numbers = _chosen_indices(choose, found["total"]), np.array(found["numbers"])
         decoded = int(np.isin(chosen, numbers).sum())
         if decoded < (self._min_share or 0) * len(chosen):
@@ -203,12 +209,15 @@ class SampleReader:
         return pixels
 
     def frame_rate(self, record: Record) -> float:
-        """Return a video's frame rate according to its header, in frames per second. Raises BadSample."""
+        """Return the frame rate in a video's header, in frames per second. Raises BadSample if it cannot be read."""
         message = {"task": "rate", "record": record}
         return self._read(record, lambda: float(self._request(record, message, self._deadline(self._limit))["fps"]))
 
     def transcode(self, record: Record, settings: dict[str, Any], limit_s: float) -> tuple[bytes, str, dict[str, Any]]:
-        """Transcode a sample; return its bytes, file suffix and facts (frames, width, height). Raises BadSample."""
+        """Transcode a sample; return its bytes, file suffix and facts (frames, width, height).
+
+        Raises BadSample if the sample cannot be read or transcoded.
+        """
         message = {"task": "transcode", "record": record, "settings": settings, "limit_s": limit_s}
 
         def read() -> tuple[bytes, str, dict[str, Any]]:
@@ -230,7 +239,7 @@ class SampleReader:
     def _read(self, record: Record, read: Callable[[], T]) -> T:
         """Return the result of `read`, which is retried in a fresh process if the first process dies or stalls.
 
-        A stall on an untrusted file is not retried, because a caller is waiting. Raises BadSample.
+        A stall on an untrusted file is not retried, because a caller is waiting. Raises BadSample on failure.
         """
         try:
             return read()
@@ -245,7 +254,10 @@ class SampleReader:
     def _request(
         self, record: Record, message: dict[str, Any], deadline: float, content: bytes | None = None
     ) -> dict[str, Any]:
-        """Return the child's response. Raises BadSample if the child reports a bad sample, or ChildFailed."""
+        """Return the child's response.
+
+        Raises BadSample if the child reports a bad sample, or ChildFailed if the child dies or times out.
+        """
         try:
             response = self._child.request(message, deadline, content)
         except ChildTimeout:

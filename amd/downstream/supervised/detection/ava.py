@@ -96,7 +96,7 @@ class KeyFrames:
         return KeyFrame(self._videos[frame_id.video], frame_id.timestamp, self.persons[number].boxes)
 
     def digest(self) -> str:
-        """Return the sha256 of IDs, boxes and actions, which does not depend on the videos' location."""
+        """Return the sha256 of IDs, boxes and actions, which is independent of where the videos are stored."""
         digest = hashlib.sha256(b"amd key frames 1\n")
         for frame_id, persons in zip(self.frame_ids, self.persons, strict=True):
             digest.update(f"{frame_id} {persons.actions}\n".encode())
@@ -307,14 +307,22 @@ class KeyFrameReader:
         self._rates: dict[str, float] = {}  # cached per video file
 
     def expect(self, samples: Iterable[tuple[KeyFrame, FrameChooser]]) -> None:
-        """Start fetching the videos of these key frames; frame folders are fetched only when they are read."""
-        videos = ((key_frame.record, choose) for key_frame, choose in samples)
-        self._reader.expect((record, choose) for record, choose in videos if record.kind != "frames")
+        """Start fetching the videos of these key frames or, from frame folders, the frames around them."""
+        self._reader.expect(
+            (key_frame.record, self._chooser(key_frame) if key_frame.record.kind == "frames" else choose)
+            for key_frame, choose in samples
+        )
 
     def read_clip(self, key_frame: KeyFrame, choose: FrameChooser) -> npt.NDArray[np.uint8]:
         """Read (T, H, W, 3) uint8 frames around the timestamp; ignores `choose`. Raises BadSample."""
-        record, clip = key_frame.record, self._clip
-        first = self._data.first_frame_s
+        return self._reader.read_clip(key_frame.record, self._chooser(key_frame), timeline=True)
+
+    def _chooser(self, key_frame: KeyFrame) -> FrameChooser:
+        """Return the function that chooses the frames around a timestamp. It raises BadSample if there are none.
+
+        For a video, reads its frame rate, which raises BadSample too.
+        """
+        record, first = key_frame.record, self._data.first_frame_s
         if first is None:
             first = FRAME_FOLDER_START_S if record.kind == "frames" else 0.0
         centre = round((key_frame.timestamp - first) * self._frame_rate(record))
@@ -324,9 +332,9 @@ class KeyFrameReader:
                 raise BadSample(
                     record, f"has no frame at {key_frame.timestamp:g} s: it would be frame {centre} of {total}"
                 )
-            return centred(total, centre, clip.frames, clip.sampling_rate_frames)
+            return centred(total, centre, self._clip.frames, self._clip.sampling_rate_frames)
 
-        return self._reader.read_clip(record, around, timeline=True)
+        return around
 
     @property
     def last_read(self) -> ReadFacts | None:

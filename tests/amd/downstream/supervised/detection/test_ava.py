@@ -10,7 +10,8 @@ from PIL import Image
 
 from amd.config import ClipConfig, ConfigError, DetectionDataConfig
 from amd.data.dataset.record import Record
-from amd.data.decoding.reader import BadSample
+from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.fetching.read_ahead import FileRange, frame_files
 from amd.downstream.supervised.detection import ava
 from amd.downstream.supervised.detection.ava import KeyFrame, KeyFrameId, KeyFrameReader
 from amd.downstream.supervised.detection.data import open_data
@@ -181,6 +182,55 @@ def test_frame_folders_in_the_ava_layout_are_read(tmp_path: Path) -> None:
     clip = ClipConfig(frames=2, sampling_rate_frames=4)
     read = _read(record, 901.0, clip, frame_name="{folder}_{:06}.png")  # 30 frames after the first, which is number 1
     assert read[:, 0, 0, 0].tolist() == [29, 33]
+
+
+class RecordingChild:
+    """Stands in for the decoding process; records its requests, and answers with black frames."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.requests: list[dict[str, Any]] = []
+
+    def request(self, message: dict[str, Any], deadline: float, content: bytes | None = None) -> dict[str, Any]:
+        self.requests.append(message)
+        return {"shape": (len(message["indices"]), 1, 1, 3)} if "indices" in message else {}
+
+    def shared_bytes(self, size: int) -> bytes:
+        return bytes(size)
+
+    def ensure_running(self) -> None: ...
+    def release(self) -> None: ...
+
+
+@pytest.mark.parametrize(("fps", "first_s"), [(None, None), (2.0, 895.0)])
+def test_frames_around_key_frames_are_fetched_ahead(
+    monkeypatch: pytest.MonkeyPatch, fps: float | None, first_s: float | None
+) -> None:
+    monkeypatch.setattr(SampleReader, "child", RecordingChild)
+    data = DetectionDataConfig(train="t.csv", label_map="m.pbtxt", fps=fps, first_frame_s=first_s)
+    reader = KeyFrameReader(ClipConfig(frames=4, sampling_rate_frames=2), data)
+    child: Any = reader._reader._child
+
+    def choose(total: int) -> np.ndarray:
+        raise AssertionError("the frames depend on the timestamp")
+
+    folder, outside = Record("s3://bucket/v", None, "frames", 300), Record("s3://bucket/w", None, "frames", 2)
+    video = Record("s3://bucket/x.mp4", None, "video")
+    frames = [KeyFrame(folder, seconds, np.zeros((0, 4))) for seconds in (901.0, 902.0)]
+    beyond_the_end = KeyFrame(outside, 1800.0, np.zeros((0, 4)))
+    reader.expect([(key_frame, choose) for key_frame in [frames[0], beyond_the_end, frames[1]]])
+    (expected,) = child.requests
+    child.requests.clear()
+    for key_frame in frames:
+        reader.read_clip(key_frame, choose)
+    read = [
+        file for request in child.requests for file in frame_files(folder.location, request["indices"], data.frame_name)
+    ]
+    assert len(read) == 8
+    assert expected["files"] == read
+    with pytest.raises(BadSample, match="has no frame at 1800 s"):
+        reader.read_clip(beyond_the_end, choose)
+    reader.expect([(KeyFrame(video, 901.0, np.zeros((0, 4))), choose)])
+    assert child.requests[-1]["files"] == [FileRange(video.location)]
 
 
 def test_a_broken_video_is_a_bad_sample(tmp_path: Path) -> None:
