@@ -50,7 +50,6 @@ from service.operations.retention import routes as retention
 from service.projects import routes as projects
 from service.projects.usage import CachedUsage, start_of_month
 from service.registry import routes as encoders
-from service.registry.download import BINARY, TAR
 from service.registry.ownership import StorageOwners
 from service.registry.store import EncoderStore
 from service.reports import routes as reports
@@ -67,6 +66,7 @@ from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
 from service.web import error_handlers, errors
 from service.web.bounded_calls import BoundedCalls
+from service.web.downloads import BINARY, TAR
 from service.web.errors import ClusterNotResponding, ServiceError, StorageUnavailable
 from service.web.middleware import AccessLogMiddleware, plain_request_id
 from service.web.request_bodies import BodyBudget, BodyLimitMiddleware
@@ -149,9 +149,9 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
 
 @functools.cache
 def _routes() -> list[BaseRoute]:
-    """Return the routes of every application.
+    """Return the routes, which all applications in a process share.
 
-    They are shared by the applications of a process, because FastAPI takes a tenth of a second to resolve them.
+    FastAPI takes a tenth of a second to resolve them.
     """
     api = APIRouter(responses={"4XX": _problem("Client error."), "5XX": _problem("Server error.")})
     api.include_router(health.router)

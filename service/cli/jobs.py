@@ -31,7 +31,7 @@ from service.cli.times import ago
 
 if TYPE_CHECKING:
     from service.client import Client
-    from service.jobs.details.schemas import PictureView
+    from service.jobs.details.schemas import ArtifactView, PictureView
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobDetail, JobView, State
     from service.serving.schemas import NeighbourView
@@ -102,7 +102,7 @@ def logs(
     ] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Attempt number; default: the newest.")] = None,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="Rank whose output to print, across all attempts; default: the job's log.")
+        int | None, typer.Option(min=0, help="Print this rank's output across all attempts; default: the job's log.")
     ] = None,
 ) -> None:
     """Print the log of a job or of one of its ranks."""
@@ -224,7 +224,7 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: JOB.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a report on a run or a sweep as one HTML file: curves, config, scores, trials and how to reproduce."""
+    """Write a report on a run or a sweep as one HTML file: curves, config, scores, trials and how to reproduce it."""
     with connected(as_json) as client:
         id = find_job(client, job).id
         page = client.jobs.report(id).encode()
@@ -257,9 +257,36 @@ def media(
     if as_json:
         print(json.dumps([step.model_dump(mode="json") for step in steps]))
     elif download is not None:
-        out.print(f"{len(pictures)} pictures of {len(steps)} steps in {download}", markup=False)
+        out.print(f"{len(pictures)} pictures from {len(steps)} steps in {download}", markup=False)
     else:
         out.print(fitted_table(MEDIA, pictures, out.width))
+
+
+@app.command()
+def artifacts(
+    job: JobId,
+    download: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder to download the files to, under their paths.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(metavar="PREFIX", help="List or download only paths that start with this, e.g. output/.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List or download the files that a job has written: reports, metrics, test results and embeddings."""
+    with connected(as_json) as client:
+        id = find_job(client, job).id
+        files = [file for file in client.jobs.artifacts(id).items if file.path.startswith(only)]
+        for file in files if download is not None else ():
+            target = local_path(join(str(download), file.path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            client.jobs.download(id, file.path, target)
+    if as_json:
+        print(json.dumps([file.model_dump(mode="json") for file in files]))
+    elif download is not None:
+        out.print(f"{len(files)} files in {download}", markup=False)
+    else:
+        out.print(fitted_table(ARTIFACTS, files, out.width))
 
 
 @app.command()
@@ -307,7 +334,7 @@ def find_job(client: Client, text: str) -> JobDetail:
 
 
 def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
-    """Parse `--label` values, or return None if there are none. Raises ConfigError."""
+    """Parse `--label` values, or return None if there are none. Raises ConfigError if one is invalid."""
     for pair in pairs or ():
         if "=" not in pair:
             raise ConfigError([f"--label {pair}: must have the form KEY=VALUE"])
@@ -352,6 +379,12 @@ MEDIA: tuple[Column[tuple[int, PictureView]], ...] = (
     Column("step", lambda found: str(found[0]), wraps=False),
     Column("picture", lambda found: found[1].name, wraps=False),
     Column("bytes", lambda found: str(found[1].bytes), wraps=False),
+)
+
+ARTIFACTS: tuple[Column[ArtifactView], ...] = (
+    Column("path", lambda file: file.path),
+    Column("bytes", lambda file: str(file.bytes), wraps=False),
+    Column("modified", lambda file: ago(file.modified_at) if file.modified_at else "", wraps=False),
 )
 
 NEIGHBOURS: tuple[Column[NeighbourView], ...] = (

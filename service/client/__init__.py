@@ -1,4 +1,4 @@
-"""Typed Python clients for the REST API: `Client`, and `AsyncClient` with the same methods to await.
+"""Typed Python clients for the REST API: `Client`, and `AsyncClient` with the same methods for asyncio.
 
     with Client.from_environment() as amd:
         job = amd.jobs.submit(JobRequest(kind="train", preset="demo-image-amd"))

@@ -17,7 +17,7 @@ class ServiceAddress(NamedTuple):
 def find_service() -> ServiceAddress:
     """Locate the service from the environment, falling back to the local stack.
 
-    Raises NoAnswer, with instructions, if there is none.
+    Raises NoAnswer, with a remedy, if no service is found.
     """
     try:
         if url := os.environ.get("AMD_URL"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
@@ -12,7 +12,7 @@ from service.auth.authentication import Principal, Reader, Submitter
 from service.db.models import Alias, RegisteredEncoder
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls, project_of, submit
 from service.jobs.schemas import JobRequest, JobView
-from service.registry import download, views
+from service.registry import views
 from service.registry.schemas import (
     ALIAS_PATTERN,
     ENCODER_PATTERN,
@@ -28,10 +28,11 @@ from service.registry.schemas import (
     Objective,
 )
 from service.registry.store import EncoderFilter, EncoderStore
+from service.web import downloads
 from service.web.binary import BINARY
 from service.web.errors import IllegalAction, NotFound
 from service.web.middleware import tagged
-from service.web.parameters import CURSOR, IdempotencyKey, IfNoneMatch, PageSize
+from service.web.parameters import CURSOR, NOT_MODIFIED, IdempotencyKey, IfNoneMatch, PageSize
 
 router = APIRouter(prefix="/encoders", tags=["encoders"])
 
@@ -44,7 +45,7 @@ async def _store(request: Request) -> EncoderStore:
 EncodersDep = Annotated[EncoderStore, Depends(_store)]
 EncoderName = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID or alias.")]
 EncoderId = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID; aliases are not resolved.")]
-AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN, description="Name of the alias.")]
+AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN, description="Alias name.")]
 ProjectQuery = Annotated[
     str | None,
     Query(
@@ -53,9 +54,6 @@ ProjectQuery = Annotated[
         "Default: encoders in every project, and aliases in `default`.",
     ),
 ]
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "Not modified: the ETag matches `If-None-Match`."}
-}
 
 
 def _resolve_encoder(
@@ -177,7 +175,7 @@ def delete_encoder(encoder: EncoderId, caller: Submitter, encoders: EncodersDep,
     "/{encoder}/download",
     summary="Download an encoder",
     response_class=Response,
-    responses={200: {"content": {download.BINARY: BINARY, download.TAR: BINARY}}, **NOT_MODIFIED},
+    responses={200: {"content": {downloads.BINARY: BINARY, downloads.TAR: BINARY}}, **NOT_MODIFIED},
 )
 async def download_encoder(
     encoder: VisibleEncoder,
@@ -196,10 +194,10 @@ async def download_encoder(
     url = encoder_folder(settings.root, encoder.id)
     found = await storage.run(files, url)
     if file is None and found:
-        return download.archive_response(storage, url, encoder.id, found, if_none_match)
+        return downloads.archive_response(storage, url, encoder.id, found, if_none_match)
     if file is None or file not in found:
         raise NotFound(f"{encoder.id} has no file {file or CARD!r}; it has {', '.join(sorted(found)) or 'none'}")
-    return await download.file_response(storage, url, file, found[file], if_none_match)
+    return await downloads.file_response(storage, url, file, found[file], if_none_match)
 
 
 @router.get("/{encoder}/compare/{other}", summary="Compare two encoders")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Header, Query
 from pydantic import AwareDatetime, BeforeValidator
@@ -34,6 +34,9 @@ ProjectFilter = Annotated[
 IfNoneMatch = Annotated[
     str | None, Header(description="ETag of an earlier response. If it is still current, the status is 304.")
 ]
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "Not modified: the ETag matches `If-None-Match`."}
+}
 IdempotencyKey = Annotated[
     str | None,
     Header(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -63,16 +62,8 @@ class AsyncEncoders(AsyncApiMethods):
 
         Resumes if the connection drops and the service supports byte ranges.
         """
-        target = Path(to)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         query = {"file": file, "project": project}
-        try:
-            with part.open("wb") as written:
-                await self._download(api_path("encoders", name, "download"), query, written)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        return target
+        return await self._download(api_path("encoders", name, "download"), Path(to), query)
 
 
 class AsyncAliases(AsyncApiMethods):

@@ -1,4 +1,4 @@
-"""Methods for projects: `client.projects`, and for what is recorded by project: usage and users' changes."""
+"""Methods for projects, their usage, changes and events: `client.projects`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AsyncProjects(AsyncApiMethods):
         project: str | None = None,
         limit: int | None = None,
     ) -> UsageList:
-        """Sum up the hours for which jobs reserved resources. Default: in the current month (UTC)."""
+        """Sum up the hours for which jobs reserved resources. Default period: the current month (UTC)."""
         query = {"by": by, "since": _text(since), "until": _text(until), "project": project, "limit": limit}
         return await self._request("GET", api_path("usage"), UsageList, query=query)
 

@@ -97,7 +97,7 @@ class Client(ApiMethods):
     def collect_garbage(self, request: GcRequest, deadline_s: float = GC_DEADLINE_S) -> GcReport:
         """Remove what the retention policy no longer keeps, or report it with `dry_run`.
 
-        Requires an admin key for all projects. The service goes on if the deadline passes.
+        Requires an admin key for all projects. The service continues even if the deadline passes.
         """
         body = fields_of(request)
         return self._request("POST", api_path("gc"), GcReport, body=body, deadline_s=deadline_s)
@@ -138,7 +138,7 @@ class Client(ApiMethods):
         return parse_items(ReconstructionView, self._infer(encoder, "reconstructions", files, options))
 
     def masks(self, file: str | Path | bytes | None = None, **options: Any) -> LabView:
-        """Draw the masks of an image or a video, of a sample of a job's data, or of no input, in the mask lab.
+        """Draw masks in the mask lab for an image or a video, for a sample of a job's data, or without any input.
 
         `file`: a local path, bytes or a URI. `options`: fields of the request, such as preset="demo-image-amd",
         student_ratio=0.75, job=… with record=0 and checkpoint=…, or deadline_s=300.

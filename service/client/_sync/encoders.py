@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,16 +63,8 @@ class Encoders(ApiMethods):
 
         Resumes if the connection drops and the service supports byte ranges.
         """
-        target = Path(to)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         query = {"file": file, "project": project}
-        try:
-            with part.open("wb") as written:
-                self._download(api_path("encoders", name, "download"), query, written)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        return target
+        return self._download(api_path("encoders", name, "download"), Path(to), query)
 
 
 class Aliases(ApiMethods):

@@ -14,7 +14,7 @@ from httpx_sse import ServerSentEvent
 
 from service.client._sync.requests import POLL_INTERVAL_S, ApiMethods
 from service.client.messages import api_path, fields_of, idempotency, input_item, parse, present
-from service.jobs.details.schemas import ForkRequest, MediaStepView
+from service.jobs.details.schemas import ArtifactList, ForkRequest, MediaStepView
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import (
     ENDED,
@@ -32,7 +32,7 @@ from service.jobs.schemas import (
 from service.serving.requests import DEADLINE_S
 from service.serving.schemas import NeighbourView
 
-MAX_POLL_INTERVAL_S = 3.0  # upper bound of the polling interval of `wait`, which grows
+MAX_POLL_INTERVAL_S = 3.0  # upper bound for the growing polling interval of `wait`
 
 
 class Jobs(ApiMethods):
@@ -129,7 +129,7 @@ class Jobs(ApiMethods):
         return self._request("GET", api_path("jobs", job_id, "metrics"), MetricsView, query=query)
 
     def report(self, job_id: str) -> str:
-        """Get a report on a run or a sweep: one HTML file without scripts, which loads nothing."""
+        """Get a report on a run or a sweep: one self-contained HTML file without scripts."""
         return (self._send("GET", api_path("jobs", job_id, "report"))).text
 
     def trials(self, job_id: str) -> list[TrialView]:
@@ -148,8 +148,19 @@ class Jobs(ApiMethods):
         return self._request("GET", api_path("jobs", job_id, "media"), list[MediaStepView])
 
     def picture(self, job_id: str, step: int, name: str) -> bytes:
-        """Get a picture, a WebP image. `name` is one of the step's files that `media` lists."""
+        """Get a picture as a WebP file. `name` is one of the step's files that `media` lists."""
         return (self._send("GET", api_path("jobs", job_id, "media", str(step), name))).content
+
+    def artifacts(self, job_id: str) -> ArtifactList:
+        """List the files that a job has written: reports, metrics, test results and embeddings, but not checkpoints."""
+        return self._request("GET", api_path("jobs", job_id, "artifacts"), ArtifactList)
+
+    def download(self, job_id: str, artifact: str, to: str | Path) -> Path:
+        """Download one of the files that `artifacts` lists, by its path, to the path `to`, atomically.
+
+        Resumes if the connection drops and the service supports byte ranges.
+        """
+        return self._download(api_path("jobs", job_id, "artifacts", *artifact.split("/")), Path(to))
 
     def neighbours(
         self,

@@ -1,5 +1,5 @@
 # Generated from service/client/_async/projects.py by `python -m tests.support.blocking_client`; do not edit.
-"""Methods for projects: `client.projects`, and for what is recorded by project: usage and users' changes."""
+"""Methods for projects, their usage, changes and events: `client.projects`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Projects(ApiMethods):
         project: str | None = None,
         limit: int | None = None,
     ) -> UsageList:
-        """Sum up the hours for which jobs reserved resources. Default: in the current month (UTC)."""
+        """Sum up the hours for which jobs reserved resources. Default period: the current month (UTC)."""
         query = {"by": by, "since": _text(since), "until": _text(until), "project": project, "limit": limit}
         return self._request("GET", api_path("usage"), UsageList, query=query)
 

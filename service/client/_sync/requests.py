@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import httpx
@@ -18,9 +20,9 @@ from service.client.retries import Patience, retry_options
 T = TypeVar("T")
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-DEADLINE_MARGIN_S = 10.0  # added to a request's deadline: the control plane's own margin, and transport
+DEADLINE_MARGIN_S = 10.0  # added to a request's deadline, for the control plane's own margin and transport
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # longer than the interval of the server's heartbeats
-POLL_INTERVAL_S = 0.5  # pause between requests that wait for a state
+POLL_INTERVAL_S = 0.5  # pause between polls while waiting for a state
 PARTIAL_CONTENT = 206
 END_EVENT = "end"  # the stream's last event
 
@@ -57,7 +59,7 @@ class ApiMethods:
         `deadline_s`: time that the service may take to respond. After a timeout, the request is not repeated, since the
         service may still be working on it.
         """
-        given = headers or {}  # a change with If-Match fails if it is repeated, since it has changed the ETag
+        given = headers or {}  # a repeated change with If-Match fails, since the first one has changed the ETag
         repeatable = repeatable or (method != "POST" and "If-Match" not in given) or "Idempotency-Key" in given
         timeout = TIMEOUT if deadline_s is None else response_timeout(deadline_s)
         request = self._http.build_request(
@@ -108,7 +110,18 @@ class ApiMethods:
                         last_id = event.id or last_id
                     raise NoAnswer(f"{path}: the stream was interrupted repeatedly before its end")
 
-    def _download(self, path: str, query: Mapping[str, Any], into: BinaryIO) -> None:
+    def _download(self, path: str, target: Path, query: Mapping[str, Any] | None = None) -> Path:
+        """Write the response body to a file, atomically."""
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with part.open("wb") as written:
+                self._download_into(written, path, query or {})
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+    def _download_into(self, into: BinaryIO, path: str, query: Mapping[str, Any]) -> None:
         """Write the response body to a file. Resumes if the connection drops and the service supports byte ranges."""
         tag: str | None = None
         with translated_errors():

@@ -30,7 +30,7 @@ class Webhooks(ApiMethods):
         return self._request("POST", api_path("webhooks", webhook_id, "test"), DeliveryView)
 
     def redeliver(self, webhook_id: str, delivery_id: int) -> DeliveryView:
-        """Send a delivery again, now, with the same `webhook-id`."""
+        """Send a delivery again immediately, with the same `webhook-id`."""
         path = api_path("webhooks", webhook_id, "deliveries", str(delivery_id), "redeliver")
         return self._request("POST", path, DeliveryView, repeatable=True)
 

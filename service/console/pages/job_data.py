@@ -1,4 +1,4 @@
-"""Data and downloads of a job's pages: metrics, events, logs, pictures and reports, as returned by the REST routes."""
+"""Data and downloads for a job's pages: metrics, events, logs, pictures and reports, as returned by the REST routes."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ MATCHES = 200
 Attempt = Annotated[int | None, Query(ge=1, le=MAX_NUMBER)]
 Rank = Annotated[int | None, Query(ge=0, lt=MAX_WORKERS)]
 Offset = Annotated[int, Query(ge=0, le=MAX_NUMBER)]
+ArtifactPath = Annotated[str, Path(max_length=1024)]
 Step = Annotated[int, Path(ge=0, le=MAX_NUMBER)]
 
 
@@ -43,6 +44,11 @@ async def job_picture(
     job: Visible, settings: Config, storage: StorageCalls, step: Step, picture: PictureName
 ) -> Response:
     return await details_api.job_picture(job, settings, storage, step, picture)
+
+
+@router.get("/jobs/{job_id}/artifacts/{path:path}")
+async def download_artifact(job: Visible, settings: Config, storage: StorageCalls, path: ArtifactPath) -> Response:
+    return await details_api.job_artifact(job, settings, storage, path)
 
 
 @router.get("/jobs/{job_id}/events")

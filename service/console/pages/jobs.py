@@ -35,6 +35,7 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 PAGE = 50
 HISTORY = 200
+SHOWN_FILES = 200
 KINDS = get_args(JobKind)
 STATES = get_args(State)
 LAYERS = (("input.webp", "Input"), ("student.webp", "Student's view"), ("rebuilt.webp", "Rebuilt"))
@@ -131,6 +132,8 @@ async def job_files(
         **context,
         checkpoints=await jobs_api.job_checkpoints(job, settings, storage),
         faults=await details_api.bad_samples(job, settings, storage),
+        artifacts=await details_api.job_artifacts(job, settings, storage),
+        shown=SHOWN_FILES,
         output=JobFolder(settings.root, job.id).output,
     )
 

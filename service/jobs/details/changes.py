@@ -49,7 +49,7 @@ def change(store: JobStore, job_id: str, project: str | None, changes: JobChange
 
 
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job's config without what the service sets for each job, so that another job can use it."""
+    """Return a job's config without the fields that the service sets for each job, so that another job can use it."""
     found = {name: value for name, value in config.items() if name not in CHOSEN_BY_SERVICE}
     if isinstance(train := found.get("train"), dict):
         found["train"] = {name: value for name, value in train.items() if name not in CHOSEN_BY_SERVICE}
@@ -59,14 +59,15 @@ def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def fork_request(job: Job, root: str, changes: ForkRequest) -> JobRequest:
     """Return the request for a copy of a job that starts from one of the job's checkpoints. Blocks on the storage root.
 
-    Raises IllegalAction if the job is not pre-training, or NotFound if it has no such checkpoint.
+    Raises IllegalAction if it is not a pre-training job, or NotFound if it has no such checkpoint.
     """
     if job.kind != "train":
-        raise IllegalAction(f"cannot fork {job.id}: kind={job.kind}, but only pre-training forks", allowed_actions=[])
+        message = f"cannot fork {job.id}: kind={job.kind}, but only pre-training jobs (kind=train) can be forked"
+        raise IllegalAction(message, allowed_actions=[])
     url = checkpoint_url(join(run_folder(root, job.id), CHECKPOINTS), changes.step)
     if MANIFEST not in listdir(url):
         raise NotFound(
-            f"{job.id} has no checkpoint of step {changes.step}; GET /v1/jobs/{job.id}/checkpoints lists them"
+            f"{job.id} has no checkpoint at step {changes.step}; GET /v1/jobs/{job.id}/checkpoints lists them"
         )
     return clone_request(job, changes.model_copy(update={"overrides": {**changes.overrides, "start": url}}))
 

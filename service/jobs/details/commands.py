@@ -1,4 +1,4 @@
-"""Commands of `amd` that are equivalent to a job: from a preset with overrides, or from a complete config."""
+"""Arguments of the `amd` command that is equivalent to a job with a preset."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def preset_values(kind: str, preset: str | None) -> dict[str, Any] | None:
 def base_config(kind: str, preset: str | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the config to compare a job's config with, or None if the job has no preset.
 
-    This is the preset or, for a sweep, the job's config with the preset as the run that it varies.
+    For a sweep, this is the job's config with the run that it varies replaced by the preset; otherwise, the preset.
     """
     base = preset_values(kind, preset)
     if base is None or kind != "search":
@@ -40,7 +40,7 @@ def base_config(kind: str, preset: str | None, config: Mapping[str, Any]) -> dic
 
 
 def config_rows(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> list[ConfigRow]:
-    """Return a config's values by dotted key, except those that the service sets."""
+    """Return a row for each dotted key in either config, except those that the service sets."""
     own = _flat(config)
     if base is None:
         return [ConfigRow(key, value, None, False) for key, value in own.items()]

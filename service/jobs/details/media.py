@@ -17,7 +17,7 @@ def list_media(root: str, job_id: str) -> list[MediaStepView]:
 
 
 def read(root: str, job_id: str, step: int, name: PictureName) -> bytes:
-    """Return one picture. Raises NotFound or, for a file that is not a picture, Refusal."""
+    """Return one picture. Raises NotFound if it does not exist, or Refusal if the file is not a picture."""
     try:
         return read_picture(run_folder(root, job_id), step, name)
     except FileNotFoundError:

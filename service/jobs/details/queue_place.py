@@ -22,7 +22,7 @@ class QueuePlace(NamedTuple):
     place: int
     """Position, starting at 1."""
     length: int
-    """Number of waiting jobs of the project."""
+    """Number of waiting jobs in the project."""
     ahead: Job | None
     """Job directly ahead, without its config; None for the first job."""
 

@@ -11,8 +11,9 @@ from amd.training.reporting.media_files import PictureName
 from service.auth.authentication import Submitter
 from service.jobs import views
 from service.jobs.config_bounds import MAX_WORKERS
-from service.jobs.details import changes, log_search, media, samples, trials
+from service.jobs.details import artifacts, changes, log_search, media, samples, trials
 from service.jobs.details.schemas import (
+    ArtifactList,
     CloneRequest,
     ForkRequest,
     HistoryView,
@@ -25,8 +26,9 @@ from service.jobs.details.schemas import (
 from service.jobs.execution.log_sources import open_log
 from service.jobs.routes import Config, JobId, Jobs, Locations, Recorded, StorageCalls, Visible, submit
 from service.jobs.schemas import JobView, TrialView
+from service.web import downloads
 from service.web.binary import BINARY, PICTURE_HEADERS, WEBP
-from service.web.parameters import MAX_NUMBER, IdempotencyKey, PageSize
+from service.web.parameters import MAX_NUMBER, NOT_MODIFIED, IdempotencyKey, IfNoneMatch, PageSize
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -123,7 +125,7 @@ async def job_media(job: Visible, settings: Config, storage: StorageCalls) -> li
 
 @router.get(
     "/{job_id}/media/{step}/{picture}",
-    summary="Get a picture of a job's training",
+    summary="Get a picture from a job's training",
     response_class=Response,
     responses={200: {"content": {WEBP: BINARY}}},
 )
@@ -137,6 +139,29 @@ async def job_picture(
     """Return a WebP image of all samples: images side by side, videos row by row."""
     content = await storage.run(media.read, settings.root, job.id, step, picture)
     return Response(content, media_type=WEBP, headers=PICTURE_HEADERS)
+
+
+@router.get("/{job_id}/artifacts", summary="List the files that a job has written")
+async def job_artifacts(job: Visible, settings: Config, storage: StorageCalls) -> ArtifactList:
+    """Return reports, metrics, test results and embeddings, but not checkpoints, in path order."""
+    return await storage.run(artifacts.list_artifacts, settings.root, job)
+
+
+@router.get(
+    "/{job_id}/artifacts/{path:path}",
+    summary="Download a file that a job has written",
+    response_class=Response,
+    responses={200: {"content": {downloads.BINARY: BINARY}}, **NOT_MODIFIED},
+)
+async def job_artifact(
+    job: Visible,
+    settings: Config,
+    storage: StorageCalls,
+    path: Annotated[str, Path(max_length=1024, description="Path of the file, as listed, such as `run/result.json`.")],
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Stream the file with `Content-Length` and `ETag`. Files on a local disk support `Range`."""
+    return await artifacts.artifact_response(storage, settings.root, job, path, if_none_match)
 
 
 @router.patch("/{job_id}", summary="Change a job's name, labels or priority")
@@ -174,8 +199,10 @@ def fork_job(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Pre-train from one of the job's checkpoints: weights, optimizer state and step come from it, the schedule and all
-    else from the job's config with changes."""
+    """Pre-train from one of the job's checkpoints, which provides the weights, optimizer state and step.
+
+    The job's config, with the changes, provides everything else, including the schedule.
+    """
     job = jobs.get(job_id, caller.project)
     request = storage.run_from_thread(changes.fork_request, job, settings.root, body)
     return submit(request, caller, jobs, settings, policy, response, idempotency_key)

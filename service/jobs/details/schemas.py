@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
@@ -77,10 +78,31 @@ class PictureView(ApiModel):
 
 
 class MediaStepView(ApiModel):
-    """Pictures of a job's run after one training step. Samples and mask are the same at every step."""
+    """Pictures from a job's run after one training step. The samples and their masks are the same at every step."""
 
     step: int
     files: list[PictureView]
+
+
+class ArtifactView(ApiModel):
+    """A file that a job has written."""
+
+    path: str
+    """`run/…` for files in the job's run folder, `output/…` for the output of an embed job."""
+    bytes: int
+    """Size in bytes."""
+    modified_at: datetime | None
+    """Time of the last change; null if the storage does not report it."""
+
+
+class ArtifactList(ApiModel):
+    """Files that a job has written, in path order, without checkpoints."""
+
+    items: list[ArtifactView]
+    total: int
+    """Number of files, including those beyond the first 10,000, which `items` omits."""
+    bytes: int
+    """Total size of all files in bytes."""
 
 
 class JobChange(ApiModel):

@@ -1,4 +1,4 @@
-"""Stop single trials of a running sweep, through a file that the sweep's driver reads. Blocks on the storage root."""
+"""Stop individual trials of a running sweep, through a file that its driver reads. Blocks on the storage root."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tune_spaces.stop_requests import request_stop, requested_stops
 
 
 def write_stop_request(root: str, job: Job, number: int, actor: str) -> tuple[TrialView, bool]:
-    """Request that a trial stops. Returns the trial, and whether the request is new.
+    """Request that a trial stop. Returns the trial, and whether the request is new.
 
     Raises NotFound if there is no such trial, or IllegalAction if it is not running or the job is not a sweep.
     """
     if job.kind != "search":
-        raise IllegalAction(f"cannot stop trial {number} of {job.id}: it is not a sweep", allowed_actions=[])
+        raise IllegalAction(f"cannot stop trial {number} of {job.id}: the job is not a sweep", allowed_actions=[])
     folder = run_folder(root, job.id)
     try:
         record = read_json(join(folder, TRIALS, f"{number:04d}.json"))

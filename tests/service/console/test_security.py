@@ -89,7 +89,7 @@ def test_the_version_in_static_paths_changes_when_any_file_changes(
     assert pages._fingerprint() != before
 
 
-# Requests of other sites
+# Requests from other sites
 
 CANCEL = "/console/jobs/{}/cancel"
 
@@ -203,10 +203,11 @@ CONSOLE_PAGES = {
     *("/console/encoders/{encoder}", "/console/encoders/{encoder}/compare", "/console/deployments/{name}"),
 }
 QUERIES = {"/console/encoders/{encoder}/compare": "?other=second", "/console/usage": "?by=user"}
-OTHER_ROUTES = {  # no pages: files, data for scripts, streams, redirects and the sign-in, which shows no stored text
+OTHER_ROUTES = {  # not pages: files, data, streams, redirects and the sign-in page, which shows no stored text
     *("/console", "/console/sign-in", "/console/link", "/console/{path:path}", "/console/sweeps/{job_id}"),
     *("/console/jobs/{job_id}/metrics.json", "/console/jobs/{job_id}/events", "/console/sweeps/{job_id}/charts.json"),
     "/console/jobs/{job_id}/media/{step}/{picture}",
+    "/console/jobs/{job_id}/artifacts/{path}",
     *(f"/console/jobs/{{job_id}}/log/{data}" for data in ("follow", "range", "search", "download")),
     "/console/jobs/{job_id}/map.json",
     *(f"/console/jobs/{{job_id}}/map/{data}" for data in ("thumbnails/{record}", "neighbours.json")),

@@ -63,6 +63,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs/{job_id}/bad-samples"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/media"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/media/{step}/{picture}"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/artifacts"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/artifacts/{path}"): Rule("read"),
     ("PATCH", "/v1/jobs/{job_id}"): Rule("submit", {"name": "a"}),
     ("POST", "/v1/jobs/{job_id}/clone"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/fork"): Rule("submit", {"step": 4}),
@@ -111,7 +113,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/doctor"): Rule("admin", all_projects=True),
     ("GET", "/v1/gc"): Rule("admin", all_projects=True),
     ("POST", "/v1/gc"): Rule("admin", {"dry_run": False}, all_projects=True),
-    ("POST", "/v1/lab/masks"): Rule("infer", {"encoder": "{encoder}"}),  # which has no decoder, and is refused
+    ("POST", "/v1/lab/masks"): Rule("infer", {"encoder": "{encoder}"}),  # rejected, because this encoder has no decoder
     ("GET", "/v1/audit"): Rule("admin", lists=True),
 }
 QUESTIONS = {  # routes that answer a question sent as a body

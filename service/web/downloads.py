@@ -1,4 +1,4 @@
-"""Download responses: one file of a published encoder, or all of its files as a tar archive.
+"""Download responses: one file of a folder, or all its files as a tar archive.
 
 Does not check permissions.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
+from urllib.parse import quote
 
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
@@ -40,23 +42,23 @@ async def file_response(
 
 
 def archive_response(
-    storage: BoundedCalls, url: str, encoder_id: str, files: Mapping[str, FileFacts], if_none_match: str | None
+    storage: BoundedCalls, url: str, name: str, files: Mapping[str, FileFacts], if_none_match: str | None
 ) -> Response:
-    """Stream all files as a tar archive with one folder, named after the encoder ID."""
-    etag = _etag(*(f"{name}:{facts.stamp}" for name, facts in sorted(files.items())))
+    """Stream all files as a tar archive with one folder, called `name`."""
+    etag = _etag(*(f"{file}:{facts.stamp}" for file, facts in sorted(files.items())))
     if is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})
-    headers_by_name = {name: _tar_header(f"{encoder_id}/{name}", facts.size) for name, facts in files.items()}
-    length = sum(len(headers_by_name[name]) + facts.size + _padding(facts.size) for name, facts in files.items())
+    headers_by_file = {file: _tar_header(f"{name}/{file}", facts.size) for file, facts in files.items()}
+    length = sum(len(headers_by_file[file]) + facts.size + _padding(facts.size) for file, facts in files.items())
 
     def archive() -> Iterator[bytes]:
-        for name, facts in files.items():
-            yield headers_by_name[name]
-            yield from _chunks(join(url, name), facts.size)
+        for file, facts in files.items():
+            yield headers_by_file[file]
+            yield from _chunks(join(url, file), facts.size)
             yield bytes(_padding(facts.size))
         yield bytes(2 * tarfile.BLOCKSIZE)  # end-of-archive marker
 
-    headers = _headers(f"{encoder_id}.tar", etag) | {"Content-Length": str(length + 2 * tarfile.BLOCKSIZE)}
+    headers = _headers(f"{name}.tar", etag) | {"Content-Length": str(length + 2 * tarfile.BLOCKSIZE)}
     return StreamingResponse(storage.iterate(archive()), media_type=TAR, headers=headers)
 
 
@@ -86,7 +88,10 @@ def _chunks(path: str, size: int) -> Iterator[bytes]:
 
 
 def _headers(name: str, etag: str) -> dict[str, str]:
-    return {"ETag": etag, "Content-Disposition": f'attachment; filename="{name}"'}
+    name = posixpath.basename(name)
+    quoted = quote(name, safe="")
+    filename = f'filename="{name}"' if quoted == name else f"filename*=UTF-8''{quoted}"
+    return {"ETag": etag, "Content-Disposition": f"attachment; {filename}", "X-Content-Type-Options": "nosniff"}
 
 
 def _etag(*parts: str) -> str:
