@@ -28,6 +28,7 @@ from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
 from service.cli.tables import Column, fitted_table
 from service.cli.times import ago
+from service.web.formats import plural
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -284,7 +285,7 @@ def artifacts(
     if as_json:
         print(json.dumps([file.model_dump(mode="json") for file in files]))
     elif download is not None:
-        out.print(f"{len(files)} files in {download}", markup=False)
+        out.print(f"{plural(len(files), 'file')} downloaded to {download}", markup=False)
     else:
         out.print(fitted_table(ARTIFACTS, files, out.width))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 
 from amd.training.reporting.metrics_reader import read_metrics
@@ -82,6 +85,32 @@ def test_a_job_survives_killing_the_control_plane_and_driver_and_stops_with_a_ch
     assert events == expected
     listed = json.load(urllib.request.urlopen(f"{ray_cluster.dashboard}/api/jobs/", timeout=30))
     assert {job, f"{job}-2"} <= {entry["submission_id"] for entry in listed}
+
+
+@pytest.mark.timeout(600)
+def test_a_run_submitted_to_ray_directly_is_listed_watched_and_cancelled(
+    plane: ControlPlane, ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    root = plane.environment["AMD_STORAGE"]
+    config = tiny_run(tmp_path, name="direct", schedule__steps=LONG, storage=root, scaling__workers=1)
+    config_file = tmp_path / "direct.json"
+    config_file.write_text(config.model_dump_json())
+    submission = submit_without_waiting(
+        ray_cluster, [sys.executable, "-m", "amd.training", "--config", str(config_file)], AMD_PROJECT="vision"
+    )
+    wait_for(lambda: "direct" in {job["id"] for job in plane.request("GET", "/jobs?origin=external")["items"]}, 200)
+    plane.wait_until("direct", "running")
+    wait_for(lambda: step_of(plane, "direct") > 20, 200)
+    found = plane.job("direct")
+    assert (found["project"], found["attempts"][0]["submission_id"]) == ("vision", submission)
+    assert "1 worker on" in log_of(plane, "direct")
+    assert "cancel" in found["allowed_actions"]
+
+    plane.request("POST", "/jobs/direct/cancel")
+    ended = plane.wait_until("direct", "cancelled")
+    assert ended["reason"] == "cancelled_by_user", ended
+    assert plane.request("GET", "/jobs/direct/checkpoints")[-1]["step"] == ended["result"]["steps"] > 20
+    wait_for(lambda: is_idle(ray_cluster), 60)
 
 
 @pytest.mark.chaos
@@ -170,6 +199,15 @@ def test_running_and_new_jobs_survive_a_minute_without_storage(
         plane.kill()
         end_head(head, folder)
         store.stop()
+
+
+def submit_without_waiting(cluster: RayCluster, entrypoint: list[str], **environment: str) -> str:
+    """Submit a program to Ray as a user would, and return the submission ID."""
+    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90", **environment}}
+    body = {"entrypoint": shlex.join(entrypoint), "runtime_env": runtime_env}
+    response = httpx.post(f"{cluster.dashboard}/api/jobs/", json=body, timeout=60)
+    response.raise_for_status()
+    return str(response.json()["submission_id"])
 
 
 def log_of(plane: ControlPlane, job: str) -> str:

@@ -88,7 +88,7 @@ class ArtifactView(ApiModel):
     """A file that a job has written."""
 
     path: str
-    """`run/…` for files in the job's run folder, `output/…` for the output of an embed job."""
+    """`run/…` for files in the job's run folder, `output/…` for the output of an embed, export or prepare job."""
     bytes: int
     """Size in bytes."""
     modified_at: datetime | None

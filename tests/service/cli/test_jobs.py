@@ -299,6 +299,23 @@ def test_pictures_are_listed_and_downloaded(service: Service, amd: Command, tmp_
     assert [step["step"] for step in json.loads(amd("jobs", "media", job.id, "--json")[1])] == [5, 10]
 
 
+def test_artifacts_are_listed_and_downloaded(service: Service, amd: Command, tmp_path: Path) -> None:
+    job = queued(service.store)
+    folder = Path(run_folder(service.root, job.id))
+    for path, text in {"result.json": "{}", "report/cost.svg": "<svg/>"}.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    _, listed, _ = amd("jobs", "artifacts", job.id)
+    assert [line.split()[:2] for line in listed.splitlines()[1:3]] == [
+        ["run/report/cost.svg", "6"],
+        ["run/result.json", "2"],
+    ]
+    code, printed, _ = amd("jobs", "artifacts", job.id, "--only", "run/report/", "--download", str(tmp_path / "files"))
+    assert (code, printed.split(" to ")[0]) == (0, "1 file downloaded")
+    assert [path.read_text() for path in (tmp_path / "files").rglob("*") if path.is_file()] == ["<svg/>"]
+    assert (tmp_path / "files/run/report/cost.svg").exists()
+
+
 def test_a_job_is_paused_and_resumed(service: Service, amd: Command) -> None:
     job = queued(service.store)
     assert amd("jobs", "pause", short(job))[:2] == (0, f"{job.id}: paused\n")
