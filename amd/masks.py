@@ -65,7 +65,7 @@ def _tokens(cells: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _running_cell(student_masked: Tensor, grid: TokenGrid, ratio: float, generator: torch.Generator) -> Tensor:
-    """Drop `ratio` of the student-masked tokens, preferably the tokens that VideoMAE V2's running cell drops.
+    """Drop a fraction `ratio` of the student-masked tokens, starting with those that VideoMAE V2's running cell drops.
 
     Every 2x2 cell drops 4 * ratio of its positions; the dropped positions advance by one per frame. VideoMAE V2 also
     decodes the cell's visible tokens and gives them weight 0 in the loss. Here, random tokens are added or dropped to

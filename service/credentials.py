@@ -14,7 +14,10 @@ class KeyFileError(Exception):
 
 
 def environment_key() -> str | None:
-    """Return the API key from AMD_KEY or from the file at AMD_KEY_FILE, if either is set. Raises KeyFileError."""
+    """Return the API key from AMD_KEY or from the file at AMD_KEY_FILE, if either is set.
+
+    Raises KeyFileError if the file cannot be read.
+    """
     if key := os.environ.get("AMD_KEY"):
         return key
     file = os.environ.get("AMD_KEY_FILE")

@@ -46,7 +46,7 @@ class KeyedByConfig:
     model: Callable[[], type[BaseModel]]
     """Function that returns the config class, which may not yet exist when the annotation is evaluated."""
     choices: bool = False
-    """Whether each value is a search dimension, whose `choices` are the config values."""
+    """Whether the values are search dimensions that list the config values under `choices`."""
 
 
 class ConfigLocation(NamedTuple):

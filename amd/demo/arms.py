@@ -16,6 +16,8 @@ class Modality(NamedTuple):
     title: str
     data: str  # name of the demo data set
     classes: int
+    note: str = ""
+    """What to know before looking at the pictures."""
 
     @property
     def chance(self) -> float:
@@ -23,7 +25,13 @@ class Modality(NamedTuple):
 
 
 IMAGE = Modality("image", "Images: which digit", "digits", 10)
-VIDEO = Modality("video", "Clips: which way the digit moves under noise", "noisy-moving-digits", 8)
+VIDEO = Modality(
+    "video",
+    "Clips: which way the digit moves under noise",
+    "noisy-moving-digits",
+    8,
+    note="reconstructions are nearly grey: noise cannot be predicted, and its mean is grey",
+)
 
 TITLES = {
     "pixels": "raw pixels",

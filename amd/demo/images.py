@@ -43,10 +43,10 @@ def views(student: Student, clips: Tensor, sets: TokenSets, config: TrainConfig)
     )
 
 
-def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:
+def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor, note: str = "") -> str:
     """Render evenly spaced samples of `clips` with the run's newest checkpoint.
 
-    Saves the image under `root`/demo and returns the image's URL.
+    `note` is appended to the caption. Saves the image under `root`/demo and returns the image's URL.
     """
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     found = store.load_newest()
@@ -63,6 +63,7 @@ def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:
     caption = f"{'it' if config.objective.kind == 'mae' else 'the student'} sees {visible} of {tokens} tokens"
     if config.objective.kind == "amd":
         caption += f", its teacher {visible + sets.teacher_only.shape[1]} (blue: teacher-only)"
+    caption += f"; {note}" if note else ""
     title = f"{config.name or 'student'}, after {step} steps"
     page = draw(views(student, shown, sets, config), title, caption, zoom=3 if wide else 4, across=3 if wide else None)
     data = io.BytesIO()

@@ -196,11 +196,10 @@ class _Demo:
                 raise _stopped(arm.config)
             if result.state != "succeeded" or result.encoder_folder is None:
                 raise DemoFailed(f"{arm.config.name} ended in state {result.state}: {result.message or result.reason}")
-            scores, picture = self.scores[arm.plan.modality.key], arm.plan.seed == self.seeds[0]
             if isinstance(arm.config, FinetuneConfig):
-                scores.add_finetuned(arm.key, result.figures["test/top1"])
+                self.scores[arm.plan.modality.key].add_finetuned(arm.key, result.figures["test/top1"])
             else:
-                self._score(arm.key, arm.config, result, result.encoder_folder, scores, picture)
+                self._score(arm, arm.config, result.run_folder, result.encoder_folder)
 
     def section(self, modality: Modality) -> DemoSection:
         scores = self.scores[modality.key]
@@ -212,31 +211,40 @@ class _Demo:
             rows=scores.rows(),
         )
 
-    def _score(
-        self, key: str, config: TrainConfig, result: RunResult, folder: str, scores: DemoScores, picture: bool
-    ) -> None:
-        if key == "amd":
-            self._score_teacher(folder, scores, picture)
+    def _score(self, arm: Arm, config: TrainConfig, run: str, folder: str) -> None:
+        if arm.key == "amd":
+            self._score_teacher(arm, folder)
         encoder, card = load_encoder(folder)
-        scores.add(
-            key,
+        self.scores[arm.plan.modality.key].add(
+            arm.key,
             encoder,
             card.clip,
             steps=card.steps,
-            seconds=training_seconds(result.run_folder),
+            seconds=training_seconds(run),
             folder=folder,
-            picture=draw_run(self.root, result.run_folder, config, scores.test.clips.clips)
-            if picture and key in ("amd", "mae")
-            else None,
+            picture=self._picture(arm, config, run) if arm.key in ("amd", "mae") else None,
         )
 
-    def _score_teacher(self, student: str, scores: DemoScores, picture: bool) -> None:
+    def _score_teacher(self, arm: Arm, student: str) -> None:
         source = str((load_card(student).teacher or {})["weights"])
         encoder, card = load_encoder(source)
-        folder, config = run_folder(self.root, str(card.run)), validate(TrainConfig, card.config)
-        page = draw_run(self.root, folder, config, scores.test.clips.clips) if picture else None
-        seconds = training_seconds(folder)
-        scores.add("teacher", encoder, card.clip, steps=card.steps, seconds=seconds, folder=source, picture=page)
+        run, config = run_folder(self.root, str(card.run)), validate(TrainConfig, card.config)
+        self.scores[arm.plan.modality.key].add(
+            "teacher",
+            encoder,
+            card.clip,
+            steps=card.steps,
+            seconds=training_seconds(run),
+            folder=source,
+            picture=self._picture(arm, config, run),
+        )
+
+    def _picture(self, arm: Arm, config: TrainConfig, run: str) -> str | None:
+        """Render the run's picture for the first seed; other seeds have none."""
+        if arm.plan.seed != self.seeds[0]:
+            return None
+        modality = arm.plan.modality
+        return draw_run(self.root, run, config, self.scores[modality.key].test.clips.clips, modality.note)
 
     def embed_one(self, modality: Modality, section: DemoSection) -> dict[str, Any]:
         """Embed one held-out file with the published AMD student."""

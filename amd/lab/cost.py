@@ -21,5 +21,5 @@ class StepCost(NamedTuple):
 
 
 def compare_cost(config: TrainConfig, baseline: TrainConfig) -> StepCost:
-    """Return the FLOPs of a config and its baseline, such as a preset with and without modified mask ratios."""
+    """Compare the FLOPs of a config with a baseline, such as its preset with unchanged mask ratios."""
     return StepCost(step_flops(config), step_flops(baseline))

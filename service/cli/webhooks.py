@@ -69,7 +69,7 @@ def create(
     project: Annotated[
         str | None,
         typer.Option(
-            help="Receive events from this project. Default: the project of the context or of your key, if any."
+            help="Receive events from this project. Default: the current context's project or your key's, if any."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -213,7 +213,7 @@ def _unpublished_card(config: TrainConfig) -> Card:
 
 
 def _key(item: Mapping[str, Any], card: Card) -> str:
-    """Return a digest of an input and of the settings that cut it into a clip."""
+    """Return a digest of an input and of the settings used to cut a clip from it."""
     source = item["content"] if "content" in item else repr(sorted(item.items())).encode()
     digest = hashlib.sha256(source)
     digest.update(f"{card.clip!r} {card.interpolation}".encode())

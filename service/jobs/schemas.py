@@ -283,7 +283,7 @@ class Estimate(ApiModel):
     memory_fits: bool | None
     """Whether the job fits in a worker's memory; null if the cluster's memory is unknown."""
     hours: float | None
-    """Hours with one H100 per worker at 40 % of peak bf16 throughput; null if the size of the data set is unknown."""
+    """Estimated hours with one H100 per worker at 40% of peak bf16 throughput; null if the data set size is unknown."""
     gpu_hours: float | None
     feasible: bool | None
     """Whether the cluster, at its current size, can run the job; null if the cluster is not responding."""

@@ -79,7 +79,7 @@ class StorageMeter:
         return dict(found)
 
     def _owners(self, ids: Iterable[str]) -> Mapping[str, str]:
-        """Return the project of each ID whose owner is known."""
+        """Map each job and encoder ID with a known owner to its project."""
         with Session(self._engine.execution_options(reads_only=True)) as session:
             jobs = dict(session.execute(select(Job.id, Job.project)).tuples().all())
             owners = dict(session.execute(select(RegisteredEncoder.id, RegisteredEncoder.project)).tuples().all())

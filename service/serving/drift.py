@@ -32,8 +32,8 @@ class Drift:
     def report(self) -> dict[str, Any]:
         """Return the number of items, the mean and minimum cosine similarity, and the share of nearest neighbours kept.
 
-        The cosines are None if the widths differ. `neighbours_kept` is the mean share, 0 to 1, of each item's nearest
-        neighbours that both spaces have in common; None until there are more items than neighbours.
+        The cosines are None if the widths differ. `neighbours_kept` is the average fraction of an item's
+        nearest neighbours that are the same in both spaces; None until there are more items than neighbours.
         """
         found: dict[str, Any] = {"items": len(self._pairs), "cosine_mean": None, "cosine_min": None}
         found |= {"neighbours": NEIGHBOURS, "neighbours_kept": None}

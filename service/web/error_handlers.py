@@ -171,7 +171,7 @@ def _methods(request: Request) -> list[str]:
 
 
 def _pointer(location: Sequence[Any]) -> str:
-    """Convert a location in the body to a JSON pointer, and return the name of a parameter unchanged.
+    """Convert a location in the body to a JSON pointer; parameter names are returned unchanged.
 
     `("body", "labels", "a")` → `#/labels/a`
     """

@@ -88,9 +88,9 @@ class Progress:
     def workers(self) -> int:
         return self.start["workers"] if self.start else 0
 
-    def newest(self, kind: str, before: int) -> int:
-        """Return the highest step among events of one kind before the given index, or 0 if there are none."""
-        return max((event["step"] for event in self.events[:before] if event["kind"] == kind), default=0)
+    def newest(self, kind: str, before: int, since: int = 0) -> int:
+        """Return the highest step among events of one kind in a range of indices, or 0 if there are none."""
+        return max((event["step"] for event in self.events[since:before] if event["kind"] == kind), default=0)
 
 
 class EventWriter(NullWatcher):
@@ -271,9 +271,11 @@ class Soak:
     def _check_starts(self, kind: FaultKind, first: int) -> int:
         """Check the step at which each start since the fault continued. Returns the number of repeated steps."""
         repeated = 0
-        for number, index in enumerate(self.progress.starts[first:]):
+        starts = self.progress.starts
+        for number, (previous, index) in enumerate(zip(starts[first - 1 :], starts[first:], strict=False)):
             done = self.progress.events[index]["done"]
-            reached, saved = (self.progress.newest(name, index) for name in ("step", "checkpoint"))
+            reached = self.progress.newest("step", index, since=previous)  # an earlier start may have gone further
+            saved = self.progress.newest("checkpoint", index)
             repeated += max(0, reached - done)
             if done < saved:
                 self.violations.append(f"{kind}: continued from step {done}, although step {saved} was committed")

@@ -49,7 +49,7 @@ def collect(folder: Path) -> dict[str, list[str]]:
 
 
 def _collected(lines: Iterable[str]) -> list[str]:
-    """Return the sorted unique lines, or a traceback if collecting them fails; other parts are still listed."""
+    """Return the unique lines, sorted. If collecting them fails, return the traceback, so that other lists are still made."""
     try:
         return sorted(set(lines))
     except Exception:

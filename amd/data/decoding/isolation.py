@@ -170,7 +170,7 @@ class _ChildProcess:
             rest = rest[os.pwrite(self.inbox, rest, len(content) - len(rest)) :]
 
     def exit_reason(self) -> str:
-        """Return the reason why the process stopped responding."""
+        """Return why the process stopped responding."""
         killed_by = self._killed_by()
         if killed_by is not None:
             return f"crashed the decoder ({killed_by})"

@@ -37,7 +37,7 @@ def rand_augment(frames: Tensor, policy: str, clip: ClipConfig, draws: random.Ra
 
 
 def check_rand_augment(policy: str | None) -> None:
-    """Raise ConfigError if timm rejects a policy."""
+    """Raise ConfigError if timm rejects the policy."""
     if policy is None:
         return
     try:

@@ -89,7 +89,7 @@ class MediaWriter:
         manifest: Records,
         track: Callable[[StepImages], None],
     ) -> None:
-        """Create a writer. `track`: called in the thread with images for TensorBoard and other trackers."""
+        """Create a writer. `track` is called on the writer's thread with images for the trackers."""
         assert student.decoder is not None, "pictures need a decoder"
         self._folder, self._config, self._manifest, self._track = run_folder, config, manifest, track
         self._encoder, self._decoder = _cpu_copy(student.encoder), _cpu_copy(student.decoder)

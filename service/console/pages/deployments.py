@@ -1,4 +1,4 @@
-"""Deployment pages: show their state, compare, promote or withdraw the candidate, and try an encoder on a file."""
+"""Deployment pages: view deployments, promote or withdraw a candidate, and try an encoder on a file."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class RayLog:
     def _content(self) -> bytes:
         content = self._cluster.logs(self._submission) if self._submission is not None else None
         if content is None:
-            raise NotFound(f"Ray does not have the log of submission {self._submission!r}; {self._remedy}")
+            raise NotFound(f"Ray has no log for submission {self._submission!r}; {self._remedy}")
         return content.encode()
 
 

@@ -54,7 +54,7 @@ class Inventory(NamedTuple):
     protected: frozenset[str]
     """IDs that are in use, or that something in use refers to."""
     rows: Mapping[RemovalKind, int] = {}
-    """Number of database rows that are old enough to be removed, for kinds of data without files."""
+    """Number of database rows due for removal, for data that is stored only in the database."""
 
 
 class Removal(NamedTuple):

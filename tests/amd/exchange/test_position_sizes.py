@@ -30,7 +30,7 @@ def mae_folder(folder: Path) -> Any:
 
 @pytest.mark.parametrize("published", [False, True], ids=["third-party", "published"])
 @pytest.mark.parametrize("size", [(24, 24), (32, 16), (8, 8), (16, 16)])
-def test_a_2d_position_table_at_a_different_size_matches_transformers_and_timm(
+def test_a_resized_2d_position_table_matches_transformers_and_timm(
     tmp_path: Path, size: tuple[int, int], published: bool
 ) -> None:
     embeddings = mae_folder(tmp_path / "mae")

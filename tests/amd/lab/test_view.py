@@ -44,7 +44,7 @@ def learner_of(name: str) -> Distiller:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_masks_match_the_masks_sampled_in_training(data: st.DataObject) -> None:
+def test_the_lab_draws_the_same_masks_as_training(data: st.DataObject) -> None:
     learner = learner_of(data.draw(st.sampled_from(["image", "video"])))
     student = data.draw(st.sampled_from([0.5, 0.75, 0.9]))
     values = {

@@ -181,7 +181,7 @@ def test_a_report_on_a_published_run_shows_its_scores_lineage_licence_data_and_v
 
 
 @pytest.mark.parametrize("job_id", [scenes.RUNNING, scenes.SUCCEEDED])
-def test_the_commands_in_a_report_repeat_the_job(service: ReportService, job_id: str) -> None:
+def test_the_commands_in_a_report_reproduce_the_job(service: ReportService, job_id: str) -> None:
     job = service.jobs.get(job_id)
     found = re.findall("<pre>(.*?)</pre>", service.report(job_id), re.DOTALL)
     first, second, content = map(html.unescape, found)

@@ -11,7 +11,7 @@ import av
 
 
 def cut(path: Path, share: float) -> Path:
-    """Keep only the first bytes; `share` is the fraction to keep."""
+    """Truncate a file to the fraction `share` of its size."""
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     return path

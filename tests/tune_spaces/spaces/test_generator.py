@@ -40,7 +40,7 @@ def test_a_base_without_generation_alignment_is_rejected(name: str) -> None:
         ("a wide generator", 96, {}),
     ],
 )
-def test_a_width_is_paired_with_heads_that_divide_it(name: str, width: Any, expected: dict[str, Any]) -> None:
+def test_a_width_is_paired_with_a_head_count_that_divides_it(name: str, width: Any, expected: dict[str, Any]) -> None:
     assert overrides_of(Space({}, BASES[name]), {"generator.width": width}) == expected
 
 

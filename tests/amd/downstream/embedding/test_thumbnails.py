@@ -1,4 +1,4 @@
-"""Tests that bulk runs write a thumbnail for each readable sample, and a map."""
+"""Tests that bulk runs write a map, and a thumbnail for each readable sample."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class SimulatedDay:
-    """A control plane with a storage root. The method for each change uses `number` to choose the details."""
+    """A control plane with a storage root. Each kind of change has a method, whose `number` determines the details."""
 
     def __init__(self, engine: Engine, root: Path) -> None:
         root.mkdir()
