@@ -178,7 +178,9 @@ def _exit_if_hanging() -> None:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
-                logger.warning("%s is still still blocked on an unresponsive dependency; exiting without waiting for it", thread.name)
+                logger.warning(
+                    "%s is still waiting for a dependency that does not respond; exiting without it", thread.name
+                )
                 logging.shutdown()
                 os._exit(0)
 

@@ -49,7 +49,7 @@ def collect(folder: Path) -> dict[str, list[str]]:
 
 
 def _collected(lines: Iterable[str]) -> list[str]:
-    """Return the unique lines, sorted. If collecting them fails, return the traceback, so that other lists are still made."""
+    """Return the unique lines, sorted, or the traceback if collecting them fails."""
     try:
         return sorted(set(lines))
     except Exception:
