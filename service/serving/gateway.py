@@ -25,6 +25,8 @@ from service.web.request_bodies import reserve_reply, run_by_size
 CONNECT_S = 5.0
 LOOKUP_CACHE_S, LOOKUP_OUTAGE_S = 1.0, 3600.0  # cache lifetime of lookups: normally, and during a database outage
 LOOKUP_THREADS = 8
+RETRY_PAUSE_S = 0.2
+MIN_RETRY_S = 1.0  # remaining time until the deadline, without which a request is not retried
 MARGIN_S = 5.0  # added to a request's deadline for transport
 
 
@@ -145,13 +147,20 @@ class Gateway:
         return found
 
     async def _send(self, name: str, body: bytes, deadline_s: float) -> httpx.Response:
-        """Send a request, retrying once if the replica fails; inference is idempotent."""
+        """Send a request, retrying once if the replica fails or the connection breaks; inference is idempotent."""
         until = time.monotonic() + deadline_s
-        response = await self._exchange("POST", name, body, deadline_s)
-        if response.status_code in (500, 503) and until - time.monotonic() > 1.0:
-            await asyncio.sleep(0.2)
-            response = await self._exchange("POST", name, body, until - time.monotonic())
-        return response
+        for retries in (1, 0):
+            try:
+                response = await self._exchange("POST", name, body, until - time.monotonic())
+            except Refusal as refusal:
+                if refusal.code != "encoder_unavailable" or not retries or until - time.monotonic() <= MIN_RETRY_S:
+                    raise
+            else:
+                failed = response.status_code in (500, 503)
+                if not failed or not retries or until - time.monotonic() <= MIN_RETRY_S:
+                    return response
+            await asyncio.sleep(RETRY_PAUSE_S)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _exchange(self, method: str, name: str, body: bytes | None, seconds: float) -> httpx.Response:
         if self._client is None:

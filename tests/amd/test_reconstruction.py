@@ -73,7 +73,7 @@ def test_masks_are_drawn_by_the_training_sampler_and_depend_on_the_seed(strategy
 
 @pytest.mark.parametrize(
     ("ratio", "reason"),
-    [(-0.1, "at least 0"), (0, "none of 32 tokens to reconstruct"), (0.06, "tube masking"), (1, "less than 1")],
+    [(-0.1, "at least 0"), (0, "none of the 32 tokens to reconstruct"), (0.06, "tube masking"), (1, "less than 1")],
 )
 def test_a_mask_without_visible_or_hidden_tokens_raises(ratio: float, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

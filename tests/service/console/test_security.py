@@ -207,7 +207,7 @@ OTHER_ROUTES = {  # not pages: files, data, streams, redirects and the sign-in p
     *("/console", "/console/sign-in", "/console/link", "/console/{path:path}", "/console/sweeps/{job_id}"),
     *("/console/jobs/{job_id}/metrics.json", "/console/jobs/{job_id}/events", "/console/sweeps/{job_id}/charts.json"),
     "/console/jobs/{job_id}/media/{step}/{picture}",
-    "/console/jobs/{job_id}/artifacts/{path}",
+    "/console/jobs/{job_id}/artifacts/{path:path}",
     *(f"/console/jobs/{{job_id}}/log/{data}" for data in ("follow", "range", "search", "download")),
     "/console/jobs/{job_id}/map.json",
     *(f"/console/jobs/{{job_id}}/map/{data}" for data in ("thumbnails/{record}", "neighbours.json")),

@@ -187,10 +187,30 @@ def test_a_timeout_returns_504_and_a_connection_failure_503(fixture: GatewayFixt
     fixture.reply = fail(httpx.ReadTimeout("slow"))
     response = fixture.client.post("/images")
     assert (response.status_code, response.json()["detail"]) == (504, "images: no response within 5 s")
+    assert fixture.requests == 1, "a timeout is not retried"
     fixture.reply = fail(httpx.ConnectError("absent"))
     response = fixture.client.post("/images")
     assert response.status_code == 503
     assert response.json()["detail"] == "images: Ray Serve does not respond (ConnectError)"
+    assert fixture.requests == 3
+
+
+@pytest.mark.parametrize("error", [httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.ConnectError])
+def test_a_request_whose_connection_breaks_is_retried_once(
+    fixture: GatewayFixture, error: type[httpx.TransportError]
+) -> None:
+    """Ray Serve may close an idle connection just when a request is sent on it."""
+    succeed = fixture.reply
+
+    def break_first(request: httpx.Request) -> httpx.Response:
+        if fixture.requests == 1:
+            raise error("closed")
+        return succeed(request)
+
+    fixture.reply = break_first
+    response = fixture.client.post("/images")
+    assert (response.status_code, response.json()) == (200, {"encoder": "first"})
+    assert fixture.requests == 2
 
 
 def test_an_encoder_without_a_deployment_is_reported_as_not_deployed(fixture: GatewayFixture) -> None:

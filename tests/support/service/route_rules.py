@@ -12,7 +12,7 @@ JOB = {"kind": "train", "preset": "demo-image-amd"}
 CONFIG = resolve("train", "demo-image-amd", None, {}).model_dump(mode="json")  # a clone needs a complete one
 PICTURE = {"input": "data:image/png;base64,AAAA"}
 # Values of path parameters that are the same for all objects.
-FIXED = {"number": "0", "record": "0", "step": "1", "picture": "input.webp"}
+FIXED = {"number": "0", "record": "0", "step": "1", "picture": "input.webp", "path": "run/result.json"}
 
 
 class Rule(NamedTuple):
