@@ -1,5 +1,13 @@
-"""Local and remote storage: locations and operations on files by URL. Imports neither torch nor Ray."""
+"""Local and remote storage: locations, credentials, and operations on files by URL. Imports neither torch nor Ray."""
 
+from amd.storage.credentials import (
+    SAME_STORE,
+    STORAGE_CREDENTIALS,
+    CredentialError,
+    check_credentials,
+    check_reference,
+    normalized_url,
+)
 from amd.storage.errors import StorageError, StorageUnreachable
 from amd.storage.file_operations import (
     TEMPORARY_NAME,
@@ -28,11 +36,16 @@ from amd.storage.file_operations import (
 from amd.storage.filesystems import default_root, filesystem, is_remote, join, local_path, resolve_root
 
 __all__ = [
+    "SAME_STORE",
+    "STORAGE_CREDENTIALS",
     "TEMPORARY_NAME",
+    "CredentialError",
     "FileFacts",
     "StorageError",
     "StorageUnreachable",
     "StoredFile",
+    "check_credentials",
+    "check_reference",
     "check_writable",
     "create",
     "default_root",
@@ -44,6 +57,7 @@ __all__ = [
     "join",
     "listdir",
     "local_path",
+    "normalized_url",
     "read_bytes",
     "read_json",
     "read_many",

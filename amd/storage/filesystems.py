@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from amd.storage.credentials import credential_for, store_of
 from amd.storage.errors import StorageError
 
 
@@ -45,20 +46,28 @@ def join(url: str, *parts: str) -> str:
 def filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem for a URL, and the path within it.
 
-    The S3 endpoint is read from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as in boto3.
+    Uses the storage credential that covers the URL, if any. The S3 endpoint is read from the credential,
+    AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as in boto3. Raises StorageError.
     """
     import fsspec  # here, because decoding processes and commands that use no files would otherwise start later
 
     if not is_remote(url):
         return fsspec.filesystem("file"), str(local_path(url))
+    store, credential = store_of(url), credential_for(url)
     options: dict[str, Any] = {}
-    if url.startswith(("s3://", "s3a://")):
+    if store == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint:
             options["endpoint_url"] = endpoint
+    if credential is not None:
+        options |= credential.options(store)
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # every backend raises its own exceptions
+        if credential is not None and not isinstance(error, ImportError):  # the message may quote the secret
+            raise credential.error("is rejected by the filesystem; correct its options") from None
+        if not isinstance(error, ImportError | ValueError):
+            raise
         raise StorageError(
             f"{url}: no filesystem is installed for this URL ({error}); install the fsspec package that supports it"
         ) from None
