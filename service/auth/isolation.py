@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from amd.config import ConfigError
+from amd.storage import SAME_STORE
 from service.auth.uri_policy import BARE_NAME, RANGE, Location, UriPolicy
 from service.web.errors import NotFound, UriNotAllowed
 
@@ -24,7 +25,6 @@ from service.web.errors import NotFound, UriNotAllowed
 FOLDERS = {"runs": "run", "jobs": "job", "encoders": "encoder", "embeddings": "encoder", "features": None}
 
 _MAGIC = re.compile(rf"[*?\[]|{RANGE.pattern}")
-_SAME_STORE = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}  # alternative schemes for the same stores
 
 
 class Owners(Protocol):
@@ -116,4 +116,4 @@ def _may_match(part: str, name: str) -> bool:
 
 
 def _store(location: Location) -> str:
-    return _SAME_STORE.get(location.scheme, location.scheme)
+    return SAME_STORE.get(location.scheme, location.scheme)

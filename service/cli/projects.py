@@ -1,4 +1,4 @@
-"""`amd projects …`, `amd usage` and `amd audit`: quotas and budgets, hours used, and changes made by users."""
+"""`amd projects …`, `amd usage` and `amd audit`: project policies, hours used, and changes made by users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from service.cli.tables import Column, facts_table
 if TYPE_CHECKING:
     from service.projects.schemas import AuditView, ProjectView, UsageView
 
-app = typer.Typer(help="Manage project quotas, shares and budgets; requires an admin key.", no_args_is_help=True)
+app = typer.Typer(
+    help="Manage project quotas, shares, budgets and storage credentials; requires an admin key.", no_args_is_help=True
+)
 
 ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="Name of the project.")]
 OfProject = Annotated[str | None, typer.Option("--project", help="Project to list; default: all visible ones.")]
@@ -100,15 +102,16 @@ def set_command(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE…",
-            help="Values to change, such as share=2, max_gpus=16 or gpu_hours_per_month=null; others stay as they are.",
+            help="Values to change, such as share=2, max_gpus=16, gpu_hours_per_month=null or "
+            "credentials.NAME.secret=file:/path; others stay as they are.",
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Set the share, quotas, maximum priority or budgets of a project; null removes a limit."""
+    """Set the share, limits, budgets or storage credentials of a project; null removes a limit or a credential."""
     from service.client import ApiError, ProjectPolicy
 
-    changes = _parsed(values)
+    changes = [_parsed(text) for text in values]
     with connected(as_json) as client:
         try:
             found: ProjectView | None = client.projects.get(project)
@@ -116,9 +119,11 @@ def set_command(
             if error.problem.code != "not_found":
                 raise
             found = None
-        current = found.model_dump(include=set(ProjectPolicy.model_fields)) if found is not None else {}
+        changed = found.model_dump(include=set(ProjectPolicy.model_fields)) if found is not None else {}
+        for key, value in changes:
+            _set_value(changed, key, value)
         try:
-            policy = ProjectPolicy.model_validate({**current, **changes})
+            policy = ProjectPolicy.model_validate(changed)
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
             raise ConfigError(problems) from None
@@ -173,8 +178,10 @@ def _print_project(project: ProjectView, as_json: bool) -> None:
         print(project.model_dump_json())
         return
     figures = {"gpu_hours", "cpu_hours", "stored_gib", "in_use"}
-    limits = project.model_dump(exclude={"name", "created_at", "changed_at", "changed_by", *figures})
+    limits = project.model_dump(exclude={"name", "created_at", "changed_at", "changed_by", "credentials", *figures})
     facts = [(name, _quota(value)) for name, value in limits.items()]
+    for name, credential in (project.credentials or {}).items():
+        facts.append((f"credentials.{name}", f"{credential.secret} for {', '.join(credential.prefixes)}"))
     held = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in project.in_use)
     used = f"{project.gpu_hours:.1f} GPU-hours, {project.cpu_hours:.1f} CPU-hours"
     changed = f"{project.changed_at:%Y-%m-%d %H:%M} by {project.changed_by}"
@@ -183,14 +190,24 @@ def _print_project(project: ProjectView, as_json: bool) -> None:
     out.print(facts_table([("project", project.name), *facts, *usage, ("changed", changed)]))
 
 
-def _parsed(values: list[str]) -> dict[str, Any]:
-    found = {}
-    for text in values:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise ConfigError([f"{text}: must be KEY=VALUE, such as max_gpus=16"])
-        found[key] = yaml.safe_load(value)
-    return found
+def _parsed(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError([f"{text}: must be KEY=VALUE, such as max_gpus=16"])
+    return key, yaml.safe_load(value)
+
+
+def _set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key, and create the objects that contain it. null removes a nested value."""
+    *outer, last = key.split(".")
+    for name in outer:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    if outer and value is None:
+        values.pop(last, None)
+    else:
+        values[last] = value
 
 
 def _utc(at: datetime | None) -> datetime | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from amd.storage import check_reference, normalized_url
 from service.web.schemas import ApiModel, Priority, not_a_boolean
 
 MAX_QUOTA = 10**6
@@ -15,6 +17,24 @@ Amount = Annotated[float, Field(ge=0, le=MAX_QUOTA), BeforeValidator(not_a_boole
 Hours = Annotated[float, Field(ge=0, le=10**9), BeforeValidator(not_a_boolean)]
 Share = Annotated[float, Field(gt=0, le=1000), BeforeValidator(not_a_boolean)]
 UsageGroup = Literal["project", "user", "job", "sweep"]
+CredentialName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+MAX_CREDENTIALS = 10  # they are passed in one environment variable, whose size Linux limits to 128 KiB
+
+
+class StorageCredential(ApiModel):
+    """A credential with which a project's jobs open locations. Refers to its secret and never contains it."""
+
+    prefixes: Annotated[
+        list[Annotated[str, StringConstraints(max_length=500)]], Field(min_length=1, max_length=MAX_CREDENTIALS)
+    ]
+    """URIs of the folders and buckets that it opens, such as `s3://bucket/sets`."""
+    secret: Annotated[str, StringConstraints(max_length=500)]
+    """Location of the secret on every Ray node: `file:/path`, or `profile:NAME` for an AWS profile."""
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        check_reference(self.prefixes, self.secret)
+        return self
 
 
 class ProjectPolicy(ApiModel):
@@ -48,6 +68,17 @@ class ProjectPolicy(ApiModel):
     """Budget of GPU-hours per calendar month (UTC). Once it is used up, jobs that need GPUs wait for the next month."""
     cpu_hours_per_month: Hours | None = None
     """Budget of CPU-hours per calendar month (UTC). Once it is used up, jobs wait for the next month."""
+    credentials: Annotated[dict[CredentialName, StorageCredential], Field(max_length=MAX_CREDENTIALS)] | None = None
+    """Storage credentials of the project's jobs by name. null: the stored ones are kept; {}: they are removed."""
+
+    @model_validator(mode="after")
+    def _check_prefixes(self) -> Self:
+        used = Counter(normalized_url(prefix) for each in (self.credentials or {}).values() for prefix in each.prefixes)
+        if repeated := [prefix for prefix, count in used.items() if count > 1]:
+            raise ValueError(
+                f"credentials: {repeated[0]} must be a prefix of one credential; remove it from the others"
+            )
+        return self
 
 
 class ProjectUse(ApiModel):

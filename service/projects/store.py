@@ -23,7 +23,11 @@ class ProjectStore:
         self._reading = engine.execution_options(reads_only=True)
 
     def put(self, name: str, policy: ProjectPolicy, actor: str) -> ProjectSettings:
-        """Create a project or replace its policy."""
+        """Create a project or replace its policy.
+
+        A policy with credentials=None keeps the stored ones: otherwise a change of a quota could remove them, and the
+        project's jobs would use the rights of the nodes.
+        """
         while True:
             try:
                 with Session(self._engine, expire_on_commit=False) as session, session.begin():
@@ -35,6 +39,8 @@ class ProjectStore:
         now = time.time()
         found = session.get(ProjectSettings, name, with_for_update=True)
         outcome = "created" if found is None else "updated"
+        if policy.credentials is None:
+            policy = policy.model_copy(update={"credentials": policy_of(found).credentials})
         if found is None:
             found = ProjectSettings(name=name, created_at=now)
             session.add(found)

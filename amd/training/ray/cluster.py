@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from amd.config import ConfigError, ScalingConfig
+from amd.storage import STORAGE_CREDENTIALS
 from amd.training.failures import InfeasibleResources, NoCluster
 
 ENVIRONMENT = {
@@ -30,6 +31,7 @@ FORWARDED = (
     "AWS_DEFAULT_REGION",
     "AWS_EC2_METADATA_DISABLED",
     "AMD_DEMO_DIR",
+    STORAGE_CREDENTIALS,
 )
 """Environment variables that workers inherit from the driver."""
 

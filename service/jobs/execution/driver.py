@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from amd.config import ConfigError, validate
-from amd.storage import StorageError, join, read_json
+from amd.storage import CredentialError, StorageError, check_credentials, join, read_json
 from amd.training.lease import Lease
 from amd.training.reporting.log_chunks import LogShipper
 from amd.training.reporting.progress import PROGRESS_FILE
@@ -57,8 +57,9 @@ def main(args: Sequence[str] | None = None) -> int:
     wait_for_lease(folder, attempt)
     with tempfile.TemporaryDirectory(prefix="amd-job-") as scratch:
         try:
+            check_credentials()
             kind, config = read_request(folder)
-        except (ConfigError, UriNotAllowed) as error:
+        except (ConfigError, CredentialError, UriNotAllowed) as error:
             outcome = AttemptOutcome(
                 state="failed", reason="config_invalid", message=str(error), exit_code=BAD_INPUT, ended=time.time()
             )

@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from amd.storage import StorageUnreachable, filesystem, is_remote, join, write_json
+from amd.storage import STORAGE_CREDENTIALS, StorageUnreachable, filesystem, is_remote, join, write_json
+from service.projects.schemas import StorageCredential
 
 RETRYABLE = frozenset(
     {
@@ -80,6 +81,16 @@ class DriverPolicy(BaseModel):
     """Digest of the submitted kind and config; see `request_digest`."""
     allowed_uris: tuple[str, ...]
     """URI prefixes from which the job may read, in addition to the storage root."""
+    credentials: dict[str, StorageCredential] = {}
+    """Storage credentials of the job's project by name. All processes of the job use them."""
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables of the submission. They contain no secrets, because Ray publishes them."""
+        variables = {DRIVER_POLICY: self.model_dump_json(exclude={"credentials"})}
+        if self.credentials:
+            references = {name: credential.model_dump() for name, credential in self.credentials.items()}
+            variables[STORAGE_CREDENTIALS] = json.dumps(references)
+        return variables
 
 
 def request_digest(kind: str, config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
-from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy
+from service.jobs.execution.protocol import DriverPolicy
 from service.web.errors import ClusterNotResponding, ClusterUnavailable
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class RayJobs:
         environment = {
             "RAY_JOB_STOP_WAIT_TIME_S": f"{deadline_s + KILL_GRACE_S:g}",
             "AMD_JOB": job_id,
-            DRIVER_POLICY: policy.model_dump_json(),
+            **policy.environment(),
         }
         with self._translated_errors():
             try:

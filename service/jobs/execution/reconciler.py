@@ -37,6 +37,7 @@ from service.jobs.schemas import ACTIVE, ENDED
 from service.jobs.store import JobStore, StaleJob
 from service.logs import log_context
 from service.projects.accounts import AccountReader
+from service.projects.store import ProjectStore
 from service.settings import Settings
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable, StorageUnavailable
@@ -82,7 +83,7 @@ class Reconciler:
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
         self._external_usage, self._queue = ExternalUsage(clock), JobQueue(store.engine)
-        self._accounts = AccountReader(store.engine)
+        self._accounts, self._projects = AccountReader(store.engine), ProjectStore(store.engine)
         self._reserved_for: str | None = None  # the job for which the last step kept resources free
         self._deletions = JobDeletions(store, self._root)
         self.lease, self.monitor = LeaseKeeper(store.engine, TASK), StepMonitor(TASK)
@@ -361,7 +362,11 @@ class Reconciler:
         job = self._store.get(job.id)  # with its config
         self._storage.run_from_thread(_write_request, self._root, job)
         key, deadline_s = submission_id(job, job.attempt), checkpoint_deadline_s(job)
-        policy = DriverPolicy(digest=request_digest(job.kind, job.config), allowed_uris=self._allowed_uris)
+        policy = DriverPolicy(
+            digest=request_digest(job.kind, job.config),
+            allowed_uris=self._allowed_uris,
+            credentials=self._projects.policy(job.project).credentials or {},
+        )
         self._cluster.submit(key, job.id, job.attempt, self._root, deadline_s, policy)
 
 

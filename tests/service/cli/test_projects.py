@@ -28,6 +28,29 @@ def test_policy_values_can_be_changed_individually_and_removed(service: Server, 
     assert "hours of the current month (UTC)" in out
 
 
+def test_storage_credentials_are_set_and_removed_by_name(service: Server, amd: Command) -> None:
+    sets = ("credentials.sets.secret=file:/secrets/sets", "credentials.sets.prefixes=[s3://bucket/sets, s3://other]")
+    raw = "credentials.raw={secret: profile:raw, prefixes: [s3://bucket/raw]}"
+    assert amd("projects", "set", "video", *sets, "share=2")[0] == 0
+    stored = json.loads(amd("projects", "set", "video", raw, "--json")[1])["credentials"]
+    assert stored == {
+        "sets": {"prefixes": ["s3://bucket/sets", "s3://other"], "secret": "file:/secrets/sets"},
+        "raw": {"prefixes": ["s3://bucket/raw"], "secret": "profile:raw"},
+    }
+    shown = " ".join(amd("projects", "show", "video")[1].split())
+    assert "credentials.sets file:/secrets/sets for s3://bucket/sets, s3://other" in shown
+    removed = json.loads(amd("projects", "set", "video", "credentials.sets=null", "--json")[1])
+    assert (list(removed["credentials"]), removed["share"]) == (["raw"], 2.0)
+    assert (
+        "credentials.raw.prefixes: Field required"
+        in amd("projects", "set", "video", "credentials.raw.prefixes=null")[2]
+    )
+    code, _, err = amd("projects", "set", "video", "credentials.raw.secret=wJalrXUtnFEMI/K7MDENG")
+    assert code == 2
+    assert "must be file:/path or profile:NAME" in err
+    assert "wJalrXUtnFEMI" not in err
+
+
 def test_project_storage_is_shown_with_its_quota(service: Server, amd: Command, sqlite_engine: Engine) -> None:
     StoredBytesStore(sqlite_engine).replace({"video": 3 * 2**29}, 0.0)
     assert json.loads(amd("projects", "set", "video", "max_storage_gib=2", "--json")[1])["stored_gib"] == 1.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,59 @@ def test_a_policy_is_stored_replaced_and_visible_to_admins_of_its_project(
     assert client.get("/v1/projects", headers=other).json()["items"] == []
     rejected = client.put("/v1/projects/video", json={"share": 9}, headers=own)
     assert (rejected.status_code, rejected.json()["code"]) == (403, "forbidden")
+
+
+def test_storage_credentials_are_kept_until_they_are_replaced_or_removed(
+    client: TestClient, admin: dict[str, str], sqlite_engine: Engine
+) -> None:
+    sets = {"sets": {"prefixes": ["s3://bucket/sets"], "secret": "file:/var/run/secrets/amd/sets"}}
+    assert client.get("/v1/projects", headers=admin).json()["items"] == []
+    put = partial(client.put, "/v1/projects/video", headers=admin)
+    assert put(json={"share": 2}).json()["credentials"] is None
+    assert put(json={"credentials": sets}).json()["credentials"] == sets
+    assert put(json={"share": 3}).json()["credentials"] == sets, "a change of a quota must not remove them"
+    own, other, submit = (
+        key_to(sqlite_engine, scope, project=project)
+        for scope, project in (("admin", "video"), ("admin", "audio"), ("submit", "video"))
+    )
+    assert client.get("/v1/projects/video", headers=own).json()["credentials"] == sets
+    assert client.get("/v1/projects/video", headers=other).status_code == 404
+    assert client.get("/v1/projects/video", headers=submit).status_code == 403
+    for key in (own, other, submit):
+        assert client.put("/v1/projects/video", json={"credentials": {}}, headers=key).status_code == 403
+    assert put(json={"credentials": {}}).json()["credentials"] == {}
+
+
+@pytest.mark.parametrize(
+    ("credentials", "problem"),
+    [
+        ({"sets": {"prefixes": ["s3://a"], "secret": "wJalrXUtnFEMI/K7MDENG"}}, "must be file:/path or profile:NAME"),
+        ({"sets": {"prefixes": ["s3://a"], "secret": {"key": "wJalrXUtnFEMI"}}}, "should be a valid string"),
+        ({"sets": {"prefixes": ["s3://a"], "key": "k", "secret": "file:/a"}}, "Extra inputs are not permitted"),
+        ({"sets": {"prefixes": ["s3://a"], "secret": "wJalrXUtnFEMI" * 100}}, "at most 500 characters"),
+        ({"sets": {"prefixes": [], "secret": "file:/a"}}, "at least 1 item"),
+        ({"a.b": {"prefixes": ["s3://a"], "secret": "file:/a"}}, "should match pattern"),
+        (
+            {
+                name: {"prefixes": [prefix], "secret": "file:/a"}
+                for name, prefix in (("a", "s3://a/"), ("b", "s3a://a"))
+            },
+            "s3://a must be a prefix of one credential",
+        ),
+        ({f"n{n}": {"prefixes": [f"s3://{n}"], "secret": "file:/a"} for n in range(11)}, "at most 10 items"),
+    ],
+)
+def test_invalid_storage_credentials_are_rejected_without_quoting_secrets(
+    client: TestClient,
+    admin: dict[str, str],
+    credentials: dict[str, Any],
+    problem: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rejected = client.put("/v1/projects/video", json={"credentials": credentials}, headers=admin)
+    assert (rejected.status_code, rejected.json()["code"]) == (422, "request_invalid")
+    assert problem in rejected.json()["detail"]
+    assert "wJalrXUtnFEMI" not in rejected.text + caplog.text
 
 
 def test_a_priority_above_the_maximum_is_rejected(

@@ -11,9 +11,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from amd import storage
 from amd.artifacts.discovery import CARD, encoder_folder
-from amd.storage import StorageUnreachable, join, remove, write_bytes, write_json
+from amd.storage import StorageUnreachable, file_operations, join, remove, write_bytes, write_json
 from service.db.models import Deletion, RegisteredEncoder
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.store import JobStore
@@ -93,7 +92,7 @@ def test_a_scan_without_changes_reads_no_card(store: EncoderStore, root: str, mo
     def fail_on_read(url: str) -> bytes:
         raise AssertionError(url)
 
-    monkeypatch.setattr(storage, "read_bytes", fail_on_read)
+    monkeypatch.setattr(file_operations, "read_bytes", fail_on_read)
     EncoderDiscovery(store, root).scan()  # the first scan in a new process reads no card either
     assert len(listed(store)) == 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from amd.storage import StorageUnreachable, read_json, write_json
+from amd.config import with_overrides
+from amd.storage import STORAGE_CREDENTIALS, StorageUnreachable, read_json, write_json
 from amd.training.reporting.log_chunks import LogShipper
 from service.jobs import logs
 from service.jobs.execution.driver import main, outcome_of_exit, report_outcome, run
@@ -31,6 +33,7 @@ from tests.support.processes import run_in_subprocess
 from tests.support.runs.configs import tiny_image_config
 from tests.support.runs.tiny_runs import tiny_run
 from tests.support.s3 import S3Server
+from tests.support.servers.keyed_s3 import KeyedS3Server
 from tests.support.service.connections import refused_connections
 from tests.support.service.control_plane import wait_for
 
@@ -322,7 +325,47 @@ def test_an_attempt_submitted_by_an_older_control_plane_still_runs(
     assert len(submitted.programs) == 1
 
 
-def start(root: Path, config: dict[str, Any]) -> subprocess.Popen[bytes]:
+def test_a_job_reads_its_projects_data_with_the_projects_credential(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, name="job", data__loader_workers=1, schedule__steps=3)
+    files = {f"sets/images/{path.name}": path for path in (tmp_path / "images").rglob("*.png")}
+    files["open/teacher.safetensors"] = tmp_path / "teacher.safetensors"
+    locations = {"data.train": "s3://sets/images", "teacher.weights": "s3://open/teacher.safetensors"}
+    with KeyedS3Server({"sets": "key-of-sets", "open": "key-of-node"}) as store:
+        for key, path in files.items():
+            bucket, _, name = key.partition("/")
+            store.client(bucket).upload_file(str(path), bucket, name)
+        store.requests.clear()
+        references = refer_to_secret(tmp_path / "secret", "s3://sets")
+        (tmp_path / "secret").write_text('{"key": "key-of-sets", "secret": "never-written"}')
+        values = with_overrides(config, locations).model_dump(mode="json")
+        start(tmp_path, values, **store.environment("open"), **{STORAGE_CREDENTIALS: references}).wait(300)
+        outcome = heartbeat_of(tmp_path).outcome
+        assert outcome is not None
+        assert (outcome.state, outcome.message) == ("succeeded", "")
+        assert store.requests == {("sets", "key-of-sets"), ("open", "key-of-node")}
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "secret"]
+    assert not [
+        path for path in written if b"never-written" in path.read_bytes() or b"key-of-sets" in path.read_bytes()
+    ]
+
+
+def test_a_job_whose_secret_is_missing_on_the_node_is_rejected(
+    submitted: Submitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(STORAGE_CREDENTIALS, refer_to_secret(tmp_path / "missing", "s3://sets"))
+    outcome = submitted.run_driver()
+    assert outcome is not None
+    assert (outcome.state, outcome.reason, outcome.retryable) == ("failed", "config_invalid", False)
+    assert outcome.message.startswith(f"storage credential sets: file:{tmp_path}/missing on {socket.gethostname()} ")
+    assert not submitted.programs
+
+
+def refer_to_secret(file: Path, prefix: str) -> str:
+    """Return the value of AMD_STORAGE_CREDENTIALS for one credential named `sets`."""
+    return json.dumps({"sets": {"prefixes": [prefix], "secret": f"file:{file}"}})
+
+
+def start(root: Path, config: dict[str, Any], **environment: str) -> subprocess.Popen[bytes]:
     """Start a training run without Ray, which the real entry point does not allow."""
     folder = JobFolder(str(root), "job")
     write_json(folder.request, {"kind": "train"})
@@ -332,7 +375,7 @@ def start(root: Path, config: dict[str, Any]) -> subprocess.Popen[bytes]:
         "kinds.KINDS['train'] = kinds.KINDS['train']._replace(args=('--json', '--local'));"
         f"sys.exit(driver.main(['job', '1', {str(root)!r}]))"
     )
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 def heartbeat_of(root: Path) -> Heartbeat:

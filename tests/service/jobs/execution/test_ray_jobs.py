@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from amd.storage import STORAGE_CREDENTIALS, CredentialError, filesystem
+from amd.training.ray.cluster import FORWARDED
 from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy
 from service.jobs.execution.ray_jobs import RayJobs, used_resources
+from service.projects.schemas import StorageCredential
 
 
 class RecordedSubmissions:
@@ -31,6 +34,20 @@ def test_a_drivers_policy_is_passed_in_its_environment_rather_than_its_command(
     assert submission["entrypoint"] == "python -m service.jobs.runner job 2 s3://bucket/root"  # older nodes accept it
     environment = submission["runtime_env"]["env_vars"]
     assert DriverPolicy.model_validate_json(environment[DRIVER_POLICY]) == policy
+    assert STORAGE_CREDENTIALS not in environment
+
+
+def test_storage_credentials_reach_all_processes_of_a_job_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, client = RayJobs("http://127.0.0.1:1", None, "python"), RecordedSubmissions()
+    monkeypatch.setattr(cluster, "_client", lambda: client)
+    credential = StorageCredential(prefixes=["s3://bucket/sets"], secret="file:/secrets/sets")
+    policy = DriverPolicy(digest="0" * 64, allowed_uris=(), credentials={"sets": credential})
+    cluster.submit("job", "job", 1, "/root", 60.0, policy)
+    environment = client.submissions[0]["runtime_env"]["env_vars"]
+    monkeypatch.setenv(STORAGE_CREDENTIALS, environment[STORAGE_CREDENTIALS])
+    with pytest.raises(CredentialError, match="storage credential sets: file:/secrets/sets"):
+        filesystem("s3://bucket/sets/a")
+    assert STORAGE_CREDENTIALS in FORWARDED, "Ray Train's workers receive only these variables of their driver"
 
 
 @pytest.mark.parametrize(

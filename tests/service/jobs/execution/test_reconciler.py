@@ -17,6 +17,8 @@ from service.jobs.actions import act
 from service.jobs.execution.protocol import RETRYABLE, JobFolder, request_digest
 from service.jobs.execution.ray_jobs import RayJobStatus
 from service.jobs.schemas import ACTIVE, ENDED
+from service.projects.schemas import ProjectPolicy, StorageCredential
+from service.projects.store import ProjectStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
 from service.web.errors import IllegalAction, NotFound
@@ -52,6 +54,14 @@ def test_the_drivers_policy_is_passed_with_the_submission(engine: Engine, tmp_pa
     assert policy.allowed_uris == ("s3://bucket/sets", f"{tmp_path}/data")
     assert policy.digest == request_digest(read_json(folder.request)["kind"], read_json(folder.config))
     assert policy.digest != request_digest("embed", job.config)
+
+
+def test_a_job_is_submitted_with_the_storage_credentials_of_its_project(plane: FakeControlPlane) -> None:
+    credentials = {"sets": StorageCredential(prefixes=["s3://bucket/sets"], secret="file:/secrets/sets")}
+    ProjectStore(plane.store.engine).put("video", ProjectPolicy(credentials=credentials), "test")
+    jobs = [queued(plane.store, project=project) for project in ("video", "audio")]
+    plane.step()
+    assert [plane.cluster.policies[job.id].credentials for job in jobs] == [credentials, {}]
 
 
 def test_a_published_encoder_is_registered_when_its_job_succeeds(

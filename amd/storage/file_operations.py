@@ -1,7 +1,4 @@
-"""Access local and remote files by URL: read and write bytes or JSON, list and remove files, and retry during outages.
-
-The only module that resolves fsspec filesystems.
-"""
+"""Read, write, list and remove local and remote files by URL, and retry during outages."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import math
 import os
 import posixpath
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +19,9 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from amd.storage.errors import StorageError, StorageUnreachable
+from amd.storage.filesystems import filesystem, is_remote, join, local_path
+
 OUTAGE_LIMIT_S = 60.0  # longest outage of a remote store that operations wait for
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 STALE_AFTER_S = 60.0  # a temporary file that has not changed for this long was abandoned by its writer
@@ -31,65 +30,6 @@ TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-class StorageError(Exception):
-    """Raised when storage cannot be used. The message states the URL, the reason and how to fix it."""
-
-
-class StorageUnreachable(StorageError):
-    """Raised when a remote store does not respond for OUTAGE_LIMIT_S seconds, or when a disk is full or broken."""
-
-
-def default_root() -> str:
-    """Return AMD_STORAGE if set, else a folder in the user's data directory."""
-    if root := os.environ.get("AMD_STORAGE"):
-        return root
-    if sys.platform == "darwin":
-        return str(Path.home() / "Library" / "Application Support" / "amd")
-    return str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "amd")
-
-
-def resolve_root(storage: str | None) -> str:
-    """Return the storage root as a URL or absolute path, because Ray workers run in different working directories."""
-    root = storage or default_root()
-    return root.rstrip("/") if is_remote(root) else str(local_path(root))
-
-
-def is_remote(url: str) -> bool:
-    return "://" in url and not url.startswith(("file://", "local://"))
-
-
-def local_path(url: str) -> Path:
-    """Return the absolute path of a local URL or path."""
-    return Path(url.removeprefix("file://").removeprefix("local://")).expanduser().absolute()
-
-
-def join(url: str, *parts: str) -> str:
-    return posixpath.join(url, *parts)
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem for a URL, and the path within it.
-
-    The S3 endpoint is read from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as in boto3.
-    """
-    import fsspec  # here, because decoding processes and commands that use no files would otherwise start later
-
-    if not is_remote(url):
-        return fsspec.filesystem("file"), str(local_path(url))
-    options: dict[str, Any] = {}
-    if url.startswith(("s3://", "s3a://")):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
-            options["endpoint_url"] = endpoint
-    try:
-        fs, path = fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        raise StorageError(
-            f"{url}: no filesystem is installed for this URL ({error}); install the fsspec package that supports it"
-        ) from None
-    return fs, path
 
 
 def retry_on_outage(url: str, operation: Callable[[], T]) -> T:

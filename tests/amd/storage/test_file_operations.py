@@ -16,9 +16,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from amd import storage
 from amd.storage import (
     StorageUnreachable,
+    file_operations,
     join,
     read_bytes,
     read_many,
@@ -59,7 +59,7 @@ def test_requests_are_retried_during_a_short_outage(store: S3Server, s3_root: st
 
 def test_a_long_outage_raises(store: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bytes(f"{s3_root}/before", b"1")
-    monkeypatch.setattr(storage, "OUTAGE_LIMIT_S", 1.0)
+    monkeypatch.setattr(file_operations, "OUTAGE_LIMIT_S", 1.0)
     store.stop()
     with pytest.raises(StorageUnreachable, match=f"{s3_root}/before: the store has not responded for 1 s .*run again"):
         read_bytes(f"{s3_root}/before")
@@ -70,7 +70,7 @@ def test_a_missing_file_raises_immediately(s3_root: str, monkeypatch: pytest.Mon
     def fail_on_sleep(seconds: float) -> None:
         raise AssertionError("a missing file must not be retried")
 
-    monkeypatch.setattr(storage.time, "sleep", fail_on_sleep)
+    monkeypatch.setattr(file_operations.time, "sleep", fail_on_sleep)
     with pytest.raises(FileNotFoundError):
         read_bytes(f"{s3_root}/nothing")
 
@@ -92,7 +92,7 @@ def test_a_run_fails_with_one_message_after_a_long_outage(
 ) -> None:
     config = tiny_run(tmp_path, name="lost", storage=f"{s3_root}/storage", scaling__retries={"infrastructure": 0})
     monkeypatch.setattr(launch, "choose_watcher", lambda quiet: StoreStopper(store.stop))
-    monkeypatch.setattr(storage, "OUTAGE_LIMIT_S", 1.0)
+    monkeypatch.setattr(file_operations, "OUTAGE_LIMIT_S", 1.0)
     result = launch.train(config, local=True)
     assert (result.state, result.reason, result.exit_code) == ("failed", "storage_unreachable", 1)
     assert "the store has not responded" in result.message
@@ -108,7 +108,7 @@ def test_a_run_fails_with_one_message_on_a_full_disk(tmp_path: Path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(storage.os, "replace", replace_on_full_disk)
+    monkeypatch.setattr(file_operations.os, "replace", replace_on_full_disk)
     result = launch.train(tiny_run(tmp_path, name="full"), local=True, quiet=True)
     assert (result.state, result.reason, result.exit_code) == ("failed", "storage_unreachable", 1)
     assert "result.json: the disk cannot be used" in result.message
