@@ -53,6 +53,7 @@ from service.registry import routes as encoders
 from service.registry.ownership import StorageOwners
 from service.registry.store import EncoderStore
 from service.reports import routes as reports
+from service.serving import revision_routes as deployment_revisions
 from service.serving import routes as serving
 from service.serving.deployments import DeploymentStore
 from service.serving.gateway import Gateway
@@ -158,7 +159,7 @@ def _routes() -> list[BaseRoute]:
     for router in (
         *(jobs.router, job_details.router, reports.router, neighbours.router, map_routes.router, catalog.router),
         *(cluster_state.router, retention.router, doctor.router, encoders.router, lab.router),
-        *(serving.inference, serving.deployments),
+        *(serving.inference, serving.deployments, deployment_revisions.router),
         *(api_keys.router, session_routes.router, webhooks.router, projects.router),
     ):
         api.include_router(router, prefix="/v1")

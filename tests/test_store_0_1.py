@@ -254,6 +254,14 @@ def test_encoders_aliases_and_deployments_in_the_database_are_listed(served: Tes
     assert {one["name"]: one["encoder"] for one in deployments} == DATABASE["deployments"]
 
 
+def test_a_deployment_in_the_database_has_its_settings_as_the_first_revision(served: TestClient) -> None:
+    (deployment,) = get(served, "/deployments")["items"]
+    (revision,) = get(served, f"/deployments/{deployment['name']}/revisions")["items"]
+    names = ("encoder", "candidate", "share", "settings")
+    assert {name: revision[name] for name in names} == {name: deployment[name] for name in names}
+    assert (revision["number"], revision["changed"], revision["resolved"]) == (1, None, deployment["serving"])
+
+
 def test_webhooks_in_the_database_are_listed_with_their_deliveries(served: TestClient) -> None:
     webhooks = {webhook["id"]: webhook["url"] for webhook in get(served, "/webhooks")["items"]}
     assert webhooks == DATABASE["webhooks"]

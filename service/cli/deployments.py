@@ -1,4 +1,4 @@
-"""`amd encoders` subcommands that deploy encoders on the service."""
+"""`amd deployments`, and the `amd encoders` subcommands that deploy encoders on the service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from service.cli.registry import IdOrAlias, Project
 from service.cli.tables import Column
 
 if TYPE_CHECKING:
-    from service.serving.schemas import DeploymentView
+    from service.client import Client
+    from service.serving.schemas import DeploymentView, RevisionView
+
+app = typer.Typer(
+    help="List the revisions of deployments on the service, and restore earlier ones.", no_args_is_help=True
+)
+
+DeploymentName = Annotated[str, typer.Argument(help="Deployment name.")]
 
 DEPLOYMENTS: Listing[DeploymentView] = Listing(
     columns=(
@@ -29,6 +36,31 @@ DEPLOYMENTS: Listing[DeploymentView] = Listing(
         Column("message", lambda item: item.message, drop=4),
     ),
     empty="no deployments",
+)
+
+
+def _with_id(name: str, encoder_id: str | None) -> str:
+    """Return the encoder as requested, followed by its ID if it was requested by an alias."""
+    return name if encoder_id in (None, name) else f"{name} ({encoder_id})"
+
+
+def _candidate(revision: RevisionView) -> str:
+    if revision.candidate is None:
+        return ""
+    return f"{_with_id(revision.candidate, revision.resolved.get('candidate'))} {revision.share:.0%}"
+
+
+REVISIONS: Listing[RevisionView] = Listing(
+    columns=(
+        Column("revision", lambda item: str(item.number), wraps=False),
+        Column("encoder", lambda item: _with_id(item.encoder, item.resolved.get("main"))),
+        Column("candidate", _candidate, drop=2),
+        Column("changed", lambda item: ", ".join(item.changed or ())),
+        Column("restored", lambda item: str(item.restored or ""), drop=3),
+        Column("by", lambda item: item.actor, drop=1),
+        Column("created", lambda item: f"{item.created_at:%Y-%m-%d %H:%M:%S}", wraps=False, drop=4),
+    ),
+    empty="no revisions",
 )
 
 
@@ -74,9 +106,7 @@ def deploy(
         deployment = name or chosen["encoder"]
         client.deployments.put(deployment, request.model_copy(update=chosen))
         deployed = client.deployments.wait(deployment)
-    print(deployed.model_dump_json() if as_json else f"{deployed.name}: {deployed.state} {deployed.message}".rstrip())
-    if deployed.state != "healthy":
-        raise typer.Exit(FAILURE)
+    _report_deployed(deployed, as_json)
 
 
 def deployments(
@@ -87,8 +117,51 @@ def deployments(
     print_service_list(DEPLOYMENTS, lambda client: client.deployments.list(selected), output, watch, as_json)
 
 
-def undeploy(name: Annotated[str, typer.Argument(help="Deployment name.")], as_json: AsJson = False) -> None:
+def undeploy(name: DeploymentName, as_json: AsJson = False) -> None:
     """Delete a deployment; requests in progress are completed, and the encoder is kept."""
     with connected(as_json) as client:
         client.deployments.delete(name)
     print(json.dumps({"deleted": name}) if as_json else f"{name}: deployment deleted")
+
+
+@app.command()
+def revisions(name: DeploymentName, output: Output = "table", watch: Watch = False, as_json: AsJson = False) -> None:
+    """List the revisions of a deployment, newest first, with the settings that each one changed."""
+    print_service_list(REVISIONS, lambda client: client.deployments.revisions(name), output, watch, as_json)
+
+
+@app.command()
+def rollback(
+    name: DeploymentName,
+    to: Annotated[
+        int | None, typer.Option(min=1, help="Number of the revision to restore; default: the one before the newest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore the settings of an earlier revision as a new revision, and wait until the deployment is healthy.
+
+    An alias is not moved: if the revision names an alias, the deployment serves the encoder that it points to now.
+    """
+    with connected(as_json, persistent=True) as client:
+        if to is None:
+            _roll_back_last_change(client, name)
+        else:
+            client.deployments.rollback(name, to)
+        deployed = client.deployments.wait(name)
+    _report_deployed(deployed, as_json)
+
+
+def _roll_back_last_change(client: Client, name: str) -> None:
+    """Restore the revision before the newest one, unless the deployment changes at the same time."""
+    etag = client.deployments.get(name).etag
+    found = client.deployments.revisions(name)
+    if len(found) < 2:
+        raise ConfigError([f"{name}: there is no earlier revision to restore"])
+    client.deployments.rollback(name, found[1].number, etag)
+
+
+def _report_deployed(deployed: DeploymentView, as_json: bool) -> None:
+    """Print the deployment's state, and exit with an error unless it is healthy."""
+    print(deployed.model_dump_json() if as_json else f"{deployed.name}: {deployed.state} {deployed.message}".rstrip())
+    if deployed.state != "healthy":
+        raise typer.Exit(FAILURE)

@@ -27,6 +27,7 @@ from service.cli.contexts import app as contexts_app
 from service.cli.contexts import context_names, login, logout
 from service.cli.data import dataset, prepare, validate
 from service.cli.demo import demo
+from service.cli.deployments import app as deployments_app
 from service.cli.detect import detect
 from service.cli.doctor import doctor
 from service.cli.embed import embed
@@ -69,6 +70,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "console": console,
         "jobs": jobs_app,
         "encoders": encoders_app,
+        "deployments": deployments_app,
     },
     "Access": {
         "login": login,

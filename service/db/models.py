@@ -1,6 +1,7 @@
 """Database tables: desired and observed state of jobs, and records of keys, webhooks, encoders and deployments.
 
-Contains no business rules; those are in each package's store. Times are in seconds since the Unix epoch.
+Contains no business rules; those are in each package's store. Times are in seconds since the Unix epoch. The tables of
+deployments are defined in `deployment_models` and imported here, so that this module provides all tables.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Double,
     ForeignKey,
     Index,
     Integer,
@@ -18,11 +18,11 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-
-class Base(DeclarativeBase):
-    type_annotation_map = {float: Double, dict[str, Any]: JSON, dict[str, str]: JSON, list[str]: JSON}  # noqa: RUF012
+from service.db.base import Base as Base
+from service.db.deployment_models import Deployment as Deployment
+from service.db.deployment_models import DeploymentRevision as DeploymentRevision
 
 
 class Job(Base):
@@ -276,31 +276,6 @@ class AliasMove(Base):
     """New target, or None if the alias was deleted."""
     at: Mapped[float]
     actor: Mapped[str] = mapped_column(String(100))
-
-
-class Deployment(Base):
-    """A deployment: encoders to serve, and their settings."""
-
-    __tablename__ = "deployments"
-
-    name: Mapped[str] = mapped_column(String(63), primary_key=True)
-    project: Mapped[str] = mapped_column(String(64))
-    encoder: Mapped[str] = mapped_column(String(200))
-    """Encoder ID, or an alias in the project. If the alias moves, the deployment follows it."""
-    candidate: Mapped[str | None] = mapped_column(String(200))
-    """Encoder that serves a fraction of the requests."""
-    share: Mapped[float]
-    settings: Mapped[dict[str, Any]]
-    serving: Mapped[dict[str, str]]
-    """Encoder IDs last sent to the replicas, for `encoder` and `candidate`."""
-    state: Mapped[str] = mapped_column(String(16))
-    message: Mapped[str] = mapped_column(Text)
-    replicas: Mapped[int] = mapped_column(server_default="0", default=0)
-    """Number of replicas that hold resources, as last observed."""
-    created_by: Mapped[str] = mapped_column(String(100))
-    created_at: Mapped[float]
-    changed_at: Mapped[float]
-    version: Mapped[int]
 
 
 class Deletion(Base):

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Engine, or_, select, update
@@ -19,9 +20,10 @@ from amd.artifacts.discovery import encoder_folder
 from service.background import StepMonitor
 from service.db.audit import record_change
 from service.db.leases import LeaseKeeper, run_steps
-from service.db.models import Deletion, Deployment
+from service.db.models import Deletion, Deployment, DeploymentRevision
 from service.registry.store import EncoderStore
 from service.serving.protocol import CANDIDATE, MAIN, SLOTS
+from service.serving.revisions import add_revision, newest_first
 from service.serving.schemas import ServingSettings
 from service.serving.serve_api import ServeApplication, ServeClient
 from service.settings import Settings
@@ -52,27 +54,41 @@ class DeploymentStore:
         desired: Deployment,
         if_match: str | None = None,
         check: Callable[[Session, Deployment], None] = lambda session, desired: None,
+        resolved: Mapping[str, str] = MappingProxyType({}),
+        restored: int | None = None,
     ) -> tuple[Deployment, bool]:
         """Create or update a deployment. Returns the deployment and whether it is new.
 
-        `check` is called within the transaction and may raise an error. Raises NotFound if the name belongs to another
-        project, or PreconditionFailed if `if_match` does not match the ETag of the current settings.
+        `check` is called within the transaction and may raise an error. `resolved`: IDs of the desired encoders by
+        slot. `restored`: number of the revision that a rollback restores; the deployment must then exist.
+
+        Raises NotFound if the name belongs to another project, or PreconditionFailed if `if_match` does not match the
+        ETag of the current settings.
         """
         while True:
             try:
                 with Session(self._engine, expire_on_commit=False) as session, session.begin():
                     check(session, desired)
-                    return self._put(session, desired, if_match)
+                    stored, outcome = self._put(session, desired, if_match, restored)
+                    add_revision(session, stored, desired.created_by, resolved, restored)
+                    record_change(session, desired.created_by, "deployment.put", stored.name, stored.project, outcome)
+                    return stored, stored is desired
             except IntegrityError:  # created concurrently
                 continue
 
-    def _put(self, session: Session, desired: Deployment, if_match: str | None) -> tuple[Deployment, bool]:
-        found = session.get(Deployment, desired.name, with_for_update=True)
+    def _put(
+        self, session: Session, desired: Deployment, if_match: str | None, restored: int | None
+    ) -> tuple[Deployment, str]:
+        """Create or update a deployment. Returns the deployment and the outcome for the audit log."""
+        # `check` may have read the deployment before it was locked.
+        found = session.get(Deployment, desired.name, with_for_update=True, populate_existing=True)
         if found is None:
+            if restored is not None:
+                raise _not_found(desired.name)
             check_match(if_match, None)
             session.add(desired)
-            record_change(session, desired.created_by, "deployment.put", desired.name, desired.project, "created")
-            return desired, True
+            session.flush()  # so that one of two concurrent creations fails here
+            return desired, "created"
         if found.project != desired.project:
             raise NotFound(
                 f"deployment {desired.name!r} is not in your project, and another project uses the name; "
@@ -82,8 +98,7 @@ class DeploymentStore:
         for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
             setattr(found, field, getattr(desired, field))
         found.version += 1
-        record_change(session, desired.created_by, "deployment.put", desired.name, desired.project, "updated")
-        return found, False
+        return found, "updated" if restored is None else f"rolled back to revision {restored}"
 
     def all(self, project: str | None = None) -> Sequence[Deployment]:
         """Return the deployments of a project, or of all projects, sorted by name."""
@@ -97,6 +112,22 @@ class DeploymentStore:
         """Get a deployment by name. Raises NotFound."""
         with Session(self._reading, expire_on_commit=False) as session:
             return _visible(session.get(Deployment, name), name, project)
+
+    def revisions(self, name: str, project: str | None) -> Sequence[DeploymentRevision]:
+        """Return the revisions of a deployment, newest first. Raises NotFound if there is no such deployment."""
+        query = newest_first(name)
+        if project is not None:  # checked again, since another project may take the name between the two queries
+            query = query.join(Deployment).where(Deployment.project == project)
+        with Session(self._reading, expire_on_commit=False) as session:
+            _visible(session.get(Deployment, name), name, project)
+            return list(session.scalars(query))
+
+    def revision(self, name: str, project: str | None, number: int) -> DeploymentRevision:
+        """Get a revision of a deployment by its number. Raises NotFound."""
+        for found in self.revisions(name, project):
+            if found.number == number:
+                return found
+        raise NotFound(f"revision={number}: deployment {name!r} has no such revision; list its revisions to choose one")
 
     def find_serving(self, name: str, project: str | None) -> Deployment | None:
         """Find a deployment by its name, or by its encoder's ID or alias.
@@ -155,8 +186,12 @@ def etag_of(deployment: Deployment) -> str:
 def _visible(found: Deployment | None, name: str, project: str | None) -> Deployment:
     """Return the deployment. Raises NotFound if there is none, or if it belongs to another project."""
     if found is None or project not in (None, found.project):
-        raise NotFound(f"there is no deployment {name!r}")
+        raise _not_found(name)
     return found
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(f"there is no deployment {name!r}")
 
 
 class Deployer:

@@ -15,6 +15,7 @@ from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
 from service.jobs.routes import Config, Locations, project_of
 from service.registry.routes import EncodersDep
+from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, etag_of, new_deployment
 from service.serving.gateway import EncoderReply, Gateway
 from service.serving.protocol import ARROW, CANDIDATE, MAIN, PNG
@@ -36,6 +37,7 @@ from service.serving.schemas import (
     OpenAIEmbeddings,
     ServingSettings,
 )
+from service.settings import Settings
 from service.web.binary import BINARY
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable, Refusal
@@ -91,32 +93,19 @@ def put_deployment(
     With `If-Match`, the deployment is updated only if its settings still have this ETag; otherwise the response is 412.
     """
     project = project_of(caller, body.project)
-    for encoder in filter(None, (body.encoder, body.candidate)):
-        encoders.resolve(encoder, project)
-    serving = ServingSettings.model_validate(body.model_dump(include=set(ServingSettings.model_fields)))
-    desired = new_deployment(
-        name,
-        project,
-        caller.id,
-        encoder=body.encoder,
-        candidate=body.candidate,
-        share=body.share,
-        settings=serving,
-    )
-    if (serving.cpus or serving.gpus) and not settings.autoscaling:
-        calls: BoundedCalls = request.app.state.ray_calls
-        with suppress(ClusterUnavailable):  # in that case, store it; it waits for the cluster
-            check_fits(desired, store.all(), calls.run_from_thread(request.app.state.cluster.capacity))
-    stored, created = store.put(desired, if_match, check_quotas)
+    resolved = resolve_encoders(body, project, encoders)
+    desired = desired_deployment(name, project, caller.id, body)
+    check_capacity(desired, store, settings, request)
+    stored, created = store.put(desired, if_match, check_quotas, resolved)
     if created:
         response.headers["Location"] = f"/v1/deployments/{name}"
     response.headers["ETag"] = etag_of(stored)
-    return _view(stored)
+    return deployment_view(stored)
 
 
 @deployments.get("", summary="List deployments")
 def list_deployments(caller: Reader, store: DeploymentsDep, project: ProjectFilter = None) -> DeploymentList:
-    return DeploymentList(items=[_view(one) for one in store.all(caller.own_project(project))])
+    return DeploymentList(items=[deployment_view(one) for one in store.all(caller.own_project(project))])
 
 
 @deployments.get("/{name}", summary="Get a deployment and its state")
@@ -124,7 +113,7 @@ def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep, 
     """The `ETag` identifies the settings and can be sent as `If-Match`; it does not depend on the `state`."""
     found = store.get(name, caller.project)
     response.headers["ETag"] = etag_of(found)
-    return _view(found)
+    return deployment_view(found)
 
 
 @deployments.get("/{name}/drift", summary="Compare the candidate's embeddings with the encoder's")
@@ -147,11 +136,34 @@ def delete_deployment(name: DeploymentName, caller: Submitter, store: Deployment
     store.delete(name, caller.project, caller.id, if_match)
 
 
+def resolve_encoders(body: DeploymentRequest, project: str, encoders: EncoderStore) -> dict[str, str]:
+    """Return the IDs of the requested encoders by slot. Raises NotFound."""
+    names = {MAIN: body.encoder, CANDIDATE: body.candidate}
+    return {slot: encoders.resolve(name, project).id for slot, name in names.items() if name is not None}
+
+
+def desired_deployment(name: str, project: str, actor: str, body: DeploymentRequest) -> Deployment:
+    """Return the deployment that a request describes."""
+    settings = ServingSettings.model_validate(body.model_dump(include=set(ServingSettings.model_fields)))
+    return new_deployment(
+        name, project, actor, encoder=body.encoder, candidate=body.candidate, share=body.share, settings=settings
+    )
+
+
+def check_capacity(desired: Deployment, store: DeploymentStore, settings: Settings, request: Request) -> None:
+    """Raise InfeasibleDeployment if a deployment does not fit in the cluster."""
+    serving = ServingSettings.model_validate(desired.settings)
+    if (serving.cpus or serving.gpus) and not settings.autoscaling:
+        calls: BoundedCalls = request.app.state.ray_calls
+        with suppress(ClusterUnavailable):  # in that case, store it; it waits for the cluster
+            check_fits(desired, store.all(), calls.run_from_thread(request.app.state.cluster.capacity))
+
+
 def _load_error_suffix(error: str | None) -> str:
     return f": {error}" if error else " yet"
 
 
-def _view(one: Deployment) -> DeploymentView:
+def deployment_view(one: Deployment) -> DeploymentView:
     return DeploymentView(
         name=one.name,
         project=one.project,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from service.serving.requests import MAX_ITEMS, Input
-from service.web.schemas import ApiModel, Project
+from service.web.parameters import MAX_NUMBER
+from service.web.schemas import ApiModel, Project, not_a_boolean
 
 MIN_SHARE = 0.01  # of a CPU or GPU; Ray rounds to 0.0001, and a model does not run on less than a hundredth
 State = Literal["deploying", "healthy", "unhealthy", "failed"]
@@ -130,6 +131,40 @@ class DeploymentList(ApiModel):
     """Deployments, sorted by name."""
 
     items: list[DeploymentView]
+
+
+class RevisionView(ApiModel):
+    """Settings of a deployment as one change requested them."""
+
+    number: int
+    """Number of the revision, starting at 1 for each deployment."""
+    created_at: datetime
+    actor: str
+    """ID of the API key or OIDC subject that made the change."""
+    encoder: str
+    candidate: str | None
+    share: float
+    settings: ServingSettings
+    resolved: dict[str, str]
+    """IDs of the encoders that the names referred to at that time, by slot: `main` and `candidate`."""
+    restored: int | None
+    """Number of the revision that a rollback restored; null for other changes."""
+    changed: list[str] | None
+    """Names of the fields that differ from the revision before, such as `replicas.max`; null if that revision does not
+    exist."""
+
+
+class RevisionList(ApiModel):
+    """Revisions of a deployment, newest first."""
+
+    items: list[RevisionView]
+
+
+class RollbackRequest(ApiModel):
+    """A revision whose settings to restore."""
+
+    revision: Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(not_a_boolean)]
+    """Number of the revision to restore."""
 
 
 class DriftView(ApiModel):

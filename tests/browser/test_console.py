@@ -254,6 +254,17 @@ def test_a_candidate_can_be_promoted_and_its_alias_rolled_back(open_page: OpenPa
     assert service.api("GET", "/encoders/aliases/production")["encoder"] == scenes.ENCODER
 
 
+def test_a_deployment_can_be_rolled_back_to_a_revision(open_page: OpenPage, service: ConsoleService) -> None:
+    for encoder in (scenes.ENCODER, scenes.OTHER_ENCODER):
+        service.api("PUT", "/deployments/changed", json={"encoder": encoder})
+    page = open_page()
+    page.goto(path(service, "/deployments/changed"))
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.locator("main")).to_contain_text("restores 1")
+    assert service.api("GET", "/deployments/changed")["encoder"] == scenes.ENCODER
+    service.api("DELETE", "/deployments/changed")
+
+
 def test_a_read_only_key_hides_controls_that_make_changes(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page(key=service.key("read"))
     for rest in (
@@ -266,7 +277,7 @@ def test_a_read_only_key_hides_controls_that_make_changes(open_page: OpenPage, s
     ):
         page.goto(path(service, rest))
         names = ("New job", "Cancel", "Pause", "Clone", "Edit", "Deploy", "Promote", "Withdraw", "Delete")
-        names += ("Audit", "Keys", "Webhooks", "Retention", "Apply", "Send")
+        names += ("Audit", "Keys", "Webhooks", "Retention", "Apply", "Send", "Roll back")
         for role in ("button", "link"):
             for name in names:
                 expect(page.get_by_role(role, name=name)).to_have_count(1 if (role, name) == ("link", "Deploy") else 0)

@@ -9,7 +9,14 @@ import time
 from service.client._sync.requests import POLL_INTERVAL_S, ApiMethods
 from service.client.errors import NoAnswer
 from service.client.messages import api_path, fields_of, present
-from service.serving.schemas import DeploymentList, DeploymentRequest, DeploymentView, DriftView
+from service.serving.schemas import (
+    DeploymentList,
+    DeploymentRequest,
+    DeploymentView,
+    DriftView,
+    RevisionList,
+    RevisionView,
+)
 
 
 class Deployments(ApiMethods):
@@ -24,6 +31,16 @@ class Deployments(ApiMethods):
 
     def get(self, name: str) -> DeploymentView:
         return self._request("GET", api_path("deployments", name), DeploymentView)
+
+    def revisions(self, name: str) -> list[RevisionView]:
+        """Return the deployment's revisions, newest first. Each change of its settings adds one."""
+        return (self._request("GET", api_path("deployments", name, "revisions"), RevisionList)).items
+
+    def rollback(self, name: str, revision: int, etag: str | None = None) -> DeploymentView:
+        """Restore the settings of an earlier revision. `etag` has the same effect as for `put`."""
+        path, headers = api_path("deployments", name, "rollback"), present({"If-Match": etag})
+        body, repeatable = {"revision": revision}, etag is None
+        return self._request("POST", path, DeploymentView, body=body, headers=headers, repeatable=repeatable)
 
     def list(self, project: str | None = None) -> list[DeploymentView]:
         path = api_path("deployments")

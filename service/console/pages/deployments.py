@@ -1,4 +1,4 @@
-"""Deployment pages: view deployments, promote or withdraw a candidate, and try an encoder on a file."""
+"""Deployment pages: view deployments, promote a candidate, roll back, and try an encoder on a file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ from service.jobs.routes import Config, Jobs, Locations, StorageCalls
 from service.registry import routes as registry_api
 from service.registry.routes import EncodersDep
 from service.registry.schemas import AliasRequest
+from service.serving import revision_routes as revisions_api
 from service.serving import routes as serving_api
 from service.serving.deployments import etag_of
 from service.serving.requests import DEADLINE_S, RequestOptions
 from service.serving.routes import DeploymentName, DeploymentsDep, EncoderName, GatewayDep
-from service.serving.schemas import DeploymentRequest, DeploymentView, DriftView, NeighboursRequest, NeighbourView
+from service.serving.schemas import (
+    DeploymentRequest,
+    DeploymentView,
+    DriftView,
+    NeighboursRequest,
+    NeighbourView,
+    RollbackRequest,
+)
 from service.similarity.routes import EmbeddingCacheDep, neighbours
 from service.web.errors import Refusal, ServiceError
 
@@ -68,7 +76,15 @@ async def show_deployment(
             problem = error.message
     aliases = await run_in_threadpool(encoders.aliases, found.project)
     alias = next((one for one in aliases if one.name == found.encoder), None)
-    return render(request, "deployment.html", deployment=found, drift=drift, problem=problem, alias=alias)
+    revisions = (await run_in_threadpool(revisions_api.list_revisions, name, caller, store)).items
+    context: dict[str, Any] = {
+        "deployment": found,
+        "drift": drift,
+        "problem": problem,
+        "alias": alias,
+        "revisions": revisions,
+    }
+    return render(request, "deployment.html", **context)
 
 
 @router.post("/deployments/{name}/candidate")
@@ -113,6 +129,22 @@ def withdraw(
 ) -> Response:
     """Remove the candidate."""
     _change(request, name, caller, store, encoders, {"candidate": None})
+    return redirect(request, f"{PREFIX}/deployments/{name}")
+
+
+@router.post("/deployments/{name}/roll-back")
+def roll_back(
+    request: Request,
+    name: DeploymentName,
+    caller: Submitter,
+    store: DeploymentsDep,
+    encoders: EncodersDep,
+    settings: Config,
+    form: FormDep,
+) -> Response:
+    """Restore the settings of an earlier revision, unless the settings have changed since the page was loaded."""
+    body, etag = parse(RollbackRequest, {"revision": form.text("revision")}), form.text("etag") or None
+    revisions_api.roll_back(name, body, caller, store, encoders, settings, request, Response(), etag)
     return redirect(request, f"{PREFIX}/deployments/{name}")
 
 

@@ -278,6 +278,8 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
         EncoderStore(api.engine).delete_alias("ours", ours["alias"], "test")  # an encoder in use is not deleted
     if route == ("PUT", "/v1/encoders/aliases/{alias}"):
         ours["encoder"] = index_encoder(api.engine, "another-encoder", "ours")  # otherwise the alias does not move
+    if route == ("POST", "/v1/deployments/{name}/rollback"):
+        index_encoder(api.engine, "another", "ours")  # the encoder that the deployment serves
     header = key_to(api.engine, "admin")
     response = api.request(route, header, named=True)
     assert response.status_code < 400, response.text
@@ -290,6 +292,7 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
 CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs not in ("infer", "read")]
 CREATING.remove(("PATCH", "/v1/jobs/{job_id}"))  # a job stays in its project
 CREATING.remove(("POST", "/v1/jobs/{job_id}/fork"))  # so does its fork
+CREATING.remove(("POST", "/v1/deployments/{name}/rollback"))  # so does a deployment
 CREATING.remove(("PUT", "/v1/projects/{project}"))
 CREATING.remove(("POST", "/v1/gc"))  # concerns all projects
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Engine
 
-from service.client import ApiError, AsyncClient, Client, ImportRequest
+from service.client import ApiError, AsyncClient, Client, DeploymentRequest, ImportRequest
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
 from tests.support.encoders.encoder_cards import publish, score
@@ -82,6 +82,20 @@ def test_encoders_and_aliases_can_be_managed_through_both_clients(
     assert [encoder.id for encoder in resolve(encoders.list())] == ["a"]
     job = resolve(encoders.import_(ImportRequest(weights="timm:vit_tiny_patch16_224", license="Apache-2.0")))
     assert (job.kind, job.name) == ("import", "vit_tiny_patch16_224")
+
+
+def test_a_deployment_can_be_rolled_back_through_both_clients(client_case: EncoderClientCase) -> None:
+    deployments, resolve = client_case.client.deployments, client_case.resolve
+    for encoder in ("a", "b"):
+        etag = resolve(deployments.put("one", DeploymentRequest(encoder=encoder))).etag
+    assert [(one.number, one.encoder, one.changed) for one in resolve(deployments.revisions("one"))] == [
+        (2, "b", ["encoder"]),
+        (1, "a", None),
+    ]
+    assert resolve(deployments.rollback("one", 1, etag)).encoder == "a"
+    assert [one.restored for one in resolve(deployments.revisions("one"))] == [1, None, None]
+    with pytest.raises(ApiError, match="precondition_failed"):
+        resolve(deployments.rollback("one", 2, etag))
 
 
 @pytest.fixture

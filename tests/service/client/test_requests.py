@@ -58,14 +58,15 @@ def test_a_request_that_may_have_been_executed_is_not_retried(server: FailingSer
 def test_a_conditional_change_that_may_have_been_made_is_not_retried(
     server: FailingServer, client_case: ClientCase
 ) -> None:
-    request = DeploymentRequest(encoder="e")
-    for etag, sent in ((None, 2), ('"1-a"', 1)):
-        server.requests.clear()
-        server.faults = ["break", 404]
-        with pytest.raises(ApiError if etag is None else NoAnswer):
-            client_case.resolve(client_case.client.deployments.put("a", request, etag))
-        assert len(server.requests) == sent
-        assert server.requests[0].headers.get("if-match") == etag
+    deployments, request = client_case.client.deployments, DeploymentRequest(encoder="e")
+    for change, argument in ((deployments.put, request), (deployments.rollback, 1)):
+        for etag, sent in ((None, 2), ('"1-a"', 1)):
+            server.requests.clear()
+            server.faults = ["break", 404]
+            with pytest.raises(ApiError if etag is None else NoAnswer):
+                client_case.resolve(change("a", argument, etag))
+            assert len(server.requests) == sent
+            assert server.requests[0].headers.get("if-match") == etag
 
 
 def test_a_rate_limited_request_is_retried(server: FailingServer, client_case: ClientCase) -> None:

@@ -46,6 +46,7 @@ FORMS = {  # in this order, since later forms change what earlier ones have crea
     "/console/deployments/{name}/candidate": FormRule("deployment.put", {"candidate": "first"}),
     "/console/deployments/{name}/promote": FormRule("deployment.put"),
     "/console/deployments/{name}/withdraw": FormRule("deployment.put"),
+    "/console/deployments/{name}/roll-back": FormRule("deployment.put", {"revision": "1"}),
     "/console/deployments/{name}/delete": FormRule("deployment.delete"),
     "/console/encoders/{encoder}/delete": FormRule("encoder.delete"),
     "/console/keys": FormRule("key.create", {"name": "new", "scope": "read"}),

@@ -168,10 +168,12 @@ def hostile(app: Any, database: Engine) -> dict[str, dict[str, Any]]:
         scores = (score("knn", 1.0, NASTY[0], NASTY[1]),)
         index_encoder(database, name, teacher={"preset": NASTY[0]}, scores=scores, **facts)
     app.state.encoders.move_alias("default", "alias", "first", "test")
-    deployment = new_deployment(
-        "deployed", "default", "test", encoder="alias", candidate=None, share=0.0, settings=ServingSettings()
-    )
-    stored, _ = app.state.deployments.put(deployment)
+    plain: dict[str, Any] = {"share": 0.5, "settings": ServingSettings()}
+    for text in NASTY:
+        desired = new_deployment("deployed", "default", text[:100], encoder=text, candidate=text, **plain)
+        app.state.deployments.put(desired, resolved={"main": text, "candidate": text})
+    desired = new_deployment("deployed", "default", "test", encoder="alias", candidate=None, **plain)
+    stored, _ = app.state.deployments.put(desired)
     app.state.deployments.record_status(stored, "failed", NASTY[0], {"main": "first"})
     WebhookStore(database).add(f"https://example.com/{NASTY[0]}", None, [], "test")
     with Session(database) as session, session.begin():

@@ -263,13 +263,10 @@ def add_encoders(engine: Engine, root: str) -> None:
     EncoderDiscovery(encoders, root).scan()
     encoders.move_alias("default", "production", OTHER_ENCODER, "test")
     encoders.move_alias("default", "production", ENCODER, "test")
-    deployment = new_deployment(
-        *(DEPLOYMENT, "default", "test"),
-        encoder="production",
-        candidate=OTHER_ENCODER,
-        share=0.1,
-        settings=ServingSettings(),
-    )
-    stored, _ = deployments.put(deployment)
+    plain: dict[str, Any] = {"encoder": "production", "settings": ServingSettings()}
+    first = new_deployment(DEPLOYMENT, "default", "test", candidate=None, share=0.0, **plain)
+    deployments.put(first, resolved={"main": OTHER_ENCODER})
+    deployment = new_deployment(DEPLOYMENT, "default", "test", candidate=OTHER_ENCODER, share=0.1, **plain)
     serving = {"main": ENCODER, "candidate": OTHER_ENCODER}
+    stored, _ = deployments.put(deployment, resolved=serving)
     deployments.record_status(stored, "healthy", "", serving)

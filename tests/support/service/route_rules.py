@@ -95,6 +95,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("PUT", "/v1/deployments/{name}"): Rule("submit", {"encoder": "{encoder}", "candidate": "{other}"}, names=True),
     ("GET", "/v1/deployments/{name}"): Rule("read"),
     ("GET", "/v1/deployments/{name}/drift"): Rule("read"),
+    ("GET", "/v1/deployments/{name}/revisions"): Rule("read"),
+    ("POST", "/v1/deployments/{name}/rollback"): Rule("submit", {"revision": 1}),
     ("DELETE", "/v1/deployments/{name}"): Rule("submit"),
     ("POST", "/v1/keys"): Rule("admin", {"name": "a", "scopes": ["read"]}),
     ("GET", "/v1/keys"): Rule("admin", lists=True),

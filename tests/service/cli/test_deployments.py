@@ -1,0 +1,89 @@
+"""Tests for `amd deployments` against a real control plane whose deployer uses a fake Ray Serve."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from service.db.leases import LeaseKeeper
+from service.registry.discovery import EncoderDiscovery
+from service.serving import deployments
+from service.serving.deployments import Deployer, new_deployment
+from service.serving.schemas import ServingSettings
+from tests.support.encoders.encoder_cards import publish
+from tests.support.service.fake_serve import FakeServe
+from tests.support.service.server import Server
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def serve(service: Server, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServe]:
+    """Publish the encoders `a` and `b`, and run a deployer."""
+    state, serve, stop = service.app.state, FakeServe(), threading.Event()
+    for encoder in ("a", "b"):
+        publish(state.settings.root, encoder)
+    EncoderDiscovery(state.encoders, state.settings.root).scan()
+    monkeypatch.setattr(deployments, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr("service.client._sync.deployments.POLL_INTERVAL_S", 0.02)
+    lease = LeaseKeeper(sqlite_engine, "deployer")
+    deployer = Deployer(state.deployments, state.encoders, lease, serve, state.settings)
+    thread = threading.Thread(target=deployer.run, args=(stop,))
+    thread.start()
+    yield serve
+    stop.set()
+    thread.join()
+
+
+def put(service: Server, encoder: str, actor: str = "ci", **settings: int) -> None:
+    serving = ServingSettings(threads=settings.get("threads"))
+    desired = new_deployment("one", "default", actor, encoder=encoder, candidate=None, share=0.0, settings=serving)
+    service.app.state.deployments.put(desired, resolved={"main": "a"})
+
+
+def test_revisions_are_listed_with_their_changes(
+    service: Server, amd: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    put(service, "production")
+    put(service, "a", "[bold]me", threads=4)
+    code, out, _ = amd("deployments", "revisions", "one")
+    newest, first = out.splitlines()[1:3]
+    assert code == 0
+    assert newest.split()[:5] == ["2", "a", "encoder,", "threads", "[bold]me"]
+    assert first.split()[:4] == ["1", "production", "(a)", "ci"]
+    listed = json.loads(amd("deployments", "revisions", "one", "--json")[1])
+    assert [one["changed"] for one in listed] == [["encoder", "threads"], None]
+
+
+def test_a_rollback_restores_the_revision_before_the_newest_or_a_given_one(
+    service: Server, serve: FakeServe, amd: Command
+) -> None:
+    for encoder in ("a", "b"):
+        assert amd("encoders", "deploy", encoder, "--name", "one")[:2] == (0, "one: healthy\n")
+    assert amd("deployments", "rollback", "one")[:2] == (0, "one: healthy\n")
+    assert service.app.state.deployments.get("one", None).encoder == "a"
+    restored = json.loads(amd("deployments", "rollback", "one", "--to", "2", "--json")[1])
+    assert (restored["encoder"], restored["state"]) == ("b", "healthy")
+    assert serve.deployed("one")["user_config"]["main"].endswith("/encoders/b")
+    listed = json.loads(amd("deployments", "revisions", "one", "-o", "json")[1])
+    assert [(one["number"], one["encoder"], one["restored"]) for one in listed] == [
+        *((4, "b", 2), (3, "a", 1)),
+        *((2, "b", None), (1, "a", None)),
+    ]
+
+
+def test_a_rollback_that_is_not_possible_prints_why(service: Server, amd: Command) -> None:
+    put(service, "never")
+    code, _, err = amd("deployments", "rollback", "one")
+    assert (code, "one: there is no earlier revision to restore" in err) == (2, True)
+    code, out, err = amd("deployments", "rollback", "one", "--to", 1, "--json")
+    assert (code, json.loads(out)["code"]) == (2, "not_possible")
+    assert "revision 1 cannot be restored: there is no encoder 'never'" in " ".join(err.split())
+    assert amd("deployments", "rollback", "one", "--to", 0)[0] == 2
+    code, _, err = amd("deployments", "revisions", "two")
+    assert (code, "there is no deployment 'two'" in err) == (2, True)

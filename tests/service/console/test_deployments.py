@@ -1,0 +1,67 @@
+"""Tests for a deployment's page: its revisions, and the form that rolls back to one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from service.serving.deployments import new_deployment
+from service.serving.schemas import ServingSettings
+from tests.support.browser.console_client import ConsoleClient, text_of
+from tests.support.encoders.encoder_cards import index_encoder
+
+PAGE = "/console/deployments/digits"
+
+
+@pytest.fixture
+def deployed(app: Any, database: Engine) -> Any:
+    """Create a deployment with two revisions, and return its store."""
+    store = app.state.deployments
+    if not app.state.encoders.stamps():
+        index_encoder(database, "first")
+        index_encoder(database, "second")
+    for name, encoder, threads in (("production", "first", None), ("second", "second", 4)):
+        settings = ServingSettings(threads=threads)
+        desired = new_deployment(
+            "digits", "default", "alice", encoder=name, candidate=None, share=0.0, settings=settings
+        )
+        store.put(desired, resolved={"main": encoder})
+    app.state.encoders.move_alias("default", "production", "first", "test")
+    yield store
+    store.delete("digits", None, "test")
+
+
+def test_the_page_lists_revisions_with_their_changes(deployed: Any, console: ConsoleClient) -> None:
+    text = " ".join(text_of(console.get(PAGE).text).split())
+    assert "2 second – encoder, threads alice" in text
+    assert "1 production first – – alice" in text
+    assert text.count("Roll back") == 1, "not for the newest revision"
+    assert text.count("current") == 1
+
+
+def test_the_form_restores_a_revision_unless_the_settings_have_changed(deployed: Any, console: ConsoleClient) -> None:
+    page = console.get(PAGE).text
+    etag = page.partition('name="etag" value="')[2].partition('"')[0].replace("&#34;", '"')
+    response = console.submit(f"{PAGE}/roll-back", revision="1", etag=etag)
+    assert (response.status_code, response.headers["hx-redirect"]) == (204, PAGE)
+    assert deployed.get("digits", None).encoder == "production"
+    assert "restores 1" in console.get(PAGE).text
+    response = console.submit(f"{PAGE}/roll-back", revision="2", etag=etag)
+    assert response.status_code == 412
+    assert "has changed" in response.text
+    assert deployed.get("digits", None).encoder == "production"
+
+
+@pytest.mark.parametrize("revision", ["", "x", "0", "1e3", str(10**16)])
+def test_an_invalid_revision_is_rejected(deployed: Any, console: ConsoleClient, revision: str) -> None:
+    assert console.submit(f"{PAGE}/roll-back", revision=revision).status_code == 422
+    assert deployed.get("digits", None).encoder == "second"
+
+
+def test_a_reader_sees_revisions_without_the_form(deployed: Any, reader: ConsoleClient) -> None:
+    page = reader.get(PAGE).text
+    assert "Revisions" in page
+    assert "roll-back" not in page
+    assert reader.submit(f"{PAGE}/roll-back", revision="1").status_code == 403
