@@ -151,7 +151,10 @@ class ApiKey(Base):
 
 
 class BrowserSession(Base):
-    """A browser's console session, or a single-use link that opens one. Ends when its API key becomes invalid."""
+    """A browser's console session, or a single-use link that opens one. Ends when its API key becomes invalid.
+
+    A session of an OIDC user has no API key, but the user's ID, project and scopes.
+    """
 
     __tablename__ = "browser_sessions"
     __table_args__ = (Index("browser_sessions_by_expiry", "expires_at"),)
@@ -160,7 +163,12 @@ class BrowserSession(Base):
     """SHA-256 of the token, which only the browser knows."""
     kind: Mapped[str] = mapped_column(String(8))
     """Kind: session or link."""
-    key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
+    key_id: Mapped[str | None] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
+    caller_id: Mapped[str | None] = mapped_column(String(100))
+    """`oidc:` followed by the subject of the user's token; None for an API key. Likewise for the next two fields."""
+    project: Mapped[str | None] = mapped_column(String(64))
+    """Project that the user is limited to, or None for all projects."""
+    scopes: Mapped[list[str] | None]
     created_at: Mapped[float]
     expires_at: Mapped[float]
 
