@@ -102,9 +102,10 @@ class Issuer:
         try:
             return self.claims(access_token)
         except Unauthenticated as error:
+            logger.warning("the ID token of %r has no %s; access token: %s", found["sub"], PROJECT_CLAIM, error)
             raise Unauthenticated(
-                f"your account has no project here: the ID token has no claim {PROJECT_CLAIM}, and the access token "
-                f"has none either ({error.message}); ask an administrator of the identity provider to add it"
+                f"your account has no project: the identity provider sent no valid claim {PROJECT_CLAIM}; ask its "
+                "administrator to add it to the ID token"
             ) from None
 
     def _validated(self, token: str, audience: str, nonce: str | None = None) -> Mapping[str, Any]:
@@ -113,6 +114,9 @@ class Issuer:
         `nonce`: required nonce of an ID token.
         """
         decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
+        of_id_tokens: dict[str, jwt.ClaimsOption] = {}
+        if nonce is not None:
+            of_id_tokens = {"nonce": {"essential": True, "value": nonce}, "azp": {"value": audience}}
         registry = jwt.JWTClaimsRegistry(
             now=lambda: int(self._clock()),
             leeway=LEEWAY_S,
@@ -120,7 +124,7 @@ class Issuer:
             aud={"essential": True, "value": audience},
             exp={"essential": True},
             sub={"essential": True},
-            **({} if nonce is None else {"nonce": {"essential": True, "value": nonce}, "azp": {"value": audience}}),
+            **of_id_tokens,
         )
         registry.validate(decoded.claims)
         return decoded.claims

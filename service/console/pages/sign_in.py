@@ -150,12 +150,13 @@ def _failed(request: Request, error: ServiceError, target: str) -> Response:
 
 
 def _sign_in_page(request: Request, target: str, error: ServiceError | None = None) -> Response:
-    unavailable = isinstance(error, IssuerUnavailable)
-    failed = ERROR_RESPONSES[error.code].status if unavailable else HTTPStatus.UNPROCESSABLE_ENTITY
+    status = HTTPStatus.OK if error is None else HTTPStatus.UNPROCESSABLE_ENTITY
+    if isinstance(error, IssuerUnavailable):
+        status = ERROR_RESPONSES[error.code].status
     return render(
         request,
         "sign_in.html",
-        status=HTTPStatus.OK if error is None else failed,
+        status=status,
         next=target,
         problem="" if error is None else error.message,
         oidc=request.app.state.code_flow is not None,

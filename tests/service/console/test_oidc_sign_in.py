@@ -146,7 +146,7 @@ def test_without_a_project_in_either_token_the_user_is_rejected(
 ) -> None:
     provider.id_claims = {"amd_project": None}
     provider.access_token = None if access_token is None else provider.token(**access_token)
-    assert_failed(browser, sign_in(browser), "your account has no project here")
+    assert_failed(browser, sign_in(browser), "the identity provider sent no valid claim amd_project")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,12 @@ def test_a_redirect_without_a_known_state_is_rejected(browser: ConsoleClient, pr
     response = browser.get(CALLBACK + query, follow_redirects=False)
     assert_failed(browser, response, "started in another browser, has expired or was already completed")
     assert not provider.requests("/token")
+
+
+def test_a_state_that_cannot_be_part_of_a_cookie_name_is_rejected(browser: ConsoleClient) -> None:
+    forged = {"Cookie": "amd_sign_in_80_a(b=1.2.3"}
+    response = browser.get(CALLBACK, params={"state": "a(b", "code": "x"}, headers=forged, follow_redirects=False)
+    assert_failed(browser, response, "started in another browser")
 
 
 def test_nobody_can_sign_another_browser_in(browser: ConsoleClient, new_browser: NewBrowser) -> None:
@@ -313,8 +319,8 @@ def test_a_forged_target_in_the_cookie_is_not_opened(browser: ConsoleClient) -> 
 
 
 def test_a_refusal_by_the_issuer_is_explained(browser: ConsoleClient, provider: Provider) -> None:
-    state = query_of(start(browser))["state"]
-    response = browser.get(CALLBACK, params={"state": state, "error": "access_denied"}, follow_redirects=False)
+    query = query_of(redirect_back(start(browser))) | {"error": "access_denied"}
+    response = browser.get(CALLBACK, params=query, follow_redirects=False)
     assert_failed(browser, response, "the identity provider did not sign you in: access_denied")
     assert not provider.requests("/token")
 

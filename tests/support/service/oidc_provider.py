@@ -100,7 +100,7 @@ class Provider:
         replies: dict[str, Reply | Callable[[Received], Reply]] = {
             "/.well-known/openid-configuration": _json(self._metadata()),
             "/keys": _json({"keys": [key.as_dict(private=False) for key in self.published]}),
-            "/authorize": self._authorize,
+            "/authorize": self.authorize,
             "/token": self._exchange,
             **self.replies,
         }
@@ -117,7 +117,7 @@ class Provider:
         }
         return {name: value for name, value in found.items() if value is not None}
 
-    def _authorize(self, request: Received) -> Reply:
+    def authorize(self, request: Received) -> Reply:
         """Sign the user in, and redirect back with a code."""
         asked = dict(parse_qsl(urlsplit(request.path).query))
         assert (asked["response_type"], asked["code_challenge_method"]) == ("code", "S256")
