@@ -151,10 +151,7 @@ class ApiKey(Base):
 
 
 class BrowserSession(Base):
-    """A browser's console session, or a single-use link that opens one. Ends when its API key becomes invalid.
-
-    A session of an OIDC user has no API key, but the user's ID, project and scopes.
-    """
+    """A console session of an API key or an OIDC user, or a single-use link that opens one for an API key."""
 
     __tablename__ = "browser_sessions"
     __table_args__ = (Index("browser_sessions_by_expiry", "expires_at"),)
@@ -165,9 +162,8 @@ class BrowserSession(Base):
     """Kind: session or link."""
     key_id: Mapped[str | None] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
     caller_id: Mapped[str | None] = mapped_column(String(100))
-    """`oidc:` followed by the subject of the user's token; None for an API key. Likewise for the next two fields."""
+    """ID of an OIDC user, whose project and scopes follow; all three are None for an API key."""
     project: Mapped[str | None] = mapped_column(String(64))
-    """Project that the user is limited to, or None for all projects."""
     scopes: Mapped[list[str] | None]
     created_at: Mapped[float]
     expires_at: Mapped[float]
