@@ -24,6 +24,7 @@ from starlette.routing import BaseRoute
 from amd.storage import read_json
 from service.auth import api_keys, session_routes
 from service.auth.authentication import Authenticator
+from service.auth.code_flow import CodeFlow
 from service.auth.isolation import LocationPolicy
 from service.auth.middleware import AuthenticationMiddleware
 from service.auth.rate_limits import RateLimitHeaders
@@ -68,13 +69,14 @@ from service.similarity.neighbours import EmbeddingCache
 from service.web import error_handlers, errors
 from service.web.bounded_calls import BoundedCalls
 from service.web.downloads import BINARY, TAR
-from service.web.errors import ClusterNotResponding, ServiceError, StorageUnavailable
+from service.web.errors import ClusterNotResponding, IssuerUnavailable, ServiceError, StorageUnavailable
 from service.web.middleware import AccessLogMiddleware, plain_request_id
 from service.web.request_bodies import BodyBudget, BodyLimitMiddleware
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
 
 RAY_THREADS, RAY_TIMEOUT_S = 4, 5.0
+ISSUER_THREADS, ISSUER_TIMEOUT_S = 4, 10.0  # for signing in; bearer tokens are validated in other threads
 DOCTOR_THREADS, DOCTOR_TIMEOUT_S = 32, 20.0  # longer than the dependencies' own timeouts
 COLLECTION_THREADS = 2  # a collection and a dry run
 
@@ -100,7 +102,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
             for task in polling:
                 task.cancel()
             await app.state.gateway.close()
-            for pool in (app.state.storage_calls, app.state.ray_calls, app.state.doctor_calls, app.state.checks):
+            calls = (app.state.storage_calls, app.state.ray_calls, app.state.doctor_calls, app.state.issuer_calls)
+            for pool in (*calls, app.state.checks):
                 pool.close()
             app.state.collections.shutdown(wait=False, cancel_futures=True)
 
@@ -138,6 +141,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.month_usage = CachedUsage(engine, start_of_month)
     app.state.authenticator = Authenticator(engine, settings)
     app.state.sessions = BrowserSessions(engine, app.state.authenticator)
+    app.state.code_flow = CodeFlow.of(settings, app.state.authenticator.issuer)
+    app.state.issuer_calls = BoundedCalls("OIDC issuer", ISSUER_THREADS, ISSUER_TIMEOUT_S, IssuerUnavailable)
     app.state.stream_limits = StreamLimits(app.state.authenticator, settings.max_streams, settings.stream_lifetime_s)
     app.state.checks = health.DependencyChecks(engine, settings.root, app.state.cluster)
     uris = UriPolicy(settings.root, settings.allowed_uris)

@@ -68,6 +68,14 @@ class Settings(BaseSettings):
     """Required audience (`aud` claim) of the issuer's tokens."""
     oidc_jwks_url: str | None = None
     """URL of the issuer's JWKS. Default: taken from the issuer's `/.well-known/openid-configuration`."""
+    oidc_client_id: str | None = Field(None, min_length=1)
+    """Client ID of the web console at the OIDC issuer. Default: none; the console accepts only API keys."""
+    oidc_client_secret: SecretStr | None = Field(None, min_length=1)
+    """Client secret of the web console at the OIDC issuer. Default: none, for a public client. It is never printed."""
+    oidc_client_secret_file: Path | None = None
+    """File that contains the client secret, instead of `oidc_client_secret`."""
+    oidc_scopes: str = "openid"
+    """Space-separated scopes that the web console requests from the OIDC issuer; they must contain `openid`."""
 
     key_cache_s: float = Field(10.0, gt=0)
     """Cache lifetime of an API key, in seconds. A key revoked through another control plane may remain valid for up to

@@ -22,7 +22,7 @@ from fastapi.security import HTTPBearer
 from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.auth.oidc import Issuer
+from service.auth.oidc import Claims, Issuer
 from service.auth.rate_limits import RateLimit
 from service.db.batches import in_batches
 from service.db.cached_reads import CachedReads
@@ -113,7 +113,7 @@ class Authenticator:
         """Read the issuer and the rate limits from the settings. Raises ValueError if they are invalid."""
         self._engine, self._clock = engine, clock
         self._reading = engine.execution_options(reads_only=True)
-        self._issuer = Issuer.of(settings)
+        self.issuer = Issuer.of(settings)
         self._limits = {False: RateLimit(settings.rate_limit), True: RateLimit(settings.inference_rate_limit)}
         self._failures = RateLimit(settings.failure_limit)
         self._token_threads = CapacityLimiter(TOKEN_THREADS)
@@ -169,7 +169,7 @@ class Authenticator:
         self._keys.forget(lambda secret, _: secret.id == key_id)
 
     def _is_token(self, credentials: str) -> bool:
-        return self._issuer is not None and not credentials.startswith("amd_")
+        return self.issuer is not None and not credentials.startswith("amd_")
 
     def _read_key(self, secret: Secret) -> Principal:
         with Session(self._reading, expire_on_commit=False) as session:
@@ -188,7 +188,7 @@ class Authenticator:
             raise _rejected()
         if key.used_at is None or key.used_at <= now - USED_EVERY_S:
             self._note_use(key.id, now)
-        return Principal(key.id, key.project, _scopes(key.scopes), key.expires_at)
+        return Principal(key.id, key.project, read_scopes(key.scopes), key.expires_at)
 
     def _unexpired(self, caller: Principal) -> Principal:
         if caller.expires_at is not None and self._clock() >= caller.expires_at:
@@ -209,9 +209,13 @@ class Authenticator:
             session.execute(update(ApiKey).where(ApiKey.id == key_id, stale).values(used_at=now))
 
     def _principal_of_token(self, token: str) -> Principal:
-        assert self._issuer is not None
-        claims = self._issuer.claims(token)
-        return Principal(f"{TOKEN_PREFIX}{claims.subject}", claims.project, _scopes(claims.scopes), claims.expires_at)
+        assert self.issuer is not None
+        return principal_of_claims(self.issuer.claims(token))
+
+
+def principal_of_claims(claims: Claims) -> Principal:
+    """Return the caller that a validated token represents."""
+    return Principal(f"{TOKEN_PREFIX}{claims.subject}", claims.project, read_scopes(claims.scopes), claims.expires_at)
 
 
 def _credentials(authorization_header: str | None) -> str:
@@ -234,7 +238,8 @@ def _rejected() -> Unauthenticated:
     return Unauthenticated("this API key does not exist, has expired or was revoked")
 
 
-def _scopes(names: Any) -> frozenset[Scope]:
+def read_scopes(names: Any) -> frozenset[Scope]:
+    """Return the known scopes among stored or claimed names."""
     return frozenset(scope for scope in SCOPES if scope in names)
 
 

@@ -1,6 +1,6 @@
-"""Validate bearer tokens from one OIDC issuer with the keys that the issuer publishes.
+"""Validate bearer tokens and ID tokens from one OIDC issuer with the keys that the issuer publishes.
 
-A token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
+A bearer token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
 `amd_project`: its project, or `*` for all projects; a token without this claim is rejected.
 `amd_scopes`, or OAuth's `scope` if `amd_scopes` is missing: a list or space-separated string of infer, read, submit and
 admin; other scopes are ignored.
@@ -12,7 +12,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import httpx
@@ -20,6 +21,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import GuestProtocol, KeySet
 
+from service.auth.issuer_metadata import FETCH_ERRORS, TIMEOUT_S, MetadataCache, fetch_json
 from service.settings import Settings
 from service.web.errors import IssuerUnavailable, Unauthenticated
 
@@ -30,7 +32,7 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 LEEWAY_S = 30
 REFRESH_S = 60.0  # minimum interval between requests for the issuer's keys
 MAX_KEY_AGE_S = 3600.0  # maximum age of the cached keys; a withdrawn key stays valid until they are fetched again
-TIMEOUT_S = 5.0
+PROJECT_CLAIM = "amd_project"
 ALL_PROJECTS = "*"
 _MALFORMED = (
     JoseError,
@@ -63,6 +65,7 @@ class Issuer:
         self, issuer: str, audience: str, jwks_url: str | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._issuer, self._audience, self._jwks_url, self._clock = issuer, audience, jwks_url, clock
+        self.metadata = MetadataCache(issuer, clock)
         self._lock = threading.Lock()
         self._keys: Mapping[str | None, Any] = {}
         self._requested_at = self._fetched_at = float("-inf")
@@ -83,22 +86,48 @@ class Issuer:
 
         Raises Unauthenticated if the token is invalid, or IssuerUnavailable if the issuer's keys are unavailable.
         """
-        try:
-            decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
-            self._registry().validate(decoded.claims)
-            return _claims(decoded.claims)
-        except _MALFORMED as error:
-            raise Unauthenticated(f"invalid token: {error}") from None
+        with _malformed_is_unauthenticated():
+            return _claims(self._validated(token, self._audience))
 
-    def _registry(self) -> jwt.JWTClaimsRegistry:
-        return jwt.JWTClaimsRegistry(
+    def claims_of_user(self, id_token: str, access_token: str, client_id: str, nonce: str) -> Claims:
+        """Validate the ID token of a user who signs in, and return the user's claims.
+
+        If the ID token has no project, the claims are those of the access token, which must then be a bearer token for
+        this service: some issuers add such claims only to access tokens. Raises like `claims`.
+        """
+        with _malformed_is_unauthenticated():
+            found = self._validated(id_token, client_id, nonce=nonce)
+            if PROJECT_CLAIM in found:
+                return _claims(found)
+        try:
+            return self.claims(access_token)
+        except Unauthenticated as error:
+            logger.warning("the ID token of %r has no %s; access token: %s", found["sub"], PROJECT_CLAIM, error)
+            raise Unauthenticated(
+                f"your account has no project: the identity provider sent no valid claim {PROJECT_CLAIM}; ask its "
+                "administrator to add it to the ID token"
+            ) from None
+
+    def _validated(self, token: str, audience: str, nonce: str | None = None) -> Mapping[str, Any]:
+        """Validate a token and return all its claims. Raises one of _MALFORMED, or IssuerUnavailable.
+
+        `nonce`: required nonce of an ID token.
+        """
+        decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
+        of_id_tokens: dict[str, jwt.ClaimsOption] = {}
+        if nonce is not None:
+            of_id_tokens = {"nonce": {"essential": True, "value": nonce}, "azp": {"value": audience}}
+        registry = jwt.JWTClaimsRegistry(
             now=lambda: int(self._clock()),
             leeway=LEEWAY_S,
             iss={"essential": True, "value": self._issuer},
-            aud={"essential": True, "value": self._audience},
+            aud={"essential": True, "value": audience},
             exp={"essential": True},
             sub={"essential": True},
+            **of_id_tokens,
         )
+        registry.validate(decoded.claims)
+        return decoded.claims
 
     def _key(self, token: GuestProtocol) -> Any:
         """Return the published key that, according to the token's header, signed the token."""
@@ -129,28 +158,26 @@ class Issuer:
         """Fetch the issuer's keys; keep the cached keys if this fails."""
         try:
             with httpx.Client(timeout=TIMEOUT_S) as client:
-                url = self._jwks_url or self._discovered(client)
-                found = KeySet.import_key_set(_json(client, url))
-        except (httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, TypeError, KeyError) as error:
+                url = self._jwks_url or self.metadata.get(client).endpoint("jwks_uri")
+                found = KeySet.import_key_set(fetch_json(client, "GET", url)[1])
+        except (*FETCH_ERRORS, JoseError) as error:
             logger.error("cannot fetch keys from the issuer %s: %s", self._issuer, error)
             return
         signing = [key for key in found.keys if key.key_type != "oct" and key.get("use", "sig") == "sig"]
         self._keys = {key.kid: key for key in signing}
         self._fetched_at = now
 
-    def _discovered(self, client: httpx.Client) -> str:
-        found = _json(client, self._issuer.rstrip("/") + "/.well-known/openid-configuration")
-        if found["issuer"] != self._issuer:
-            raise ValueError(f"its metadata is for a different issuer, {found['issuer']!r}")
-        return str(found["jwks_uri"])
 
-
-def _json(client: httpx.Client, url: str) -> Any:
-    return client.get(url).raise_for_status().json()
+@contextmanager
+def _malformed_is_unauthenticated() -> Iterator[None]:
+    try:
+        yield
+    except _MALFORMED as error:
+        raise Unauthenticated(f"invalid token: {error}") from None
 
 
 def _claims(claims: Mapping[str, Any]) -> Claims:
-    subject, project = claims["sub"], claims.get("amd_project")
+    subject, project = claims["sub"], claims.get(PROJECT_CLAIM)
     if not _SUBJECT.fullmatch(subject):
         raise ValueError("its subject must consist of 1 to 90 printable ASCII characters other than spaces")
     if not isinstance(project, str) or not (project == ALL_PROJECTS or _PROJECT.fullmatch(project)):

@@ -57,5 +57,5 @@ def create_console_link(request: Request, caller: Reader, response: Response) ->
         raise Refusal("not_possible", "links to the console require an API key, not a token; create a key first")
     response.headers["Cache-Control"] = "no-store"
     sessions: BrowserSessions = request.app.state.sessions
-    token, expires_at = sessions.create(caller.id, "link")
+    token, expires_at = sessions.create(caller, "link")
     return ConsoleLinkView(path=f"{PREFIX}/link?token={token}", expires_at=utc_datetime(expires_at))

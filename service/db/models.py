@@ -151,7 +151,7 @@ class ApiKey(Base):
 
 
 class BrowserSession(Base):
-    """A browser's console session, or a single-use link that opens one. Ends when its API key becomes invalid."""
+    """A console session of an API key or an OIDC user, or a single-use link that opens one for an API key."""
 
     __tablename__ = "browser_sessions"
     __table_args__ = (Index("browser_sessions_by_expiry", "expires_at"),)
@@ -160,7 +160,11 @@ class BrowserSession(Base):
     """SHA-256 of the token, which only the browser knows."""
     kind: Mapped[str] = mapped_column(String(8))
     """Kind: session or link."""
-    key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
+    key_id: Mapped[str | None] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
+    caller_id: Mapped[str | None] = mapped_column(String(100))
+    """ID of an OIDC user, whose project and scopes follow; all three are None for an API key."""
+    project: Mapped[str | None] = mapped_column(String(64))
+    scopes: Mapped[list[str] | None]
     created_at: Mapped[float]
     expires_at: Mapped[float]
 

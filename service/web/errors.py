@@ -118,7 +118,7 @@ class StorageUnavailable(ServiceError, code="storage_unavailable"):
 
 
 class IssuerUnavailable(ServiceError, code="issuer_unavailable"):
-    """The OIDC issuer's keys are needed but unavailable."""
+    """The request needs the OIDC issuer, which is not responding."""
 
 
 RefusalCode = Literal[

@@ -98,6 +98,6 @@ def _unsafe(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "AMD_WEBHOOKS_HTTP=true: events are sent unencrypted", "unset it, and use https:// receivers"
     if broad := [uri for uri in settings.allowed_uris if uri.rstrip("/") in EVERYTHING]:
         yield f"AMD_ALLOWED_URIS={','.join(broad)}: jobs may read everything", "list the prefixes that jobs need"
-    for file in (settings.admin_key_path, settings.ray_token_file):
+    for file in (settings.admin_key_path, settings.ray_token_file, settings.oidc_client_secret_file):
         if file is not None and file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             yield f"{file}: other users of this machine can read it", f"chmod 600 {file}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OctKey, OKPKey, RSAKey
 from sqlalchemy import Engine
 
@@ -22,74 +20,14 @@ from service.auth.oidc import MAX_KEY_AGE_S, REFRESH_S, Issuer
 from service.settings import Settings
 from service.web.errors import IssuerUnavailable, Unauthenticated
 from tests.support.service.apps import client_of
-from tests.support.service.receivers import Received, Receiver, Reply, serving
-
-AUDIENCE = "amd"
-
-
-class IssuerClock:
-    """A fake clock that tests can advance."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Provider:
-    """A fake OIDC issuer that publishes keys and signs tokens."""
-
-    def __init__(self, receiver: Receiver) -> None:
-        self.receiver = receiver
-        self.key: Any = RSAKey.generate_key(2048, {"kid": "first", "use": "sig"})
-        self.published: list[Any] = [self.key]
-        self.unavailable = False
-        self.clock = IssuerClock()
-        receiver.reply = self._reply
-
-    @property
-    def url(self) -> str:
-        return self.receiver.url(path="/realm")
-
-    @property
-    def fetches(self) -> int:
-        return sum(request.path == "/realm/keys" for request in self.receiver.received)
-
-    def _reply(self, request: Received) -> Reply:
-        if self.unavailable:
-            return Reply(503)
-        documents = {
-            "/realm/.well-known/openid-configuration": {"issuer": self.url, "jwks_uri": f"{self.url}/keys"},
-            "/realm/keys": {"keys": [key.as_dict(private=False) for key in self.published]},
-        }
-        return Reply(200, body=json.dumps(documents[request.path]).encode())
-
-    def token(self, *, key: Any = None, header: dict[str, Any] | None = None, **claims: Any) -> str:
-        key = key or self.key
-        head = {"alg": "RS256", "kid": key.kid, **(header or {})}
-        body = {
-            "iss": self.url,
-            "aud": AUDIENCE,
-            "sub": "someone",
-            "exp": int(self.clock.now) + 600,
-            "amd_project": "video",
-            "amd_scopes": ["submit"],
-            **claims,
-        }
-        present = {name: value for name, value in body.items() if value is not None}
-        return jwt.encode(
-            {name: value for name, value in head.items() if value is not None}, present, key, [head["alg"]]
-        )
-
-    def issuer(self) -> Issuer:
-        return Issuer(self.url, AUDIENCE, clock=self.clock)
+from tests.support.service.oidc_provider import AUDIENCE, Provider, running_provider
+from tests.support.service.receivers import Reply
 
 
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    with serving(Receiver()) as receiver:
-        yield Provider(receiver)
+    with running_provider() as running:
+        yield running
 
 
 def settings(provider: Provider, **more: Any) -> Settings:
@@ -229,11 +167,8 @@ def test_tokens_signed_with_encryption_keys_or_shared_secrets_are_rejected(provi
     secret = OctKey.generate_key(256, {"kid": "shared"})
     encrypting = RSAKey.generate_key(2048, {"kid": "enc", "use": "enc"})
     plain = RSAKey.import_key({**encrypting.as_dict(private=True), "use": "sig"})
-    provider.receiver.reply = lambda request: (
-        provider._reply(request)
-        if request.path != "/realm/keys"
-        else Reply(200, body=json.dumps(KeySet([provider.key, secret, encrypting]).as_dict(private=True)).encode())
-    )
+    keys = KeySet([provider.key, secret, encrypting]).as_dict(private=True)
+    provider.replies["/keys"] = Reply(200, body=json.dumps(keys).encode())
     issuer = provider.issuer()
     issuer.claims(provider.token())
     for token in (provider.token(key=secret, header={"alg": "HS256"}), provider.token(key=plain)):

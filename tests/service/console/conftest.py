@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from service.settings import Settings
 from tests.support.browser.console_client import ConsoleClient
 from tests.support.service.apps import key_to
 from tests.support.service.fake_cluster import FakeCluster
+from tests.support.service.oidc_provider import AUDIENCE, CLIENT_ID, CLIENT_SECRET, Provider, running_provider
+
+NewBrowser = Callable[..., ConsoleClient]
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +57,27 @@ def reader(app: Any, database: Engine) -> ConsoleClient:
     client = ConsoleClient(app, raise_server_exceptions=False)
     client.sign_in(key_to(database, "read")["Authorization"])
     return client
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with running_provider() as running:
+        yield running
+
+
+@pytest.fixture
+def new_browser(database: Engine, folder: Path, provider: Provider) -> NewBrowser:
+    """Return a function that creates a browser, with a new service unless it is given another browser's."""
+
+    def create(app: Any = None, base_url: str = "http://testserver", **settings: Any) -> ConsoleClient:
+        issuer = {"oidc_issuer": provider.url, "oidc_audience": AUDIENCE, "oidc_client_id": CLIENT_ID}
+        secret = {"oidc_client_secret": CLIENT_SECRET, "failure_limit": "1000/minute"}
+        app = app or new_app(database, folder, **{**issuer, **secret, **settings})
+        return ConsoleClient(app, base_url=base_url, raise_server_exceptions=False)
+
+    return create
+
+
+@pytest.fixture
+def browser(new_browser: NewBrowser) -> ConsoleClient:
+    return new_browser()

@@ -206,6 +206,7 @@ CONSOLE_PAGES = {
 }
 QUERIES = {"/console/encoders/{encoder}/compare": "?other=second", "/console/usage": "?by=user"}
 OTHER_ROUTES = {  # not pages: files, data, streams, redirects and the sign-in page, which shows no stored text
+    *("/console/sign-in/oidc", "/console/sign-in/callback"),  # tests are in test_oidc_sessions.py
     *("/console", "/console/sign-in", "/console/link", "/console/{path:path}", "/console/sweeps/{job_id}"),
     *("/console/jobs/{job_id}/metrics.json", "/console/jobs/{job_id}/events", "/console/sweeps/{job_id}/charts.json"),
     "/console/jobs/{job_id}/media/{step}/{picture}",
