@@ -52,6 +52,8 @@
     if (page.dataset.job) query.set("job", page.dataset.job);
     if (byId("record")) query.set("record", byId("record").value || 0);
     for (const name of ["frame", "wipe", "before", "after"]) query.set(name, byId(name).value);
+    const step = new URLSearchParams(location.search).get("picture_step");  // set by pictures.js
+    if (step) query.set("picture_step", step);
     history.replaceState(null, "", `${location.pathname}?${query}`);
     link();
   }

@@ -29,6 +29,7 @@ RUNNING = "train-20261129-081500-1a2b3c4d"
 SUCCEEDED = "train-20261128-190000-5e6f7a8b"
 FAILED = "train-20261128-143000-9c0d1e2f"
 QUEUED = "train-20261129-093000-3a4b5c6d"
+DISTILLED = "train-20261126-010000-00000001"  # one of the ablations
 SWEEP = "search-20261129-070000-7e8f9a0b"
 ENCODER = "digits-amd-small"
 OTHER_ENCODER = "digits-mae-small"
