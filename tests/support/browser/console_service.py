@@ -1,4 +1,4 @@
-"""The console's service for browser tests and screenshots: realistic data, a fake cluster, and a lab in this process."""
+"""A service for browser tests and screenshots, with realistic data, a fake cluster, and a lab in this process."""
 
 from __future__ import annotations
 
