@@ -107,6 +107,17 @@ def test_two_clicks_from_the_printed_link_lead_to_a_drawn_sample(open_page: Open
     expect(page).to_have_url(re.compile(f"encoder={scenes.DISTILLED}&job={scenes.DISTILLED}&record=0"))
 
 
+def test_the_pictures_of_a_run_appear_while_the_lab_starts(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    service.lab.is_running = False
+    page.goto(f"{service.server.url}/console/lab")
+    expect(page.get_by_role("img", name="Rebuilt, step 200", exact=True)).to_be_visible()
+    expect(page.locator("#lab-status")).to_contain_text("The lab is starting")
+    expect(layers(page)).to_have_count(0)
+    service.lab.is_running = True
+    expect(layers(page)).to_have_count(7)
+
+
 def test_one_slider_selects_the_step_for_the_pictures_that_a_run_wrote(
     open_page: OpenPage, service: ConsoleService
 ) -> None:

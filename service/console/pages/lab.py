@@ -35,13 +35,11 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 SHOWN = 200  # number of newest encoders and jobs to choose from
 
 
-class Shown(NamedTuple):
-    """What the page shows."""
+class LabSelection(NamedTuple):
+    """The encoders to choose from, and the encoder and the job that the page opens with."""
 
     encoders: list[RegisteredEncoder]
-    """Encoders to choose from."""
     encoder: RegisteredEncoder | None
-    """Chosen encoder."""
     job: Job | None
     """Job whose data supplies the samples, and whose pictures and checkpoints are shown."""
 
@@ -62,24 +60,26 @@ async def show_lab(
 
     Without `job`, `encoder` and `preset`, the page shows the newest encoder and its job.
     """
-    shown = await run_in_threadpool(_shown, jobs, encoders, caller.project, job, encoder, preset)
-    trained = shown.job if shown.job is not None and shown.job.kind == "train" else None
+    selection = await run_in_threadpool(_select, jobs, encoders, caller.project, job, encoder, preset)
+    trained = selection.job if selection.job is not None and selection.job.kind == "train" else None
     checkpoints = await jobs_api.job_checkpoints(trained, settings, storage) if trained is not None else []
     media = await details_api.job_media(trained, settings, storage) if trained is not None else []
     return render(
         request,
         "lab.html",
-        job=shown.job,
+        job=selection.job,
         steps=sorted(one.step for one in checkpoints) if trained is not None and _rebuilds(trained) else [],
         picture_steps=[one.step for one in media],
         presets=PRESETS_BY_KIND["train"],
         default_preset=DEFAULT_PRESET,
-        encoders=shown.encoders,
-        encoder=shown.encoder,
+        encoders=selection.encoders,
+        encoder=selection.encoder,
     )
 
 
-def _shown(jobs: JobStore, encoders: EncoderStore, project: str | None, job: str, encoder: str, preset: str) -> Shown:
+def _select(
+    jobs: JobStore, encoders: EncoderStore, project: str | None, job: str, encoder: str, preset: str
+) -> LabSelection:
     """Return the chosen encoder and job, or an example. Raises NotFound if the chosen ones do not exist."""
     offered = list(encoders.list(EncoderFilter(project), limit=SHOWN).encoders)
     chosen = encoders.resolve(encoder, project) if encoder else None
@@ -87,27 +87,28 @@ def _shown(jobs: JobStore, encoders: EncoderStore, project: str | None, job: str
         offered.insert(0, chosen)
     offered = [one for one in offered if one.card.get("decoder")]  # others cannot reconstruct pixels
     if job:
-        return Shown(offered, chosen, jobs.get(job, project))
+        return LabSelection(offered, chosen, jobs.get(job, project))
     if chosen is not None:
-        return Shown(offered, chosen, _job_of(chosen, jobs, project))
-    return Shown(offered, None, None) if preset else _example(jobs, offered, project)
+        return LabSelection(offered, chosen, _job_of(chosen, jobs, project))
+    return LabSelection(offered, None, None) if preset else _example(jobs, offered, project)
 
 
 def _job_of(encoder: RegisteredEncoder, jobs: JobStore, project: str | None) -> Job | None:
-    """Return the job that trained an encoder, or None if there is none or it was deleted."""
+    """Return the job that trained an encoder, or None if the encoder was imported or the job was deleted."""
     with suppress(NotFound):
-        return jobs.get(encoder.job_id, project) if encoder.job_id is not None else None
+        job = jobs.get(encoder.job_id, project) if encoder.job_id is not None else None
+        return job if job is not None and job.kind == "train" else None
     return None
 
 
-def _example(jobs: JobStore, offered: Sequence[RegisteredEncoder], project: str | None) -> Shown:
+def _example(jobs: JobStore, offered: Sequence[RegisteredEncoder], project: str | None) -> LabSelection:
     """Return the newest encoder with a job, or the newest job. Prefers encoders that have a teacher to show."""
     where = JobFilter(project, kinds=("train",), states=("running", "succeeded"))
     found = [one.id for one in jobs.list(where, limit=SHOWN).jobs]
     trained = sorted((one for one in offered if one.job_id in found), key=lambda one: one.card["objective"] != "amd")
     encoder = trained[0] if trained else None
     job_id = encoder.job_id if encoder is not None else next(iter(found), None)
-    return Shown(list(offered), encoder, jobs.get(job_id, project) if job_id is not None else None)
+    return LabSelection(list(offered), encoder, jobs.get(job_id, project) if job_id is not None else None)
 
 
 def _rebuilds(job: Job) -> bool:

@@ -79,6 +79,8 @@ def test_without_parameters_the_page_shows_the_newest_distilled_encoder_and_its_
     assert shown(console.get("/console/lab").text) == ("encoder:distilled", scenes.DISTILLED)
     assert shown(console.get("/console/lab?encoder=undistilled").text) == ("encoder:undistilled", scenes.SUCCEEDED)
     assert shown(console.get("/console/lab?encoder=deleted").text) == ("encoder:deleted", "")
+    index_encoder(database, "imported", run=scenes.SWEEP, decoder=DECODER)  # by a job that is not a training job
+    assert shown(console.get("/console/lab?encoder=imported").text) == ("encoder:imported", "")
     other = ConsoleClient(app)
     other.sign_in(key_to(database, "read", project="other")["Authorization"])
     assert shown(other.get("/console/lab").text) == ("preset:demo-image-amd", "")

@@ -29,10 +29,11 @@ EMBEDDED_SAMPLES = 2000
 
 
 class ConsoleService(NamedTuple):
-    """A running service and its fake cluster, whose jobs the tests advance."""
+    """A running service, its fake cluster, whose jobs the tests advance, and its mask lab."""
 
     server: Server
     cluster: FakeCluster
+    lab: LocalLab
     root: str
 
     def api(self, method: str, path: str, **options: Any) -> Any:
@@ -74,7 +75,7 @@ def console_service(folder: Path, add: Callable[[Engine, str], None]) -> Iterato
         stop = threading.Event()
         beating = threading.Thread(target=_keep_alive, args=(server.app.state.jobs, cluster, root, stop))
         beating.start()
-        yield ConsoleService(server, cluster, root)
+        yield ConsoleService(server, cluster, lab, root)
         stop.set()
         beating.join()
         lab.engine.close()
