@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Tests and demos start hundreds of processes; without cached bytecode, each compiles the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv check check-install test test-fast test-ray test-browser chaos demo vendor docs docs-reference lock clean
+.PHONY: venv check check-install test test-fast test-ray test-browser chaos demo vendor docs docs-reference docs-images lock clean
 
 venv: $(STAMP)
 
@@ -60,6 +60,10 @@ vendor: venv
 # Reference pages, generated from the code; tests/test_docs.py fails if they are stale.
 docs-reference: venv
 	$(BIN)/python docs/generate.py
+
+# The pictures of the console in docs/images. Needs what test-browser installs; the first run trains a student for minutes.
+docs-images: venv
+	$(BIN)/python -m tests.support.browser.screenshots
 
 # A searchable site in build/docs. Fails on broken links.
 docs: docs-reference

@@ -24,6 +24,8 @@ class Modality(NamedTuple):
         return 100 / self.classes
 
 
+PICTURE_STEPS = 5  # number of steps after which a student's run writes pictures
+
 IMAGE = Modality("image", "Images: which digit", "digits", 10)
 VIDEO = Modality(
     "video",
@@ -101,4 +103,6 @@ def _config(plan: DemoPlan, preset: str, arm: str, changes: dict[str, Any]) -> T
     common = {"seed": plan.seed, "storage": plan.storage}
     config = load_config(TrainConfig, f"demo-{key}-{preset}", None, {**plan.overrides, **changes, **common})
     # Runs resume by name; the digest keeps names distinct after an upgrade that changes a preset.
-    return with_overrides(config, {"name": f"demo-{key}-{arm}-s{plan.seed}-{config.digest()[:8]}"})
+    name = f"demo-{key}-{arm}-s{plan.seed}-{config.digest()[:8]}"
+    assert config.schedule.steps is not None, "demo presets set the length of the run in steps"
+    return with_overrides(config, {"name": name, "media.every_steps": max(1, config.schedule.steps // PICTURE_STEPS)})

@@ -1,10 +1,11 @@
-"""Plain-language descriptions of job states, failure reasons and events, for users who are new to the service."""
+"""Plain-language names of job states, failure reasons, events and pictures, for users who are new to the service."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from amd.training.reporting.media_files import PictureName
 from service.jobs.schemas import EventView
 from service.jobs.store import SERVICE
 from service.projects.schemas import ActivityView
@@ -66,6 +67,12 @@ REASONS: dict[str, str] = {
     "cancelled_by_user": "A user cancelled the job.",
     "user_code_error": "The program raised an error. See the end of the log.",
     "unknown": "No cause was reported. See the end of the log.",
+}
+
+PICTURES: dict[PictureName, str] = {
+    "input.webp": "Input",
+    "student.webp": "Student's view",
+    "rebuilt.webp": "Rebuilt",
 }
 
 ACTIONS: dict[str, str] = {

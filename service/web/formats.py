@@ -79,6 +79,11 @@ def large(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def file_size(count: int) -> str:
+    """Format a number of bytes: `3.7 kB`, `990 B`."""
+    return f"{count} B" if count < 1000 else f"{large(count)}B"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{100 * value:.{digits}f} %"
 
@@ -120,6 +125,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "between": between,
     "compact": compact,
     "duration": duration,
+    "file_size": file_size,
     "joined": joined,
     "large": large,
     "moment": moment,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
+from tests.support.browser.console_service import PATIENCE_MS, ConsoleService
 from tests.support.encoders.published_encoders import picture
 
 expect.set_options(timeout=PATIENCE_MS)

@@ -16,8 +16,8 @@ from amd.config import TrainConfig, validate, with_overrides
 from amd.presets.teachers import teacher_recipe
 from amd.training.runs.checks import check_data
 from amd.training.runs.teachers import teacher_id
-from tests.browser.conftest import PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
+from tests.support.browser.console_service import PATIENCE_MS, ConsoleService
 from tests.support.encoders.published_encoders import film, picture
 from tests.support.runs.published_students import publish_student, save_checkpoint
 
@@ -49,7 +49,7 @@ def test_an_image_is_masked_and_its_view_is_restored_from_the_link(
     open_page: OpenPage, service: ConsoleService, tmp_path: Path
 ) -> None:
     page = open_page()
-    page.get_by_role("link", name="Mask lab").click()
+    page.goto(f"{service.server.url}/console/lab?preset=demo-image-amd")
     expect(layers(page)).to_have_count(4)  # without an input
     (tmp_path / "picture.png").write_bytes(picture(size=(64, 64)))
     page.get_by_label("An image or a video").set_input_files(tmp_path / "picture.png")
@@ -94,6 +94,47 @@ def test_an_image_is_masked_and_its_view_is_restored_from_the_link(
     other.get_by_role("link", name="Sweep around this point").click()
     dimensions = json.loads(parse_qs(urlsplit(other.url).query)["o.space.dimensions"][0])
     assert dimensions["masking.student_ratio"] == [0.7, 0.8, 0.9]
+
+
+def test_two_clicks_from_the_printed_link_lead_to_a_drawn_sample(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(service.server.url + service.api("POST", "/console-links")["path"])  # the first click
+    page.wait_for_url("**/console/jobs")
+    page.get_by_role("link", name="Mask lab").click()
+    expect(layers(page)).to_have_count(7)  # those of the newest distilled encoder, with a sample of its job
+    expect(layers(page).first).to_contain_text("Input")
+    expect(page.get_by_role("img", name="Rebuilt, step 200", exact=True)).to_be_visible()
+    expect(page).to_have_url(re.compile(f"encoder={scenes.DISTILLED}&job={scenes.DISTILLED}&record=0"))
+
+
+def test_the_pictures_of_a_run_appear_while_the_lab_starts(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    service.lab.is_running = False
+    page.goto(f"{service.server.url}/console/lab")
+    expect(page.get_by_role("img", name="Rebuilt, step 200", exact=True)).to_be_visible()
+    expect(page.locator("#lab-status")).to_contain_text("The lab is starting")
+    expect(layers(page)).to_have_count(0)
+    service.lab.is_running = True
+    expect(layers(page)).to_have_count(7)
+
+
+def test_one_slider_selects_the_step_for_the_pictures_that_a_run_wrote(
+    open_page: OpenPage, service: ConsoleService
+) -> None:
+    page = open_page()
+    page.goto(f"{service.server.url}/console/lab?job={scenes.DISTILLED}&record=0&wipe=30")
+    expect(layers(page)).to_have_count(7)
+    training = page.get_by_role("region", name="Training")
+    for step in (200, 100):
+        for layer in ("Input", "Student's view", "Rebuilt"):
+            expect(training.get_by_role("img", name=f"{layer}, step {step}", exact=True)).to_be_visible()
+        training.get_by_role("slider", name="Training step").press("ArrowLeft")
+    page.get_by_label("Seed").fill("7")
+    expect(page).to_have_url(re.compile("seed=7.*wipe=30.*picture_step=100"))
+    page.reload()
+    expect(training.get_by_role("img", name="Rebuilt, step 100", exact=True)).to_be_visible()
+    page.goto(f"{service.server.url}/console/jobs/{scenes.DISTILLED}/pictures?picture_step=100")
+    expect(page.get_by_role("img", name="Rebuilt, step 100", exact=True)).to_be_visible()
 
 
 def test_the_frame_slider_changes_all_layers(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import EMBEDDED_SAMPLES, PATIENCE_MS, ConsoleService
 from tests.support.browser import scenes
+from tests.support.browser.console_service import EMBEDDED_SAMPLES, PATIENCE_MS, ConsoleService
 from tests.support.browser.embedded_digits import HOSTILE
 
 expect.set_options(timeout=PATIENCE_MS)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import StringConstraints
 from starlette.responses import Response
 
+from amd.artifacts.discovery import encoder_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.sessions import PREFIX
 from service.console.forms import FormDep, parse
@@ -63,6 +64,7 @@ def show_encoder(
     caller: Reader,
     encoders: EncodersDep,
     deployments: DeploymentsDep,
+    settings: Config,
 ) -> Response:
     detail = registry_api.get_encoder(encoder, caller, encoders, Response())
     histories = [encoders.alias(alias.project, alias.name) for alias in detail.aliases]
@@ -72,6 +74,7 @@ def show_encoder(
         request,
         "encoder.html",
         encoder=detail,
+        folder=encoder_folder(settings.root, encoder.id),
         lineage=lineage(detail, serving),
         histories=[views.alias_detail(*one) for one in histories],
         others=others,

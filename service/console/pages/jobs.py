@@ -38,7 +38,6 @@ HISTORY = 200
 SHOWN_FILES = 200
 KINDS = get_args(JobKind)
 STATES = get_args(State)
-LAYERS = (("input.webp", "Input"), ("student.webp", "Student's view"), ("rebuilt.webp", "Rebuilt"))
 
 
 @router.get("/jobs")
@@ -144,7 +143,7 @@ async def job_pictures(
 ) -> Response:
     context = await run_in_threadpool(job_context, job, jobs, settings.root, "pictures")
     steps = [found.step for found in await details_api.job_media(job, settings, storage)]
-    return render(request, "job_pictures.html", **context, steps=steps, layers=LAYERS)
+    return render(request, "job_pictures.html", **context, steps=steps)
 
 
 @router.post("/jobs/{job_id}/edit")

@@ -88,6 +88,7 @@
   window.addEventListener("resize", markScrolling);
   document.addEventListener("htmx:afterSettle", markScrolling);
   markScrolling();
+  document.querySelector(".nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
   // Colours of the theme, for charts, which draw on canvases.
   window.amdColours = () => {

@@ -52,6 +52,8 @@
     if (page.dataset.job) query.set("job", page.dataset.job);
     if (byId("record")) query.set("record", byId("record").value || 0);
     for (const name of ["frame", "wipe", "before", "after"]) query.set(name, byId(name).value);
+    const step = new URLSearchParams(location.search).get("picture_step");  // set by pictures.js
+    if (step) query.set("picture_step", step);
     history.replaceState(null, "", `${location.pathname}?${query}`);
     link();
   }
@@ -106,6 +108,7 @@
     fillLayers();
     fillFacts();
     byId("download").disabled = false;
+    for (const part of page.querySelectorAll(".lab-drawn")) part.hidden = false;
     draw();
     remember();
   }
@@ -127,12 +130,15 @@
     showSliders();
   }
 
+  function showCheckpoint() {
+    if (!checkpoint) return;
+    byId("checkpoint-field").hidden = !source.value.startsWith("job:");
+    if (alignment) byId("alignment-field").hidden = !source.value.startsWith("job:");
+    byId("checkpoint-value").textContent = steps[checkpoint.value];
+  }
+
   function showSliders() {
-    if (checkpoint) {
-      byId("checkpoint-field").hidden = !source.value.startsWith("job:");
-      if (alignment) byId("alignment-field").hidden = !source.value.startsWith("job:");
-      byId("checkpoint-value").textContent = steps[checkpoint.value];
-    }
+    showCheckpoint();
     byId("student-value").textContent = Number(controls.student_ratio.value).toFixed(2);
     byId("teacher-value").textContent = Number(controls.teacher_ratio.value).toFixed(2);
   }
@@ -306,7 +312,7 @@
   form.addEventListener("input", (event) => {
     const control = event.target;
     if (control === source) changed = {};
-    else if (control === checkpoint) showSliders();
+    else if (control === checkpoint) showCheckpoint();
     else if (!control.checkValidity()) {
       control.reportValidity();
       return;
@@ -342,5 +348,6 @@
     }
     setTimeout(() => { button.textContent = "Copy link"; }, 1500);
   });
+  showCheckpoint();
   load();
 })();

@@ -99,7 +99,7 @@
     const dark = document.documentElement.dataset.theme === "dark", { series, muted } = amdColours();
     if ([REST, UNKNOWN, UNLABELLED].includes(name)) return muted;
     if (kind === "score") return (dark ? ["#3b3f78", "#3f6fb0", "#3fa3b0", "#59c08a", "#b3d46a", "#f5e663"] : ["#f0b429", "#d98b2b", "#b85c4a", "#8f3f6d", "#5f3380", "#2a2a72"])[index];
-    return index < 7 ? series[index] : `hsl(${Math.round(index * 137.5) % 360} 55% ${dark ? 68 : 42}%)`;
+    return index < 7 ? series[index] : `hsl(${Math.round(index * 137.5) % 360} 55% ${dark ? 50 : 62}%)`;  // another lightness than that of the series
   }
 
   // Drawing

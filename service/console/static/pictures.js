@@ -1,4 +1,5 @@
-// Pictures of a run: one slider selects the step for all layers. Images are decoded before they replace those of another step.
+// Pictures of a run: one slider selects the step for all layers, and the URL keeps it. Images are decoded before they replace
+// those of another step.
 (function () {
   "use strict";
   const place = document.getElementById("pictures");
@@ -31,6 +32,15 @@
     }
   }
 
+  function remember() {
+    const url = new URL(location.href);
+    url.searchParams.set("picture_step", steps[slider.value]);
+    history.replaceState(null, "", url);
+  }
+
+  const step = new URLSearchParams(location.search).get("picture_step");
+  if (steps.includes(step)) slider.value = steps.indexOf(step);
   slider.addEventListener("input", show);
+  slider.addEventListener("change", remember);
   show();
 })();

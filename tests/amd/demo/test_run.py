@@ -15,7 +15,8 @@ from amd.data.dataset import demo
 from amd.demo import DemoFailed, DemoReport, run_demo
 from amd.demo.run import in_process
 from amd.storage import listdir
-from amd.training.run_folder import RunResult
+from amd.training.reporting.media_files import media_steps
+from amd.training.run_folder import RunResult, run_folder
 
 SHORT = {"schedule.steps": 3, "schedule.warmup_steps": 1, "optim.batch_size": 8, "data.loader_workers": 0}
 
@@ -62,6 +63,9 @@ def test_the_demo_produces_a_table_images_and_an_embedding(tmp_path: Path, kind:
         assert Path(row.pictures[0]).stem == card.run == card.id
     assert load_card(section.row("amd").encoders[0]).teacher["weights"] == section.row("teacher").encoders[0]  # type: ignore[index]
 
+    for key in ("mae", "amd"):
+        (folder,) = (run_folder(str(tmp_path), load_card(url).id) for url in section.row(key).encoders)
+        assert [found.step for found in media_steps(folder)] == [1, 2, 3]  # for the job's page and the mask lab
     for key in ("teacher", "mae", "amd"):
         with Image.open(section.row(key).pictures[0]) as page:
             assert page.width > 600

@@ -121,6 +121,7 @@ def test_the_files_page_shows_checkpoints_and_bad_samples(console: ConsoleClient
     text = text_of(console.get(f"/console/jobs/{scenes.RUNNING}/files").text)
     assert "step-00001000" in text
     assert "moov atom not found" in text
+    assert re.search(r"bad_samples\.jsonl\s+\d+ B\s", text)
 
 
 def test_the_pictures_page_has_one_slider_over_all_steps(console: ConsoleClient) -> None:

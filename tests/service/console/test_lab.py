@@ -14,6 +14,7 @@ from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient
 from tests.support.encoders.encoder_cards import index_encoder
+from tests.support.service.apps import key_to
 from tests.support.service.local_lab import LocalLab
 
 DECODER = {"network": {}, "mask_strategy": "random", "mask_ratio": 0.75, "pixels": "unit"}
@@ -33,8 +34,15 @@ def options(page: str) -> list[str]:
     return re.findall(r'<option value="([^"]+)"', select)
 
 
+def shown(page: str) -> tuple[str, str]:
+    """Return the selected source of the settings and the job that supplies the samples."""
+    (job,) = re.findall(r'data-job="([^"]*)" data-job-preset', page)
+    selected = re.findall(r'<option value="([^"]+)"[^>]*selected>', page)
+    return (selected[0] if selected else options(page)[0]), job
+
+
 def test_the_page_offers_presets_and_encoders_that_can_reconstruct_pixels(console: ConsoleClient) -> None:
-    found = options(console.get("/console/lab").text)
+    found = options(console.get("/console/lab?preset=demo-image-amd").text)
     assert "encoder:rebuilds" in found
     assert "encoder:bare" not in found
     assert "preset:demo-image-amd" in found
@@ -50,6 +58,32 @@ def test_a_training_job_links_to_the_lab_with_a_sample_of_its_data(console: Cons
     assert 'name="alignment" type="checkbox"' in page  # it has checkpoints and a teacher
     assert 'name="alignment"' not in console.get(f"/console/lab?job={scenes.SUCCEEDED}").text
     assert console.get("/console/lab?job=train-nothing").status_code == 404
+
+
+def test_the_page_shows_the_pictures_that_a_job_wrote(console: ConsoleClient) -> None:
+    page = console.get(f"/console/lab?job={scenes.RUNNING}").text
+    assert f'data-url="/console/jobs/{scenes.RUNNING}/media" data-steps="500,1000"' in page
+    assert "No pictures yet" in console.get(f"/console/lab?job={scenes.SUCCEEDED}").text
+    assert "No pictures yet" not in console.get("/console/lab?preset=demo-image-amd").text  # no job
+
+
+def test_without_parameters_the_page_shows_the_newest_distilled_encoder_and_its_job(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    assert shown(console.get("/console/lab?preset=demo-image-amd").text) == ("preset:demo-image-amd", "")
+    assert shown(console.get("/console/lab").text) == (f"job:{scenes.RUNNING}", scenes.RUNNING)  # no encoder has a job
+    index_encoder(database, "deleted", hours=9, run="train-deleted", decoder=DECODER)
+    index_encoder(database, "undistilled", hours=9, objective="mae", run=scenes.SUCCEEDED, decoder=DECODER)
+    assert shown(console.get("/console/lab").text) == ("encoder:undistilled", scenes.SUCCEEDED)
+    index_encoder(database, "distilled", run=scenes.DISTILLED, decoder=DECODER)
+    assert shown(console.get("/console/lab").text) == ("encoder:distilled", scenes.DISTILLED)
+    assert shown(console.get("/console/lab?encoder=undistilled").text) == ("encoder:undistilled", scenes.SUCCEEDED)
+    assert shown(console.get("/console/lab?encoder=deleted").text) == ("encoder:deleted", "")
+    index_encoder(database, "imported", run=scenes.SWEEP, decoder=DECODER)  # by a job that is not a training job
+    assert shown(console.get("/console/lab?encoder=imported").text) == ("encoder:imported", "")
+    other = ConsoleClient(app)
+    other.sign_in(key_to(database, "read", project="other")["Authorization"])
+    assert shown(other.get("/console/lab").text) == ("preset:demo-image-amd", "")
 
 
 def test_masks_are_drawn_only_with_the_pages_csrf_token(console: ConsoleClient, app: Any) -> None:

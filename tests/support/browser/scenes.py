@@ -29,6 +29,7 @@ RUNNING = "train-20261129-081500-1a2b3c4d"
 SUCCEEDED = "train-20261128-190000-5e6f7a8b"
 FAILED = "train-20261128-143000-9c0d1e2f"
 QUEUED = "train-20261129-093000-3a4b5c6d"
+DISTILLED = "train-20261126-010000-00000001"  # one of the ablations
 SWEEP = "search-20261129-070000-7e8f9a0b"
 ENCODER = "digits-amd-small"
 OTHER_ENCODER = "digits-mae-small"
@@ -64,7 +65,7 @@ def populate(engine: Engine, root: str) -> None:
     write_metrics(root, FAILED, 240, 0.4)
     write_log(root, FAILED, 60)
     message = "loss/total is not finite at step 241; lower optim.base_lr, or raise schedule.warmup_epochs"
-    finish(store, job.id, "failed", reason="nan_loss", message=message)
+    finish(store, job.id, "failed", reason="nan_loss", message=message, progress={"step": 240, "steps": 2000})
     add_job(
         *(store, root, QUEUED, "Digits, four workers", now - 300),
         message="waiting for 8 CPUs to become free",
@@ -126,8 +127,8 @@ def finish(store: JobStore, job_id: str, state: str, **fields: Any) -> None:
         "message": fields.get("message", ""),
         "outcome": outcome,
     }
-    ended = {"ended_at": job.created_at + 1500, "progress": {"step": 2000, "steps": 2000}}
-    store.change(job, state, attempt=attempt, state=state, **ended, **fields)
+    ended = {"ended_at": job.created_at + 1500, "progress": {"step": 2000, "steps": 2000}, **fields}
+    store.change(job, state, attempt=attempt, state=state, **ended)
 
 
 def write_metrics(root: str, job_id: str, steps: int, shift: float = 0.0) -> None:
