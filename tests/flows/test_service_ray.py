@@ -100,7 +100,7 @@ def test_a_run_submitted_to_ray_directly_is_listed_watched_and_cancelled(
     )
     wait_for(lambda: "direct" in {job["id"] for job in plane.request("GET", "/jobs?origin=external")["items"]}, 200)
     plane.wait_until("direct", "running")
-    wait_for(lambda: step_of(plane, "direct") > 20, 200)
+    wait_for(lambda: (plane.request("GET", "/jobs/direct/metrics")["last_step"] or 0) > 20, 200)
     found = plane.job("direct")
     assert (found["project"], found["attempts"][0]["submission_id"]) == ("vision", submission)
     assert "1 worker on" in log_of(plane, "direct")
