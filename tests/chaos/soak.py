@@ -2,11 +2,12 @@
 
 Run as `python tests/chaos/soak.py --minutes 60 --seed 0`. A local Ray cluster trains a run of one or two workers, whose
 data and storage are on an S3 server (moto) behind a proxy. Faults follow one another in an order determined by the
-seed; each waits until the run has recovered and committed a checkpoint since the previous one. After an announced
-resize (a node joins, or is preempted with notice), the run may repeat at most one step. After any other fault, it must
-continue from the newest checkpoint. At the end, the run is stopped, and its metrics must contain every step. Prints
-a table of faults with the number of repeated steps; the exit code is 1 if a check fails. Stops everything that it
-started, and removes its folder unless a check fails or --keep is given.
+seed; each waits until the run has recovered and committed a checkpoint since the previous one. When a node joins, Ray
+Train announces the resize, and the run may repeat at most one step. Before a node is preempted, the run must save a
+checkpoint; it keeps training until the node is gone. After any fault, it must continue from the newest checkpoint. At
+the end, the run is stopped, and its metrics must contain every step. Prints a table of faults with the number of
+repeated steps; the exit code is 1 if a check fails. Stops everything that it started, and removes its folder unless a
+check fails or --keep is given.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ from tests.support.servers.outages import StallingProxy
 
 FaultKind = Literal["add_node", "preempt_node", "kill_node", "kill_rank", "freeze_rank", "stop_s3", "stall_s3"]
 FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)
-ANNOUNCED: frozenset[FaultKind] = frozenset({"add_node", "preempt_node"})
 NEEDS_SECOND_NODE: frozenset[FaultKind] = frozenset({"preempt_node", "kill_node", "freeze_rank"})
 RECOVERY_S = 900.0  # without a newer checkpoint for this long, the soak fails
 OUTAGE_S = (3.0, 25.0)  # shorter than STALL_S, so that an outage is not reported as a hang
@@ -224,7 +224,7 @@ class Soak:
             return restarted and self.progress.saved > saved and self.progress.workers == (2 if self.node_pid else 1)
 
         self._await(kind, recovered)
-        repeated = self._check_starts(kind, starts)
+        repeated = self._check_starts(kind, starts, saved)
         self.faults.append(
             Fault(kind, at - self.began, time.monotonic() - at, len(self.progress.starts) - starts, repeated)
         )
@@ -268,7 +268,7 @@ class Soak:
 
     # Checks
 
-    def _check_starts(self, kind: FaultKind, first: int) -> int:
+    def _check_starts(self, kind: FaultKind, first: int, saved_before: int) -> int:
         """Check the step at which each start since the fault continued. Returns the number of repeated steps."""
         repeated = 0
         starts = self.progress.starts
@@ -279,8 +279,10 @@ class Soak:
             repeated += max(0, reached - done)
             if done < saved:
                 self.violations.append(f"{kind}: continued from step {done}, although step {saved} was committed")
-            if kind in ANNOUNCED and number == 0 and reached - done > 1:
+            if kind == "add_node" and number == 0 and reached - done > 1:
                 self.violations.append(f"{kind}: announced, but steps {done + 1} to {reached} were repeated")
+            if kind == "preempt_node" and number == 0 and saved <= saved_before:
+                self.violations.append(f"{kind}: no checkpoint was saved after step {saved_before}, despite the notice")
         return repeated
 
     def _stop(self, driver: threading.Thread) -> None:
