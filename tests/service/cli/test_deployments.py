@@ -49,10 +49,10 @@ def test_revisions_are_listed_with_their_changes(service: Server, amd: Command) 
     put(service, "production")
     put(service, "a", "[bold]me", threads=4)
     code, out, _ = amd("deployments", "revisions", "one")
-    words = out.split()
+    parts = out.split()
     assert code == 0
-    assert {"2", "encoder,", "threads", "[bold]me"} < {*words[: words.index("production")]}
-    assert {"1", "(a)", "ci"} < {*words[words.index("production") - 1 :]}
+    assert {"2", "encoder,", "threads", "[bold]me"} < {*parts[: parts.index("production")]}
+    assert {"1", "(a)", "ci"} < {*parts[parts.index("production") - 1 :]}
     listed = json.loads(amd("deployments", "revisions", "one", "--json")[1])
     assert [one["changed"] for one in listed] == [["encoder", "threads"], None]
 
