@@ -63,7 +63,7 @@ def test_a_paused_run_with_pictures_is_bit_identical_to_a_run_without_pictures(t
     assert not Path(folder).parent.joinpath("plain", "media").exists()
     images = EventAccumulator(join(folder, "tensorboard"))
     images.Reload()
-    assert [event.step for event in images.Images("media/rebuilt")] == [2, 9]
+    assert {event.step for event in images.Images("media/rebuilt")} == {2, 9}  # one file per start, in any order
 
 
 def test_pictures_show_the_input_and_its_reconstruction(tmp_path: Path) -> None:
