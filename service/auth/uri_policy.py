@@ -94,8 +94,8 @@ class UriPolicy:
             # The message omits the URI, which may contain a password.
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
         if not all(map(self._is_allowed, found)):
-            message = f"{field}={uri} must be under one of: {self._prefix_names} (add others with AMD_ALLOWED_URIS)"
-            raise UriNotAllowed(message, field=field)
+            remedy = "to allow others, start the service with AMD_ALLOWED_URIS"
+            raise UriNotAllowed(f"{field}={uri} must be under one of: {self._prefix_names}; {remedy}", field=field)
         return found
 
     def _is_allowed(self, location: Location) -> bool:

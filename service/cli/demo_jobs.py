@@ -19,7 +19,7 @@ from amd.storage import is_remote
 from amd.training.run_folder import RunResult
 from service.cli.connection import PERSISTENT_TRIES
 from service.cli.console import print_plain
-from service.cli.open_console import NOTE, console_link
+from service.cli.open_console import command_prefix, console_link
 from service.client import Client, DeploymentRequest, JobRequest, NoAnswer, Patience
 from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
@@ -69,12 +69,14 @@ class DemoService:
             f'curl -H "Authorization: Bearer $(cat {stack.key_file})" -H "Content-Type: {media}" '
             f"--data-binary @{file} {stack.url}/v1/encoders/{DEPLOYMENT}/embeddings"
         )
+        amd = command_prefix(stack.data_dir)
         head = ", ".join(f"{value:.4f}" for value in found.embedding[:4])
         for line in (
             f"It is healthy, and embeds the same file as [{head}, …]\n",
-            f"Look:  pictures in {pictures}, the console at {link} ({NOTE})",
+            f"Look:  pictures in {pictures}, the console at {link} (works once, within 10 minutes; "
+            f"`{amd} console` creates another one)",
             f"Try:   {command}",
-            f"Stop:  amd down --data-dir {stack.data_dir}",
+            f"Stop:  {amd} down",
         ):
             print_plain(line, self._console)
         return {"url": stack.url, "key_file": str(stack.key_file), "deployment": DEPLOYMENT, "encoder": encoder}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from amd.config import ConfigError
@@ -42,6 +42,17 @@ def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> s
     if found is None:
         raise error
     return found
+
+
+def id_of_name(text: str, names: Mapping[str, str | None], kind: str) -> str | None:
+    """Return the only ID with the name `text`, or None if there is none. `names` maps IDs to names.
+
+    Raises ConfigError if several IDs have this name.
+    """
+    found = [id for id, name in names.items() if name == text]
+    if len(found) > 1:
+        raise ConfigError([f"{text}: is the name of {len(found)} {kind}s, such as {found[0]}; use an ID"])
+    return found[0] if found else None
 
 
 def stored_id(text: str, folder: str, kind: str) -> str:

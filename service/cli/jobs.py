@@ -22,7 +22,7 @@ from amd.storage import join, local_path, write_bytes
 from service.cli.connection import connected, default_project
 from service.cli.console import fail, out
 from service.cli.exit_codes import FAILURE, SUCCESS
-from service.cli.ids import completed_id
+from service.cli.ids import completed_id, id_of_name
 from service.cli.job_views import details_table, progress_text, reason_text, state_text
 from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
@@ -321,7 +321,7 @@ def neighbours(
 
 
 def find_job(client: Client, text: str) -> JobDetail:
-    """Find a job by its ID or, among the newest jobs, by a prefix of the ID or of its last part.
+    """Find a job by its ID or, among the newest jobs, by its name, or by a prefix of the ID or of its last part.
 
     Raises the service's error if there is none, and ConfigError if several match.
     """
@@ -330,8 +330,8 @@ def find_job(client: Client, text: str) -> JobDetail:
     try:
         return client.jobs.get(text)
     except ApiError as error:
-        newest = itertools.islice(client.jobs.list(), SEARCHED_JOBS)
-        return client.jobs.get(completed_id(text, (job.id for job in newest), "job", error))
+        newest = {job.id: job.name for job in itertools.islice(client.jobs.list(), SEARCHED_JOBS)}
+        return client.jobs.get(id_of_name(text, newest, "job") or completed_id(text, newest, "job", error))
 
 
 def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:

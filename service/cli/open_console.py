@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +20,12 @@ if TYPE_CHECKING:
     from service.client import Client
 
 NOTE = "works once, within 10 minutes; `amd console` creates another one"
+
+
+def command_prefix(data_dir: Path | None = None) -> str:
+    """Return how a user starts this command line, such as `.venv/bin/amd`, for a stack in a given data directory."""
+    command = "amd" if shutil.which("amd") else shlex.quote(sys.argv[0])
+    return command if data_dir is None else f"AMD_DATA_DIR={shlex.quote(str(data_dir))} {command}"
 
 
 def console(

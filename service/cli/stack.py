@@ -18,7 +18,8 @@ from service.cli.tables import Column, fitted_table
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", help="Folder for the database, keys and logs; default: AMD_DATA_DIR, else ~/.local/share."
+        "--data-dir",
+        help="Folder for the database, keys and logs; default: AMD_DATA_DIR, else ~/.local/share/amd-service.",
     ),
 ]
 

@@ -132,9 +132,8 @@ def resolved(request: JobRequest, policy: LocationPolicy, settings: Settings, pr
     except LocationError as error:
         raise UriNotAllowed(str(error), field=error.field) from None
     if (name := getattr(config, "name", None)) is not None:
-        raise ConfigError(
-            [f"name={name}: the run is named after the job's ID; omit the field, and set the request's `name` instead"]
-        )
+        remedy = "omit the field, and name the job instead: `--name` with `--submit`, or the request's `name`"
+        raise ConfigError([f"name={name}: the run is named after the job's ID; {remedy}"])
     check_locations(config, partial(policy.check, project=project), settings.root)
     if isinstance(config, ImportConfig):
         policy.check_new_encoder(config.id, project)

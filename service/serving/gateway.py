@@ -190,8 +190,8 @@ def _slot_of(deployment: Deployment, encoder: str) -> str:
 
 
 def _not_deployed(name: str) -> Refusal:
-    message = f"no deployment serves {name!r}; create one with PUT /v1/deployments/{{name}}"
-    return Refusal("encoder_not_deployed", message)
+    remedy = "create one with `amd encoders deploy` or PUT /v1/deployments/{name}"
+    return Refusal("encoder_not_deployed", f"no deployment serves {name!r}; {remedy}")
 
 
 def _unavailable(name: str, message: str) -> Refusal:

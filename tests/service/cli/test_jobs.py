@@ -188,6 +188,17 @@ def test_a_submission_accepts_a_shortened_encoder_id(kind: str, service: Service
     assert (code, "'train' matches 2 encoders" in err, json.loads(out)["state"]) == (2, True, "invalid")
 
 
+def test_a_job_may_be_given_by_its_name_if_no_other_job_has_it(service: Service, amd: Command) -> None:
+    job = queued(service.store, name="first")
+    assert json.loads(amd("jobs", "show", "first", "--json")[1])["id"] == job.id
+    queued(service.store, name="firsts")
+    assert json.loads(amd("jobs", "show", "first", "--json")[1])["id"] == job.id
+    queued(service.store, name="first")
+    code, _, err = amd("jobs", "show", "first")
+    assert (code, "first: is the name of 2 jobs" in err) == (2, True)
+    assert amd("jobs", "show", "second")[0] == 2
+
+
 @pytest.mark.parametrize(
     "args",
     ["jobs show", "jobs events", "jobs cancel", "jobs wait", "jobs delete", "encoders show", "encoders download"],

@@ -217,7 +217,9 @@ def test_an_encoder_without_a_deployment_is_reported_as_not_deployed(fixture: Ga
     response = fixture.client.post("/other")
     assert (response.status_code, response.json()["code"]) == (409, "encoder_not_deployed")
     assert "retry-after" not in response.headers
-    assert response.json()["detail"] == "no deployment serves 'other'; create one with PUT /v1/deployments/{name}"
+    assert response.json()["detail"] == (
+        "no deployment serves 'other'; create one with `amd encoders deploy` or PUT /v1/deployments/{name}"
+    )
     assert fixture.requests == 0
 
 
