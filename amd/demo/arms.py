@@ -17,7 +17,7 @@ class Modality(NamedTuple):
     data: str  # name of the demo data set
     classes: int
     note: str = ""
-    """What to know before looking at the pictures."""
+    """What to know before looking at the pictures of students."""
 
     @property
     def chance(self) -> float:
@@ -26,7 +26,7 @@ class Modality(NamedTuple):
 
 PICTURE_STEPS = 5  # number of steps after which a student's run writes pictures
 
-IMAGE = Modality("image", "Images: which digit", "digits", 10)
+IMAGE = Modality("image", "Images: which digit", "digits", 10, note="blurred: trained for features, not for pixels")
 VIDEO = Modality(
     "video",
     "Clips: which way the digit moves under noise",

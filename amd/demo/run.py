@@ -222,7 +222,7 @@ class _Demo:
             steps=card.steps,
             seconds=training_seconds(run),
             folder=folder,
-            picture=self._picture(arm, config, run) if arm.key in ("amd", "mae") else None,
+            picture=self._picture(arm, config, run, arm.plan.modality.note) if arm.key in ("amd", "mae") else None,
         )
 
     def _score_teacher(self, arm: Arm, student: str) -> None:
@@ -236,15 +236,15 @@ class _Demo:
             steps=card.steps,
             seconds=training_seconds(run),
             folder=source,
-            picture=self._picture(arm, config, run),
+            picture=self._picture(arm, config, run, note=""),
         )
 
-    def _picture(self, arm: Arm, config: TrainConfig, run: str) -> str | None:
+    def _picture(self, arm: Arm, config: TrainConfig, run: str, note: str) -> str | None:
         """Render the run's picture for the first seed; other seeds have none."""
         if arm.plan.seed != self.seeds[0]:
             return None
-        modality = arm.plan.modality
-        return draw_run(self.root, run, config, self.scores[modality.key].test.clips.clips, modality.note)
+        clips = self.scores[arm.plan.modality.key].test.clips.clips
+        return draw_run(self.root, run, config, clips, note)
 
     def embed_one(self, modality: Modality, section: DemoSection) -> dict[str, Any]:
         """Embed one held-out file with the published AMD student."""
