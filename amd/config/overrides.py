@@ -194,4 +194,6 @@ def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         )
     names = list(getattr(current, "model_fields", {}))
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known fields: {', '.join(names)}"
+    if not close:
+        return f"; known fields: {', '.join(names)}"
+    return f"; did you mean {'.'.join(map(str, (*loc[:-1], close[0])))}?"

@@ -71,7 +71,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"space": {"use": ["msking"]}}, "space.use.0='msking': ~'masking'"),
     ({"space": {"study": "lairs"}}, "space.study='lairs': ~'layers'"),
-    ({"space": {"uses": ["masking"]}}, "space.uses: unknown key; did you mean use?"),
+    ({"space": {"uses": ["masking"]}}, "space.uses: unknown key; did you mean space.use?"),
     ({"algorithm": "cmaes"}, "algorithm='cmaes': ~'tpe'"),
     ({"stopping": "median"}, "stopping='median': ~'hyperband'"),
     ({"metric": "loss/total"}, "metric='loss/total': ~'eval/knn_top1'"),
@@ -88,7 +88,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"budget": {"trials": 0}}, "budget.trials=0: ~greater than or equal to 1"),
     ({"budget": {"hours": 0}}, "budget.hours=0: ~greater than 0"),
     ({"budget": {"clips": 0}}, "budget.clips=0: ~greater than or equal to 1"),
-    ({"budget": {"trails": 3}}, "budget.trails: unknown key; did you mean trials?"),
+    ({"budget": {"trails": 3}}, "budget.trails: unknown key; did you mean budget.trials?"),
     ({"trials": 3}, "trials: unknown key"),
     ({"train": None}, "train=None"),
 ]

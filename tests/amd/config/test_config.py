@@ -22,7 +22,7 @@ WRONG = {
     "clip.size=18": ("clip.size", "clip.patch=4"),
     "clip.frames=5": ("clip.frames=5", "clip.tubelet=2"),
     "clip.std=[0,1,1]": ("clip.std",),
-    "mask.teacher_rato=0.5": ("mask.teacher_rato", "did you mean teacher_ratio?"),
+    "mask.teacher_rato=0.5": ("mask.teacher_rato", "did you mean mask.teacher_ratio?"),
     "mask.strategy=tubes": ("mask.strategy='tubes'", "'tube'"),
     "teacher.weights=null": ("teacher.weights", "neither is set"),
     "teacher=null": ("objective.kind=amd requires a teacher", "teacher.preset"),

@@ -96,7 +96,7 @@ def test_every_unset_value_of_a_preset_is_reported_with_its_remedy(
         (b"", "must be an object with the sections of a run, not NoneType"),
         (b"a: [1,\nb: {", "neither JSON nor YAML"),
         (bytes(range(256)), "neither JSON nor YAML"),
-        (b'{"optim": {"batchsize": 3}}', "did you mean batch_size?"),
+        (b'{"optim": {"batchsize": 3}}', "did you mean optim.batch_size?"),
     ],
 )
 def test_an_invalid_config_file_raises(content: bytes, message: str, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ MISTAKES = {
     "-e small cat.png data.train=x": "cat.png: pass files or a data set",
     "-e small cat.png --output x": "--submit, --output: apply only to a data set",
     "-e nowhere data.train=x": "nowhere: not a published encoder",
-    "-e small data.tran=x": "did you mean train?",
+    "-e small data.tran=x": "did you mean data.train?",
     "-e small data.train=nowhere --local": "nowhere does not exist",
 }
 

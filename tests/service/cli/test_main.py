@@ -16,7 +16,7 @@ MISTAKES = {
     "--preset demo-image-amd mask.teacher_ratio=0.9": "mask.teacher_ratio=0.9 must not be above",
     "--preset demo-image-amd objective.layers.0.student=9": "objective.layers.0.student=9 is out of range",
     "--preset demo-image-amd clip.size=33": "clip.size",
-    "--preset demo-image-amd optim.batchsize=3": "did you mean batch_size?",
+    "--preset demo-image-amd optim.batchsize=3": "did you mean optim.batch_size?",
     "--preset demo-image-amd name=../../x": "name='../../x'",
     "--preset demo-image-amd data.train=nowhere": "nowhere",
     "--preset demo-image-amd teacher.weights=nowhere.pth": "nowhere.pth",

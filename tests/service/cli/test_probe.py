@@ -57,7 +57,7 @@ MISTAKES = {
     "--encoder nowhere": "nowhere: not a published encoder",
     "--kinds nearest": "kinds.0='nearest'",
     "data=x": "set data.train=… and data.test=…",
-    "data.tset=x": "did you mean test?",
+    "data.tset=x": "did you mean data.test?",
     "linear.method=logistic linear.augment=image": "linear.augment=image",
     "few_shot.labels=[1,11] --kinds few-shot": "few_shot.labels=[1, 11]",
     "classes=20 data.test=/nowhere": "data.test: /nowhere does not exist",

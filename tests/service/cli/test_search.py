@@ -171,7 +171,7 @@ MISTAKES = {
     "--space nowhere.yaml --preset demo-image-amd": "nowhere.yaml: cannot be read",
     "--space masking --study layers --preset demo-image-amd": "--space and --study",
     "--study lairs --preset demo-image-amd": "space.study='lairs'",
-    "--space masking --preset demo-image-amd optim.baselr=1": "did you mean base_lr?",
+    "--space masking --preset demo-image-amd optim.baselr=1": "did you mean train.optim.base_lr?",
     "--space masking --preset demo-image-amd budgt.trials=3": "budgt",
     "--space masking --preset demo-image-amd mask.teacher_ratio=0.9": "mask.teacher_ratio=0.9 must not be above",
     "--space masking --preset demo-image-amd --trials 0": "budget.trials=0",
