@@ -17,7 +17,7 @@ class Modality(NamedTuple):
     data: str  # name of the demo data set
     classes: int
     note: str = ""
-    """What to know before looking at the pictures of students."""
+    """Caveat shown with the students' reconstructions."""
 
     @property
     def chance(self) -> float:

@@ -63,7 +63,7 @@ class Credential(NamedTuple):
 
     name: str
     prefixes: tuple[str, ...]
-    """URIs of the folders and buckets that it opens, in the form that `normalized_url` returns."""
+    """URIs of the folders and buckets that it grants access to, as returned by `normalized_url`."""
     secret: str
     """Location of the secret: `file:/path` or `profile:NAME`."""
 

@@ -36,9 +36,9 @@ class Deployment(Base):
 
 
 class DeploymentRevision(Base):
-    """Settings of a deployment as one change requested them, written together with the change. Immutable.
+    """Immutable snapshot of a deployment's settings, written in the same transaction as the change to them.
 
-    The database removes a deployment's revisions with the deployment, because another project may use the name next.
+    Deleting a deployment deletes its revisions too, because another project may reuse the name.
     """
 
     __tablename__ = "deployment_revisions"
@@ -53,6 +53,6 @@ class DeploymentRevision(Base):
     share: Mapped[float]
     settings: Mapped[dict[str, Any]]
     resolved: Mapped[dict[str, str]]
-    """IDs of the encoders that the names referred to at that time, for `main` and `candidate`."""
+    """Encoder IDs that the names resolved to when the change was made, keyed by slot: `main` and `candidate`."""
     restored: Mapped[int | None]
     """Number of the revision that a rollback restored; None for other changes."""

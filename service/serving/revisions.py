@@ -81,7 +81,7 @@ def _changed_fields(one: DeploymentRevision, before: DeploymentRevision) -> list
 
 
 def _fields(one: Deployment | DeploymentRevision) -> dict[str, Any]:
-    """Return the settings by the names of the request fields, such as `replicas.max`."""
+    """Return the settings keyed by request field, such as `replicas.max`."""
     settings = ServingSettings.model_validate(one.settings).model_dump(mode="json")
     replicas = {f"replicas.{name}": value for name, value in settings.pop("replicas").items()}
     return {"encoder": one.encoder, "candidate": one.candidate, "share": one.share, **replicas, **settings}

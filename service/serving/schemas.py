@@ -146,7 +146,7 @@ class RevisionView(ApiModel):
     share: float
     settings: ServingSettings
     resolved: dict[str, str]
-    """IDs of the encoders that the names referred to at that time, by slot: `main` and `candidate`."""
+    """Encoder IDs that the names resolved to when the change was made, keyed by slot: `main` and `candidate`."""
     restored: int | None
     """Number of the revision that a rollback restored; null for other changes."""
     changed: list[str] | None

@@ -53,7 +53,10 @@ def _open_session(request: Request, caller: Principal, target: str) -> Response:
 
 @router.get("/sign-in/oidc")
 async def start_oidc_sign_in(request: Request, next: Next = "") -> Response:
-    """Redirect to the OIDC issuer. A link rather than a form, because the policy's form-action covers redirects."""
+    """Redirect to the OIDC issuer.
+
+    The sign-in page links here instead of submitting a form, because the CSP's form-action also applies to redirects.
+    """
     flow, target = _code_flow(request), _safe(next)
     if isinstance(request.state.caller, Principal):
         return RedirectResponse(target, HTTPStatus.SEE_OTHER)

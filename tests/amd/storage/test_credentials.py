@@ -49,7 +49,7 @@ def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refer(monkeypatch: pytest.MonkeyPatch, **credentials: tuple[list[str], str]) -> None:
-    """Set the credentials of this process: prefixes and reference by name."""
+    """Set this process's storage credentials; each maps a name to its prefixes and its secret reference."""
     references = {name: {"prefixes": prefixes, "secret": secret} for name, (prefixes, secret) in credentials.items()}
     monkeypatch.setenv(STORAGE_CREDENTIALS, json.dumps(references))
 
