@@ -118,7 +118,12 @@ MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
     (None, {**MASKING, "train": {}, "preset": PRESET}, {}, "train: the file contains a complete run, but a preset"),
     (None, {**MASKING, "preset": PRESET, "overrides": ["optim.base_lr=1"]}, {}, "overrides=['optim.base_lr=1']: must"),
     (PRESET, None, {}, "space: required, but not set"),
-    (PRESET, None, {**MASKING, "optim.baselr": 1}, "train.optim.baselr: unknown key; did you mean train.optim.base_lr?"),
+    (
+        PRESET,
+        None,
+        {**MASKING, "optim.baselr": 1},
+        "train.optim.baselr: unknown key; did you mean train.optim.base_lr?",
+    ),
     (PRESET, None, {**MASKING, "sed": 1}, "sed: unknown key; did you mean seed?"),
     (PRESET, None, {**MASKING, "seeds": 0}, "seeds=0: "),
     (PRESET, None, {**MASKING, "mask.teacher_ratio": 0.9}, "train.mask.teacher_ratio=0.9 must not be above"),
