@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 NOTE = "works once, within 10 minutes; `amd console` creates another one"
 
 
-def command_prefix(data_dir: Path | None = None) -> str:
+def command_prefix(data_dir: Path) -> str:
     """Return how a user starts this command line, such as `.venv/bin/amd`, for a stack in a given data directory."""
     command = "amd" if shutil.which("amd") else shlex.quote(sys.argv[0])
-    return command if data_dir is None else f"AMD_DATA_DIR={shlex.quote(str(data_dir))} {command}"
+    return f"AMD_DATA_DIR={shlex.quote(str(data_dir))} {command}"
 
 
 def console(

@@ -7,7 +7,7 @@ as an embedding. Symbolic links are neither listed nor followed.
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from collections.abc import Callable
 
 from starlette.responses import Response
 
@@ -21,13 +21,20 @@ from service.web.bounded_calls import BoundedCalls
 from service.web.errors import NotFound
 from service.web.schemas import utc_datetime_or_none
 
+FOLDERS: dict[str, Callable[[str, str], str]] = {
+    "run": run_folder,
+    "output": lambda root, job_id: JobFolder(root, job_id).output,
+}
 MAX_ARTIFACTS = 10_000  # the listed ones; any can be downloaded
 CHECKPOINTS = "checkpoints/"  # GET /v1/jobs/{id}/checkpoints lists them
 
 
 def list_artifacts(root: str, job: Job) -> ArtifactList:
     """Return the files in path order. Raises StorageError."""
-    found = sorted(_find(root, job.id), key=lambda view: view.path)
+    views = [
+        _view(f"{folder}/{name}", file) for folder in FOLDERS for name, file in _files(root, job.id, folder).items()
+    ]
+    found = sorted(views, key=lambda view: view.path)
     return ArtifactList(items=found[:MAX_ARTIFACTS], total=len(found), bytes=sum(view.bytes for view in found))
 
 
@@ -35,26 +42,23 @@ async def artifact_response(
     storage: BoundedCalls, root: str, job: Job, path: str, if_none_match: str | None
 ) -> Response:
     """Stream one file. Raises NotFound."""
-    found = {view.path: view for view in await storage.run(_find, root, job.id)}
-    if path not in found:
-        raise NotFound(f"{job.id} has no artifact {path!r}; GET /v1/jobs/{job.id}/artifacts lists them")
     folder, _, name = path.partition("/")
-    facts = FileFacts(found[path].bytes, f"{found[path].bytes}-{found[path].modified_at}")
-    return await downloads.file_response(storage, _folders(root, job.id)[folder], name, facts, if_none_match)
+    found = (await storage.run(_files, root, job.id, folder)).get(name) if folder in FOLDERS else None
+    if found is None:
+        raise NotFound(f"{job.id} has no artifact {path!r}; GET /v1/jobs/{job.id}/artifacts lists them")
+    facts = FileFacts(found.size, f"{found.size}-{found.modified}")
+    return await downloads.file_response(storage, FOLDERS[folder](root, job.id), name, facts, if_none_match)
 
 
-def _folders(root: str, job_id: str) -> dict[str, str]:
-    return {"run": run_folder(root, job_id), "output": JobFolder(root, job_id).output}
-
-
-def _find(root: str, job_id: str) -> list[ArtifactView]:
-    return [
-        ArtifactView(path=f"{folder}/{name}", bytes=file.size, modified_at=_modified(file))
-        for folder, url in _folders(root, job_id).items()
-        for name, file in walk_files(url).items()
+def _files(root: str, job_id: str, folder: str) -> dict[str, StoredFile]:
+    """Return the artifacts in one of FOLDERS, keyed by the path in it."""
+    return {
+        name: file
+        for name, file in walk_files(FOLDERS[folder](root, job_id)).items()
         if not name.startswith(CHECKPOINTS) and name != LEASE
-    ]
+    }
 
 
-def _modified(file: StoredFile) -> datetime | None:
-    return utc_datetime_or_none(file.modified if math.isfinite(file.modified) else None)
+def _view(path: str, file: StoredFile) -> ArtifactView:
+    modified = file.modified if math.isfinite(file.modified) else None
+    return ArtifactView(path=path, bytes=file.size, modified_at=utc_datetime_or_none(modified))
