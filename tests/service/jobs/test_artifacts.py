@@ -34,8 +34,7 @@ def server(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {server.key}"}
-    with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
+    with server.http_client() as client:
         yield client
 
 

@@ -37,8 +37,7 @@ def server(engine: Engine, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {server.key}"}
-    with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
+    with server.http_client() as client:
         yield client
 
 
@@ -289,10 +288,9 @@ def test_the_log_of_a_run_started_by_ray_job_submit_comes_from_ray(client: httpx
 def test_two_hundred_event_streams_receive_the_same_final_event(server: Server) -> None:
     store = server.app.state.jobs
     job = queued(store)
-    headers = {"Authorization": f"Bearer {server.key}"}
     limits = httpx.Limits(max_connections=300)
     with (
-        httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60, limits=limits) as client,
+        server.http_client(limits=limits) as client,
         ExitStack() as stack,
     ):
         streams = [stack.enter_context(client.stream("GET", f"/jobs/{job.id}/events")) for _ in range(200)]

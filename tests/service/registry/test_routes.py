@@ -53,8 +53,7 @@ def root(tmp_path: Path) -> str:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {server.key}"}
-    with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
+    with server.http_client() as client:
         yield client
 
 
@@ -349,22 +348,23 @@ def test_a_job_can_write_its_output_only_to_its_own_folder(
 def test_imported_weights_are_listed_after_their_job_and_can_be_exported(
     engine: Engine, tmp_path: Path, golden: Path
 ) -> None:
-    with serving(engine, tmp_path, InProcessCluster(), allowed_uris=(str(golden),)) as server:
-        headers = {"Authorization": f"Bearer {server.key}"}
-        with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
+    with (
+        serving(engine, tmp_path, InProcessCluster(), allowed_uris=(str(golden),)) as server,
+        server.http_client() as client,
+    ):
 
-            def wait_until_done(job: dict[str, Any]) -> dict[str, Any]:
-                wait_for(lambda: client.get(f"/jobs/{job['id']}").json()["state"] in ("succeeded", "failed"))
-                done: dict[str, Any] = client.get(f"/jobs/{job['id']}").json()
-                assert done["state"] == "succeeded", done
-                return done
+        def wait_until_done(job: dict[str, Any]) -> dict[str, Any]:
+            wait_for(lambda: client.get(f"/jobs/{job['id']}").json()["state"] in ("succeeded", "failed"))
+            done: dict[str, Any] = client.get(f"/jobs/{job['id']}").json()
+            assert done["state"] == "succeeded", done
+            return done
 
-            body = {"weights": str(golden / "mae_state.safetensors"), "id": "mine", "heads": 3, "project": "video"}
-            job = wait_until_done(client.post("/encoders", json=body).json())
-            assert job["encoder"] == "mine"
-            wait_for(lambda: client.get("/encoders/mine").status_code == 200, 10)
-            view = client.get("/encoders/mine").json()
-            assert (view["project"], view["objective"], view["lineage"]["job"]) == ("video", "imported", job["id"])
-            export = {"kind": "export", "config": {"encoder": "mine", "format": "official"}, "project": "video"}
-            exported = wait_until_done(client.post("/jobs", json=export).json())["result"]
-            assert Path(exported["output"]).stat().st_size > 0
+        body = {"weights": str(golden / "mae_state.safetensors"), "id": "mine", "heads": 3, "project": "video"}
+        job = wait_until_done(client.post("/encoders", json=body).json())
+        assert job["encoder"] == "mine"
+        wait_for(lambda: client.get("/encoders/mine").status_code == 200, 10)
+        view = client.get("/encoders/mine").json()
+        assert (view["project"], view["objective"], view["lineage"]["job"]) == ("video", "imported", job["id"])
+        export = {"kind": "export", "config": {"encoder": "mine", "format": "official"}, "project": "video"}
+        exported = wait_until_done(client.post("/jobs", json=export).json())["result"]
+        assert Path(exported["output"]).stat().st_size > 0

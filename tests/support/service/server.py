@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import uvicorn
 from sqlalchemy import Engine
 
@@ -42,6 +43,11 @@ class Server(NamedTuple):
     url: str
     key: str
     app: Any
+
+    def http_client(self, **options: Any) -> httpx.Client:
+        """Return a client of `/v1` with the admin key."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=60, **options)
 
 
 @contextmanager
