@@ -20,6 +20,7 @@ from amd.training.run_folder import RunResult
 from service.cli.connection import PERSISTENT_TRIES
 from service.cli.console import print_plain
 from service.cli.open_console import command_prefix, console_link
+from service.cli.times import duration
 from service.client import Client, DeploymentRequest, JobRequest, NoAnswer, Patience
 from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
@@ -150,8 +151,9 @@ def _update_bar(bars: Progress, row: TaskID, job: JobView) -> None:
     progress, status = job.progress, f"{job.state} {job.message}" if job.state != "running" else ""
     if progress is not None and progress.steps:
         bars.update(row, total=progress.steps, completed=progress.step or 0)
-        left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left else ""
-        status = status or f"step {progress.step or 0} of {progress.steps}{left}"
+        left = f", {duration(progress.seconds_left)} left" if progress.seconds_left else ""
+        trained = "teacher, " if progress.teacher else ""
+        status = status or f"{trained}step {progress.step or 0} of {progress.steps}{left}"
     bars.update(row, status=status or job.state)
 
 
@@ -159,7 +161,8 @@ def _print_change(console: Console, job: JobView, previous: str) -> str:
     """Print a line for each new state or completed quarter of the steps, unless bars are shown. Returns the line."""
     progress, line = job.progress, f"{job.name}: {job.state}"
     if job.state == "running" and progress is not None and progress.steps:
-        line += f", {25 * (4 * (progress.step or 0) // progress.steps)} % of {progress.steps} steps"
+        whose = "of its teacher's" if progress.teacher else "of"
+        line += f", {25 * (4 * (progress.step or 0) // progress.steps)} % {whose} {progress.steps} steps"
     if line != previous and not console.is_terminal:
         print_plain(line, console)
     return line

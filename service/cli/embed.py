@@ -86,7 +86,7 @@ def _embed_files(files: Sequence[str], encoder: str, storage: str | None, as_jso
             try:
                 vector: list[Any] = embed_file(url, file).tolist()
             except BadSample as error:
-                bad.append(f"{file}: {error}")
+                bad.append(f"{file}: {error.reason}")
                 continue
             if as_json:
                 print(json.dumps({"file": file, "encoder": name, "embedding": vector}))

@@ -34,7 +34,7 @@ def progress_text(job: JobView) -> str:
     if not progress.steps:
         return ""
     left = f", {duration(progress.seconds_left)} left" if progress.seconds_left and job.state == "running" else ""
-    return f"{progress.step or 0}/{progress.steps}{left}"
+    return f"{'teacher ' if progress.teacher else ''}{progress.step or 0}/{progress.steps}{left}"
 
 
 def details_table(job: JobDetail) -> Table:

@@ -114,6 +114,8 @@ class ProgressView(ApiModel):
     of_trials: int | None = None
     samples_per_s: float | None = None
     seconds_left: float | None = None
+    teacher: bool = False
+    """Whether the steps are those of the teacher, which a job without teacher weights trains before the student."""
     at: datetime
 
 

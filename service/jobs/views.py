@@ -110,7 +110,9 @@ def _progress(job: Job) -> ProgressView | None:
     if not job.progress:
         return None
     known = {name: value for name, value in job.progress.items() if name in ProgressView.model_fields}
-    return ProgressView(**known, at=utc_datetime(job.changed_at))
+    run = job.progress.get("run")
+    teacher = job.kind == "train" and run is not None and run != job.config.get("name")
+    return ProgressView(**known, teacher=teacher, at=utc_datetime(job.changed_at))
 
 
 def _failure(attempt: Attempt) -> FailureView | None:

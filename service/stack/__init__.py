@@ -16,7 +16,7 @@ from typing import NamedTuple
 from amd.storage import StorageError, check_writable, resolve_root
 from service.settings import Settings
 from service.stack.ports import free_ports, is_free
-from service.stack.processes import find_problem, reports_of, start
+from service.stack.processes import changed_settings, find_problem, reports_of, start
 from service.stack.shutdown import drain, end, end_leftovers
 from service.stack.state import (
     STARTUP_S,
@@ -105,6 +105,10 @@ def up(
             if previous is None or not previous.alive(part):
                 end_leftovers(folder, previous, part)
         state = _plan_state(folder, port, storage, num_cpus)
+        if changed := changed_settings(folder, state):
+            raise StackError(
+                f"{', '.join(changed)}: the stack in {folder.path} is running with another value; run `amd down` first"
+            )
         folder.write(state)
         control_plane = state.alive("control-plane")
         if control_plane is not None and previous is not None and previous.ray != state.ray:

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import psutil  # type: ignore[import-untyped]
 
+from service.settings import Settings
 from service.stack.state import HOST, MARK, STARTUP_S, Part, PartProcess, ProgressCallback, StackFolder, StackState
 
 LOG_BYTES = 16 * 2**20  # a longer log is rotated
@@ -95,6 +96,23 @@ def _service_environment(folder: StackFolder, state: StackState) -> dict[str, st
         "AMD_SERVE_HOST": HOST,
         "AMD_SERVE_PORT": str(state.ray.serve),
     }
+
+
+def changed_settings(folder: StackFolder, state: StackState) -> list[str]:
+    """Return the variables whose values in this process's environment differ from those of the running control plane.
+
+    Variables that are unset here are not compared, so that a stack can be used without repeating its settings.
+    """
+    process = state.alive("control-plane")
+    try:
+        running = process.environ() if process is not None else {}
+    except psutil.Error:
+        running = {}
+    if not running:  # the process has ended or is just being started
+        return []
+    current = _service_environment(folder, state)
+    names = (f"AMD_{field}".upper() for field in Settings.model_fields)
+    return sorted(name for name in names if name in current and current[name] != running.get(name, ""))
 
 
 def _ray_token(folder: StackFolder) -> dict[str, str]:

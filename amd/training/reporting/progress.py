@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Event = dict[str, Any]  # {"kind": "start" | "step" | "checkpoint" | "warning", …}: plain data, to cross processes
 
 PROGRESS_FILE = "AMD_PROGRESS_FILE"
+MIN_PACE_S = 5.0  # the first seconds are slower or faster than the rest, e.g. while other ranks and jobs start
 
 
 class Watcher(Protocol):
@@ -130,11 +131,12 @@ class PaceEstimator:
         return text if left is None else f"{text}  {duration(left)} left"
 
     def seconds_left(self, step: int) -> float | None:
-        """Return the estimated seconds left; None before the second logged step and at the end."""
+        """Return the estimated seconds left; None within MIN_PACE_S of the first logged step, and at the end."""
         if self._first is None or step <= self._first[1] or step >= self.steps:
             return None
         since, first = self._first
-        return (time.monotonic() - since) / (step - first) * (self.steps - step)
+        elapsed = time.monotonic() - since
+        return elapsed / (step - first) * (self.steps - step) if elapsed >= MIN_PACE_S else None
 
 
 class ProgressFileWatcher:

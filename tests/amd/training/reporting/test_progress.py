@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from amd.training.reporting import progress
 from amd.training.reporting.progress import LineWatcher, ProgressBarWatcher, duration
 
 START = {
@@ -31,11 +32,19 @@ START = {
 VALUES = {"loss/total": 1.25, "optim/lr": 1e-3, "speed/samples_per_s": 80.0, "time/step_s": 0.2, "time/data_s": 0.05}
 
 
-def test_the_log_starts_with_a_run_summary_followed_by_one_line_per_step() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_log_starts_with_a_run_summary_followed_by_one_line_per_step(clock: list[float]) -> None:
     out = io.StringIO()
     lines = LineWatcher(out, seconds=0)
     lines.on_event(START)
-    for step in (50, 60, 100):
+    for seconds, step in ((0, 50), (1, 51), (10, 60), (50, 100)):
+        clock[0] = seconds
         lines.on_event({"kind": "step", "step": step, "values": VALUES})
     lines.on_event({"kind": "warning", "text": "collapsing"})
     text = out.getvalue()
@@ -52,7 +61,8 @@ def test_the_log_starts_with_a_run_summary_followed_by_one_line_per_step() -> No
         "WARNING collapsing",
     ):
         assert expected in text
-    assert "left" in next(line for line in text.splitlines() if line.startswith("step 60/100"))
+    lines_left = [line.partition("25%")[2].strip() for line in text.splitlines() if line.startswith("step ")]
+    assert lines_left == ["", "", "40 s left", ""], "the pace is unknown in the first seconds"
 
 
 def test_a_terminal_shows_a_progress_bar() -> None:
