@@ -113,6 +113,37 @@ def test_a_run_submitted_to_ray_directly_is_listed_watched_and_cancelled(
     wait_for(lambda: is_idle(ray_cluster), 60)
 
 
+@pytest.mark.timeout(900)
+def test_projects_share_a_cluster_within_their_quotas_and_budgets(plane: ControlPlane, tmp_path: Path) -> None:
+    policies = {"narrow": {"max_running_jobs": 1}, "wide": {"share": 2}, "spent": {"cpu_hours_per_month": 0}}
+    for project, policy in policies.items():
+        plane.request("PUT", f"/projects/{project}", json=policy)
+    request = run_request(tmp_path, 60)
+    narrow, wide, spent = (
+        [plane.submit(**request, project=project) for _ in range(jobs)]
+        for project, jobs in (("narrow", 2), ("wide", 2), ("spent", 1))
+    )
+    counts = {project: {0} for project in policies}
+
+    def all_succeeded(jobs: list[str]) -> bool:
+        listed = plane.request("GET", "/jobs?limit=50")["items"]
+        for project, seen in counts.items():
+            seen.add(sum(job["state"] in ("starting", "running") for job in listed if job["project"] == project))
+        states = {job["id"]: job["state"] for job in listed}
+        assert "failed" not in states.values(), listed
+        return {states[job] for job in jobs} == {"succeeded"}
+
+    wait_for(lambda: all_succeeded(narrow + wide), 600)
+    assert counts == {"narrow": {0, 1}, "wide": {0, 1, 2}, "spent": {0}}
+    waiting = plane.job(spent[0])
+    assert (waiting["state"], "0 CPU-hours" in waiting["message"]) == ("queued", True), waiting
+
+    plane.request("PUT", "/projects/spent", json={})
+    wait_for(lambda: all_succeeded(spent), 300)
+    used = {item["key"]: item["jobs"] for item in plane.request("GET", "/usage?by=project")["items"]}
+    assert used == {"narrow": 2, "wide": 2, "spent": 1}
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_a_job_is_requeued_when_the_ray_head_dies_and_finishes_on_its_replacement(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import itertools
@@ -22,12 +23,16 @@ from PIL import Image
 
 from amd.downstream.embedding.features import embed_file
 from service.client import Client
+from service.inference.lab import LabEngine
+from service.lab.gateway import NAME as LAB
 from service.serving.protocol import CANDIDATE, pack, unpack
 from service.serving.requests import RequestOptions
 from service.stack.ports import free_ports
 from tests.support.data.videos import pictures, write_video
 from tests.support.encoders.published_encoders import IMAGE, VIDEO, publish
 from tests.support.ray_cluster import RayCluster
+from tests.support.runs.configs import tiny_image_config
+from tests.support.runs.published_students import publish_student
 from tests.support.service.control_plane import ControlPlane, wait_for
 
 pytestmark = pytest.mark.ray
@@ -71,6 +76,7 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
     for seed, name in enumerate(("first", "second")):
         publish(plane.data / "root" / "encoders" / name, IMAGE, seed=seed)
     publish(plane.data / "root" / "encoders" / "moving", VIDEO)
+    publish_student(tiny_image_config(), plane.data / "root", "student")
     files = folder / "files"
     files.mkdir()
     noise = np.random.default_rng(0)
@@ -81,7 +87,7 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
     plane.start()
     served = ServedEncoders(plane, files, plane.key)
     try:
-        wait_for(lambda: len(plane.request("GET", "/encoders")["items"]) == 3)
+        wait_for(lambda: len(plane.request("GET", "/encoders")["items"]) == 4)
         plane.request("PUT", "/encoders/aliases/production", json={"encoder": "first"})
         served.deploy("images", encoder="production")
         served.deploy("videos", encoder="moving")
@@ -89,6 +95,8 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
     finally:
         for name in ("images", "videos"):
             plane.request("DELETE", f"/deployments/{name}")
+        wait_for(lambda: _applications(ray_cluster).keys() <= {LAB}, 120)
+        httpx.delete(f"{ray_cluster.dashboard}/api/serve/applications/", timeout=60).raise_for_status()
         wait_for(lambda: not _applications(ray_cluster), 120)
         plane.kill()
 
@@ -297,6 +305,33 @@ def replicas_of(deployment: str) -> list[int]:
         if title.startswith("ray::ServeReplica:amd-" + deployment):
             found.append(int(process.name))
     return found
+
+
+@pytest.mark.timeout(900)
+def test_the_mask_lab_starts_on_the_first_request_and_draws_as_offline(served: ServedEncoders) -> None:
+    folder, config = f"{served.plane.data}/root/encoders/student", tiny_image_config(mask__teacher_ratio=0.25)
+    content = (served.folder / "0.png").read_bytes()
+    call = {"config": config.model_dump(mode="json"), "step": 7, "position": 0, "deadline_s": 120}
+    engine = LabEngine()
+    expected = asyncio.run(engine.view({**call, "model": {"encoder": folder}, "item": {"content": content}}))
+    engine.close()
+
+    def view(**options: Any) -> Any:
+        query = {"encoder": "student", "step": 7, "teacher_ratio": 0.25, "deadline_s": START_S, **options}
+        headers = {"Authorization": f"Bearer {served.key}", "Content-Type": "image/png"}
+        url = f"{served.plane.url}/v1/lab/masks"
+        response = httpx.post(url, params=query, headers=headers, content=content, timeout=START_S)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    with under_load(served, "production", [served.folder / "1.png"]) as responses:
+        found = view()
+    assert {response.status_code for response in responses} == {200}, "deployments do not wait for the lab's replica"
+    assert found["token_sets"] == expected["token_sets"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    drawn = {name: base64.b64decode(url.partition(",")[2]) for name, url in found["layers"].items()}
+    assert drawn == expected["layers"]
+    assert view(seed=1)["token_sets"] != found["token_sets"]
 
 
 def _applications(cluster: RayCluster) -> Any:
