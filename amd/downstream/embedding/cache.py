@@ -109,12 +109,23 @@ def write_parts(folder: str, key: FeatureKey, parts: Iterable[Part]) -> Iterator
     write_json(join(folder, MANIFEST), {"key": key.model_dump(mode="json"), "files": dict(sorted(files.items()))})
 
 
+def _files(manifest: str) -> dict[str, dict[str, Any]]:
+    """Read the entries of a manifest. Raises DamagedFeatures if it is damaged."""
+    try:
+        entries: dict[str, dict[str, Any]] = read_json(manifest)["files"]
+        if all({"start", "sha256", "left_out"} <= entry.keys() for entry in entries.values()):
+            return entries
+    except (ValueError, LookupError, TypeError, AttributeError):  # not JSON, or JSON of another form
+        pass
+    raise DamagedFeatures(f"{manifest} is damaged")
+
+
 def read_parts(folder: str) -> Iterator[Part]:
     """Yield each part of a committed folder after verifying its digest.
 
     Raises DamagedFeatures if a file is missing or damaged.
     """
-    for name, entry in read_json(join(folder, MANIFEST))["files"].items():
+    for name, entry in _files(join(folder, MANIFEST)).items():
         url = join(folder, name)
         try:
             data = read_bytes(url)

@@ -104,14 +104,27 @@ class CheckpointStore:
         return Snapshot(tensors, json.loads(paths[STATE].read_bytes()))
 
     def metrics(self, step: int) -> dict[str, float]:
-        values: dict[str, float] = read_json(join(self.url(step), MANIFEST)).get("metrics", {})
+        """Return the metrics stored with a checkpoint. Raises DamagedCheckpoint if it has no valid manifest."""
+        values: dict[str, float] = self._manifest(step).get("metrics", {})
         return values
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Add metrics to a committed checkpoint."""
-        url = join(self.url(step), MANIFEST)
-        manifest = read_json(url)
-        write_json(url, {**manifest, "metrics": {**manifest.get("metrics", {}), **metrics}})
+        manifest = self._manifest(step)
+        updated = {**manifest, "metrics": {**manifest.get("metrics", {}), **metrics}}
+        write_json(join(self.url(step), MANIFEST), updated)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        url = self.url(step)
+        try:
+            manifest: dict[str, Any] = read_json(join(url, MANIFEST))
+            if all("sha256" in facts for facts in manifest["files"].values()):
+                return manifest
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{url}: checkpoint not found") from None
+        except (ValueError, LookupError, TypeError, AttributeError):  # not JSON, or JSON of another form
+            pass
+        raise DamagedCheckpoint(f"{url}: {MANIFEST} is corrupt")
 
     def _fetch(self, step: int) -> dict[str, Path]:
         """Return the local paths of a checkpoint's verified files, keyed by name.
@@ -120,11 +133,7 @@ class CheckpointStore:
         """
         url = self.url(step)
         paths = {}
-        try:
-            files = read_json(join(url, MANIFEST))["files"]
-        except FileNotFoundError:
-            raise DamagedCheckpoint(f"{url}: checkpoint not found") from None
-        for name, facts in files.items():
+        for name, facts in self._manifest(step)["files"].items():
             file = join(url, name)
             try:
                 path = retry_on_outage(url, partial(shared_copy, file))
@@ -212,9 +221,15 @@ class CheckpointStore:
     def ranked(self, steps: list[int]) -> list[int]:
         """Sort committed steps by the policy's metric, best first and unmeasured ones last."""
         metric, sign = self.policy.best_metric, -1 if self.policy.higher_is_better else 1
-        scores = {step: self.metrics(step).get(metric) for step in steps}
+        scores = {step: self._score(step, metric) for step in steps}
         worst = float("inf")
         return sorted(steps, key=lambda step: (worst if (s := scores[step]) is None else sign * s, -step))
+
+    def _score(self, step: int, metric: str) -> float | None:
+        try:
+            return self.metrics(step).get(metric)
+        except DamagedCheckpoint:
+            return None
 
     def sweep(self) -> list[int]:
         """Remove uncommitted folders and return their steps. Only the run's writer may call this."""

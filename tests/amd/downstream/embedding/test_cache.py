@@ -95,6 +95,15 @@ def test_damaged_features_are_logged_and_computed_again(
     assert same(list(cached_parts(folder, key(), never)), some_parts())
 
 
+@pytest.mark.parametrize("manifest", ["", '{"fi', "[]", "{}", '{"files": []}', '{"files": {"rows-00000000": 1}}'])
+def test_features_with_a_damaged_manifest_are_computed_again(manifest: str, tmp_path: Path) -> None:
+    folder = key().folder(str(tmp_path))
+    list(cached_parts(folder, key(), some_parts))
+    (Path(folder) / "manifest.json").write_text(manifest)
+    assert same(list(cached_parts(folder, key(), some_parts)), some_parts())
+    assert same(list(cached_parts(folder, key(), never)), some_parts())
+
+
 @pytest.mark.parametrize(
     "change",
     [

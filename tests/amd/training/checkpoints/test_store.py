@@ -9,7 +9,7 @@ import torch
 
 from amd.config import CheckpointConfig
 from amd.storage import StorageUnreachable, join, listdir, remove, write_bytes
-from amd.training.checkpoints.store import MANIFEST, CheckpointStore, Snapshot
+from amd.training.checkpoints.store import MANIFEST, CheckpointStore, DamagedCheckpoint, Snapshot
 from amd.training.failures import UploadError
 
 
@@ -64,6 +64,17 @@ def test_a_damaged_checkpoint_is_skipped(root: str) -> None:
     assert checkpoints.load_newest()[0] == 20
     remove(join(checkpoints.url(20), "optimizer.safetensors"))
     assert checkpoints.load_newest()[0] == 10
+
+
+@pytest.mark.parametrize("manifest", [b"", b'{"step": 30, "fi', b"[]", b"{}", b'{"files": []}', b'{"files": {"x": 1}}'])
+def test_a_checkpoint_with_a_corrupt_manifest_is_skipped(root: str, manifest: bytes) -> None:
+    checkpoints = store(root, [10, 20, 30], keep_last=3)
+    write_bytes(join(checkpoints.url(30), MANIFEST), manifest)
+    assert checkpoints.load_newest()[0] == 20
+    assert checkpoints.ranked([10, 20, 30])[-1] == 30
+    for read in (checkpoints.load, checkpoints.metrics):
+        with pytest.raises(DamagedCheckpoint, match=r"manifest\.json is corrupt"):
+            read(30)
 
 
 def test_an_uncommitted_checkpoint_is_never_read_and_is_removed(root: str) -> None:
