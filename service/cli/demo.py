@@ -29,7 +29,7 @@ def demo(
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a teacher, an AMD student and an undistilled student on digits, in about 13 minutes on two CPU cores.
+    """Compare a teacher, an AMD student and an undistilled student on digits, in about 5 minutes on two CPU cores.
 
     The runs are jobs on a service that the demo starts on this machine; the service then serves the distilled student.
     """
