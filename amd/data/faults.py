@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Generic, NamedTuple, Self, TypedDict, TypeVar
+from typing import Generic, NamedTuple, Self, TypeAlias, TypedDict, TypeVar
+
+from amd.storage import StorageUnreachable
 
 
 class UnreadableSample(TypedDict):
@@ -49,6 +51,9 @@ class DataFault(Exception):
 
 class LoaderCrash(RuntimeError):
     """Raised when a loader or decoding process dies for a reason unrelated to a particular sample."""
+
+
+LoadingFault: TypeAlias = DataFault | LoaderCrash | StorageUnreachable
 
 
 class SampleLedger(Generic[S]):

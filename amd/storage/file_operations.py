@@ -43,7 +43,7 @@ def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
         try:
             return operation()
         except Exception as error:  # every backend raises its own exceptions
-            if not _is_outage(error):
+            if not is_outage(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
             if not is_remote(url):
@@ -61,7 +61,7 @@ def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
     raise AssertionError("unreachable: pauses never run out")
 
 
-def _is_outage(error: Exception) -> bool:
+def is_outage(error: Exception) -> bool:
     """Return whether an error means that the store is temporarily unavailable."""
     if isinstance(
         error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError

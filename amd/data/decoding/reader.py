@@ -24,11 +24,15 @@ from amd.data.decoding.damage import Damage
 from amd.data.decoding.isolation import ChildFailed, ChildTimeout, DecodingChild
 from amd.data.decoding.limits import FileLimits
 from amd.data.fetching.read_ahead import FileRange, frame_files
-from amd.storage import is_remote
+from amd.storage import is_remote, retry_on_outage
 
 __all__ = ["BadSample", "DecodedFrames", "ManifestError", "ReadFacts", "SampleReader", "check_decoder"]
 
 T = TypeVar("T")
+
+
+class _Outage(OSError):
+    """Raised if the store of a remote sample does not respond."""
 
 
 class DecodedFrames(NamedTuple):
@@ -60,6 +64,8 @@ def check_decoder(data: DataConfig) -> None:
 class SampleReader:
     """Reads samples one at a time through a child process.
 
+    While a remote store does not respond, reads of a trusted data set wait, and then raise StorageUnreachable: its
+    samples are not bad. An untrusted file is bad at once, because a caller is waiting.
     The child starts on the first read and lives until `close()` or garbage collection; a copy of the reader in a forked
     or spawned process starts a separate child.
     """
@@ -72,7 +78,7 @@ class SampleReader:
         Raises ConfigError if the decoder is not installed.
         """
         check_decoder(data)
-        self._retries_stalls = limits is None
+        self._is_trusted = limits is None
         names = (
             "retries",
             "read_ahead_mib",
@@ -237,32 +243,61 @@ class SampleReader:
         return time.monotonic() + limit_s
 
     def _read(self, record: Record, read: Callable[[], T]) -> T:
+        """Return the result of `read`, retried while a remote store does not respond.
+
+        Raises BadSample on failure, or StorageUnreachable if the outage lasts too long.
+        """
+        if self._is_trusted:
+            return retry_on_outage(record.location, lambda: self._read_once(record, read))
+        try:
+            return self._read_once(record, read)
+        except _Outage as error:
+            raise BadSample(record, str(error)) from None
+
+    def _read_once(self, record: Record, read: Callable[[], T]) -> T:
         """Return the result of `read`, which is retried in a fresh process if the first process dies or stalls.
 
-        A stall on an untrusted file is not retried, because a caller is waiting. Raises BadSample on failure.
+        A stall on an untrusted file is not retried. Raises BadSample or _Outage on failure.
         """
         try:
             return read()
         except ChildFailed as error:
-            if isinstance(error, ChildTimeout) and not self._retries_stalls:
+            if isinstance(error, ChildTimeout) and not self._is_trusted:
                 raise BadSample(record, str(error)) from None
         try:
             return read()
         except ChildFailed as error:
+            if isinstance(error, ChildTimeout) and is_remote(record.location):
+                self._touch(record)
+                with suppress(ChildFailed):
+                    return read()  # the store may have stalled until now
             raise BadSample(record, f"{error}; a retry in a fresh process also failed") from None
+
+    def _touch(self, record: Record) -> None:
+        """Read one byte of a remote record. Raises _Outage if the store does not respond."""
+        location = record.location
+        if record.kind == "frames":
+            location = frame_files(location, [0], self._frame_name)[0].location
+        try:
+            self._request(record, {"task": "touch", "location": location}, self._deadline(self._limit))
+        except ChildTimeout:
+            raise _Outage(f"did not respond within {self._limit:g} s") from None
 
     def _request(
         self, record: Record, message: dict[str, Any], deadline: float, content: bytes | None = None
     ) -> dict[str, Any]:
         """Return the child's response.
 
-        Raises BadSample if the child reports a bad sample, or ChildFailed if the child dies or times out.
+        Raises _Outage if a remote store does not respond, BadSample if the child reports a bad sample, or ChildFailed
+        if the child dies or times out.
         """
         try:
             response = self._child.request(message, deadline, content)
         except ChildTimeout:
             limit = message.get("limit_s", self._limit)
             raise ChildTimeout(f"took longer than its limit of {limit:g} s to read and decode") from None
+        if "outage" in response:
+            raise _Outage(response["outage"])
         if "bad" in response:
             raise BadSample(record, response["bad"])
         return response

@@ -30,7 +30,7 @@ from amd.data.decoding.images import MAX_PIXELS, ImageError, is_image, read_imag
 from amd.data.decoding.limits import FileLimits
 from amd.data.decoding.video import UnknownContainer, Video, frame_rate, open_video
 from amd.data.fetching.cache import LocalCache
-from amd.data.fetching.fetch import Fetcher, FetchError
+from amd.data.fetching.fetch import Fetcher, FetchError, StoreOutage
 from amd.data.fetching.read_ahead import FileRange, ReadAhead, frame_files
 
 Pixels = npt.NDArray[np.uint8]
@@ -102,6 +102,9 @@ class Worker:
             return {}
         if task == "stills":
             return {"shape": self._stills(Record(*request["record"]), request["indices"]).shape}
+        if task == "touch":
+            self._fetcher.fetch(request["location"], 0, 1)
+            return {}
         if task == "transcode":
             from amd.data.decoding.transcode import transcode
 
@@ -233,6 +236,8 @@ def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
         signal.alarm(int(request.get("limit_s", limit_s)) + _GRACE_S)
         try:
             response = worker.handle(request)
+        except StoreOutage as error:
+            response = {"outage": " ".join(str(error).split())}
         except (VideoError, ImageError, FetchError) as error:
             response = {"bad": " ".join(str(error).split())}
         except MemoryError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from amd.data.fetching.cache import LocalCache
-from amd.storage import filesystem, is_remote, local_path
+from amd.storage import filesystem, is_outage, is_remote, local_path
 
 _T = TypeVar("_T")
 # Errors that a retry does not fix.
@@ -31,6 +31,10 @@ class FetchError(Exception):
     """Raised for a file that cannot be read, with a one-sentence reason."""
 
 
+class StoreOutage(FetchError):
+    """Raised for a remote file whose store does not respond, so the file itself may be intact."""
+
+
 class Fetcher:
     def __init__(
         self,
@@ -45,7 +49,7 @@ class Fetcher:
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
         """Return a local path, or the bytes of the whole file or of a range (`offset`, `size`).
 
-        Raises FetchError if the file cannot be read.
+        Raises FetchError if the file cannot be read, or StoreOutage if its store does not respond.
         """
         if is_remote(location):
             key = location if offset is None else f"{location}#{offset}+{size}"
@@ -104,7 +108,8 @@ class Fetcher:
             except Exception as error:  # backends raise their own types for transient errors
                 if attempt == self._retries:
                     attempts = f" after {attempt + 1} attempts" if attempt else ""
-                    raise FetchError(f"could not be read{attempts} ({type(error).__name__}: {error})") from None
+                    problem = StoreOutage if is_outage(error) else FetchError
+                    raise problem(f"could not be read{attempts} ({type(error).__name__}: {error})") from None
                 time.sleep(self._pause * 2**attempt * random.uniform(0.8, 1.2))
         raise AssertionError("unreachable")
 

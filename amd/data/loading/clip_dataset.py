@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from amd.config import ClipConfig, DataConfig, ViewsConfig
 from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import BadSample, ReadFacts
-from amd.data.faults import DamagedSample, DataFault, LoaderCrash, UnreadableSample
+from amd.data.faults import DamagedSample, DataFault, LoaderCrash, LoadingFault, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
 from amd.data.loading.order import SampleRange
-from amd.storage import is_remote
+from amd.storage import StorageUnreachable, is_remote
 
 
 class Sample(Protocol):
@@ -100,7 +100,7 @@ class ClipDataset(Dataset[Any]):
         self._damaged: list[DamagedSample] = []  # in the current batch
         self._decoders: list[str] = []
 
-    def __getitem__(self, item: WorkItem) -> WorkerBatch | DataFault | LoaderCrash:
+    def __getitem__(self, item: WorkItem) -> WorkerBatch | LoadingFault:
         repeats, sample_range = self.clips_per_sample, item.sample_range
         clips = processes.empty_uint8(sample_range.size * repeats, self.clip.frames, *self.clip.size, 3)
         labels: list[int] = []
@@ -115,7 +115,7 @@ class ClipDataset(Dataset[Any]):
                 if i == 0:
                     self._expect(item)
                 found = self._fill(clips[len(labels) :][:repeats], item, i, bad, extras)
-            except (DataFault, LoaderCrash) as fault:
+            except (DataFault, LoaderCrash, StorageUnreachable) as fault:
                 return fault  # returned, because torch adds a traceback to the message of a raised exception
             if found is not None:
                 number, label = found

@@ -25,7 +25,15 @@ from torch.utils.data import DataLoader
 
 from amd.config import ClipConfig, DataConfig, ViewsConfig
 from amd.data.decoding.reader import SampleReader, check_decoder
-from amd.data.faults import BadSampleLedger, DamagedSample, DataFault, LoaderCrash, SampleLedger, UnreadableSample
+from amd.data.faults import (
+    BadSampleLedger,
+    DamagedSample,
+    DataFault,
+    LoaderCrash,
+    LoadingFault,
+    SampleLedger,
+    UnreadableSample,
+)
 from amd.data.loading import order, processes
 from amd.data.loading.clip_dataset import (
     ClipDataset,
@@ -113,8 +121,8 @@ class ClipLoader:
         """Yield this rank's micro-batches for each optimizer step; steps are numbered over the whole run, from 0.
 
         Each loader process prefetches data.prefetch_batches micro-batches. Prefetched micro-batches are discarded if
-        the loop exits early. Raises DataFault if a position has no readable record, or LoaderCrash if a loader process
-        dies.
+        the loop exits early. Raises DataFault if a position has no readable record, StorageUnreachable if the data's
+        remote store does not respond, or LoaderCrash if a loader process dies.
         """
         self._steps = range(start_step, stop_step)
         batches = self._batches()
@@ -165,7 +173,7 @@ class ClipLoader:
             batches = iter(self._loader)
         while True:
             try:
-                batch: WorkerBatch | DataFault | LoaderCrash | None = next(batches, None)
+                batch: WorkerBatch | LoadingFault | None = next(batches, None)
             except RuntimeError as error:
                 if not processes.is_worker_death(error):
                     raise
@@ -177,7 +185,7 @@ class ClipLoader:
                 ) from None
             if batch is None:
                 return
-            if isinstance(batch, DataFault | LoaderCrash):
+            if isinstance(batch, LoadingFault):
                 raise batch
             labels, records = torch.from_numpy(batch.labels), torch.from_numpy(batch.records)
             if not self._dataset.train:  # a training run lists them in its folder
