@@ -57,6 +57,21 @@ SLOW_FILES = tuple(
         "test_minimal_install.py",
         "service/cli/test_demo.py",
         "amd/training/test_stall_watchdog.py",
+        "service/auth/test_authorization.py",
+        "amd/data/decoding/test_isolation.py",
+        "service/operations/retention/test_collection.py",
+        "amd/data/dataset/test_demo.py",
+        "tune_spaces/search/test_population.py",
+        "tune_spaces/report/test_report.py",
+        "amd/storage/test_credentials.py",
+        "service/db/test_models.py",
+        "amd/training/trainer/test_loop.py",
+        "service/cli/test_encoder_source.py",
+        "amd/data/loading/test_loader_files.py",
+        "service/inference/test_hostile_files.py",
+        "service/cli/test_doctor.py",
+        "service/test_drain.py",
+        "service/test_outages.py",
     )
 )
 

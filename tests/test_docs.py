@@ -88,6 +88,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_reference_page_is_committed(generated: Path) -> None:
     assert {path.name for path in generated.iterdir()} == {path.name for path in REFERENCE.iterdir()}
 

@@ -159,6 +159,7 @@ def test_git_ignores_secrets_and_local_settings() -> None:
     assert {"/secrets/", "/.env"} <= set((FOLDER / ".gitignore").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_the_database_is_migrated_through_its_service_file(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Migrate a real server as the `migrations` container does: user, password and address come only from the file."""
     service = (secrets / "pg-service").read_text()

@@ -91,6 +91,7 @@ def test_locks_are_up_to_date() -> None:
     assert {ray.get(r, r) for r in group} <= set(project["project"]["dependencies"])
 
 
+@pytest.mark.slow
 def test_the_control_plane_image_contains_everything_it_imports() -> None:
     names = " ".join(locked(DOCKER / "control-plane.lock"))
     ran = subprocess.run(

@@ -27,6 +27,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_video_benchmark_measures_every_stage_and_counts_bad_samples(videos: Path) -> None:
     result = bench.bench_data(DataConfig(train=str(videos), format="video_folder"), CLIP, samples=12, target=1e6)
     (one,) = result["sets"]

@@ -159,6 +159,7 @@ p.prepare(DataConfig(train=sys.argv[1]), sys.argv[2], short_side=32, workers=2)
 """
 
 
+@pytest.mark.slow
 def test_a_run_restarted_after_sigkill_writes_identical_bytes(videos: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", JOB, str(videos)]

@@ -54,6 +54,7 @@ def test_weights_are_imported_listed_shown_and_exported(amd: Any, golden: Path, 
     }
 
 
+@pytest.mark.slow
 def test_every_command_prints_only_json_on_standard_output(amd: Any, golden: Path, tmp_path: Path) -> None:
     args = ("--id", "mine", "--heads", 3, "--image-size", "16x16", "--mean", "0.5,0.4,0.3")
     imported = json.loads(amd("import", golden / "mae_state.safetensors", *args, "--json")[1])

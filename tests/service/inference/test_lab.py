@@ -39,6 +39,7 @@ def view_or_refusal(engine: LabEngine, content: bytes) -> dict[str, Any] | Refus
         return refusal
 
 
+@pytest.mark.slow
 def test_hostile_files_are_drawn_or_rejected_with_a_reason(engine: LabEngine, tmp_path: Path) -> None:
     for case in corpus(tmp_path)[::8]:
         found = view_or_refusal(engine, case.content)

@@ -40,6 +40,7 @@ def test_concurrent_probes_report_every_dependency(sqlite_engine: Engine, tmp_pa
     assert all({*report.values()} <= answers for report in reports)
 
 
+@pytest.mark.slow
 def test_a_hung_check_is_not_started_again(sqlite_engine: Engine, tmp_path: Path) -> None:
     started, ended = [], threading.Event()
 

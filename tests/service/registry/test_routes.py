@@ -344,6 +344,7 @@ def test_a_job_can_write_its_output_only_to_its_own_folder(
     assert (rejected.json()["code"], "output=" in rejected.json()["detail"]) == ("uri_not_allowed", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_imported_weights_are_listed_after_their_job_and_can_be_exported(
     engine: Engine, tmp_path: Path, golden: Path

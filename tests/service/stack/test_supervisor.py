@@ -150,6 +150,7 @@ def test_a_log_is_rotated_while_a_process_writes_to_it(tmp_path: Path) -> None:
         writer.stdin.close()
 
 
+@pytest.mark.slow
 def test_a_supervisor_process_restarts_a_part_until_the_stack_is_stopped(folder: StackFolder) -> None:
     state = write_state(folder)
     for part in ("control-plane", "supervisor"):

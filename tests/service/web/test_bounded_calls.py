@@ -66,6 +66,7 @@ def test_a_hung_call_is_abandoned_and_later_calls_are_rejected_until_a_thread_is
     assert calls.run_from_thread(lambda: 1) == 1
 
 
+@pytest.mark.slow
 def test_a_call_that_makes_progress_may_take_longer_than_the_timeout() -> None:
     timeout_s, pauses = 1.0, threading.Event()  # long enough for a thread that has to wait for the processor
     calls = BoundedCalls("storage root", THREADS, timeout_s, StorageUnavailable)

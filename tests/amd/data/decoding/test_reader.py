@@ -219,6 +219,7 @@ def test_frame_folders_on_s3_are_read(s3_root: str) -> None:
     reader.close()
 
 
+@pytest.mark.slow
 def test_a_read_from_a_store_that_never_responds_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The server accepts the connection and never responds."""
     monkeypatch.setattr("amd.storage.file_operations.OUTAGE_LIMIT_S", 1.0)

@@ -168,6 +168,7 @@ def shutil_usage(total: int) -> Any:
     return type("Usage", (), {"total": total})()
 
 
+@pytest.mark.slow
 def test_a_killed_loader_process_raises_instead_of_hanging() -> None:
     with pytest.raises(LoaderCrash, match=r"data\.train=fake"):
         _stream(_loader(data={"loader_workers": 2}, open_reader=DyingReader), 0, 4)
@@ -202,6 +203,7 @@ def test_closing_leaves_no_process_behind() -> None:
     loader.close()  # closing twice is harmless
 
 
+@pytest.mark.slow
 def test_leaving_the_loop_early_discards_prefetched_work() -> None:
     """Checks that the same processes can serve other steps, even though slow samples (0.2 s each) are still queued."""
     data = {"loader_workers": 1, "prefetch_batches": 5}

@@ -101,6 +101,7 @@ def test_a_failed_writer_leaves_no_files_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_reversed_clips_have_opposite_labels_and_splits_share_no_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

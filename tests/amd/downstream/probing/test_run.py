@@ -98,6 +98,7 @@ def test_scores_on_other_data_or_with_other_protocols_are_preserved(tmp_path: Pa
     assert load_card(url).scores == (old[0], old[2], old[3], new)
 
 
+@pytest.mark.slow
 def test_real_digits_are_probed_as_in_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores are the same whether features are streamed through the cache or computed with all clips in memory."""
     monkeypatch.setenv("AMD_DEMO_DIR", str(tmp_path / "demo"))

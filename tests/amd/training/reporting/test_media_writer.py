@@ -53,6 +53,7 @@ def open_writer(config: TrainConfig, folder: Path) -> tuple[MediaWriter, Student
     return MediaWriter(str(folder), config, student, open_manifest(config.data), tracked.append), student, tracked
 
 
+@pytest.mark.slow
 def test_a_paused_run_with_pictures_is_bit_identical_to_a_run_without_pictures(tmp_path: Path) -> None:
     pictured = tiny_run(tmp_path, name="pictured", checkpoint__pin_steps=[2, 9], tracking__tensorboard=True)
     train(pictured, until=6)

@@ -156,6 +156,7 @@ def run_rank(rank: int, world: int, values: dict[str, Any], folder: str) -> None
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [3])
 def test_the_gradient_across_ranks_matches_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
     """Three ranks share eight samples unevenly, in micro-batches of two; their gradient norms are bit-identical."""

@@ -60,6 +60,7 @@ def test_a_ray_server_that_accepts_connections_but_never_responds_is_reported(mo
                 call()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_hung_storage_costs_one_timeout_per_step_and_delays_only_jobs_that_need_it(
     sqlite_engine: Engine, tmp_path: Path
