@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
@@ -167,10 +168,13 @@ class ClipLoader:
             self._current_run.value += 1
 
     def _batches(self) -> Iterator[Batch]:
-        if self._loader is None:
-            self._loader = self._open()
-        with processes.hide_main_module():
-            batches = iter(self._loader)
+        with warnings.catch_warnings():
+            # Torch warns about more processes than CPUs, but they wait for storage most of the time.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            if self._loader is None:
+                self._loader = self._open()
+            with processes.hide_main_module():
+                batches = iter(self._loader)
         while True:
             try:
                 batch: WorkerBatch | LoadingFault | None = next(batches, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,15 @@ def _pids(loader: ClipLoader) -> list[int]:
     assert loader._loader is not None
     iterator: Any = loader._loader._iterator
     return [worker.pid for worker in iterator._workers]
+
+
+def test_more_loader_processes_than_cpus_cause_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _stream(_loader(data={"loader_workers": 2}), 0, 1)
+    assert [str(warning.message) for warning in caught if "DataLoader" in str(warning.message)] == []
 
 
 def test_closing_leaves_no_process_behind() -> None:
