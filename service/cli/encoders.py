@@ -55,7 +55,7 @@ ENCODERS: Listing[dict[str, Any]] = Listing(
         Column("clip", lambda row: row["clip"], wraps=False, drop=2),
         Column("objective", lambda row: row["objective"] or "imported", drop=1),
         Column("best score", _best_score),
-        Column("aliases", lambda row: ", ".join(row.get("aliases", ())), drop=4),
+        Column("aliases", lambda row: "\n".join(row.get("aliases", ())), narrow=30, drop=4),
         Column("licence", _licence),
     ),
     empty="No encoders; publish one with `amd demo`, `amd train` or `amd encoders import`",
