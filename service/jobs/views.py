@@ -111,7 +111,7 @@ def _progress(job: Job) -> ProgressView | None:
         return None
     known = {name: value for name, value in job.progress.items() if name in ProgressView.model_fields}
     run = job.progress.get("run")
-    teacher = job.kind == "train" and run is not None and run != job.config.get("name")
+    teacher = job.kind == "train" and run is not None and run != job.id  # a job's run has its ID
     return ProgressView(**known, teacher=teacher, at=utc_datetime(job.changed_at))
 
 

@@ -102,6 +102,17 @@ def test_pictures_are_listed_and_served_as_images_that_run_no_scripts(client: ht
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("run", "teacher"), [(None, False), ("demo-image-teacher-1a2b3c", True)])
+def test_progress_tells_whether_a_job_trains_its_teacher(
+    client: httpx.Client, server: Server, run: str | None, teacher: bool
+) -> None:
+    store, job = server.app.state.jobs, client.post("/jobs", json=DEMO).json()["id"]
+    store.note_progress(store.get(job), {"run": run or job, "step": 5, "steps": 10})
+    for found in (client.get(f"/jobs/{job}").json(), client.get("/jobs").json()["items"][0]):
+        assert (found["progress"]["step"], found["progress"]["teacher"]) == (5, teacher)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_only_a_jobs_pictures_can_be_read(client: httpx.Client, server: Server) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
     root = server.app.state.settings.root
