@@ -23,6 +23,7 @@ from tests.flows.test_search_ray import is_idle
 from tests.support.ray_cluster import RayCluster, end_head, second_node, start_head
 from tests.support.runs.tiny_runs import tiny_run
 from tests.support.s3 import S3Server
+from tests.support.servers.keyed_s3 import KeyedS3Server
 from tests.support.service.control_plane import ControlPlane, wait_for
 
 pytestmark = pytest.mark.ray
@@ -31,7 +32,7 @@ LONG = 100_000
 
 @pytest.fixture
 def plane(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[ControlPlane]:
-    plane = ControlPlane(tmp_path / "data", ray_cluster.dashboard, AMD_ALLOWED_URIS=str(tmp_path))
+    plane = ControlPlane(tmp_path / "data", ray_cluster.dashboard, AMD_ALLOWED_URIS=f"{tmp_path},s3://sets")
     plane.start()
     yield plane
     plane.kill()
@@ -142,6 +143,23 @@ def test_projects_share_a_cluster_within_their_quotas_and_budgets(plane: Control
     wait_for(lambda: all_succeeded(spent), 300)
     used = {item["key"]: item["jobs"] for item in plane.request("GET", "/usage?by=project")["items"]}
     assert used == {"narrow": 2, "wide": 2, "spent": 1}
+
+
+@pytest.mark.timeout(600)
+def test_workers_read_data_with_the_credential_of_their_jobs_project(plane: ControlPlane, tmp_path: Path) -> None:
+    request = run_request(tmp_path, 10)
+    with KeyedS3Server({"sets": "key-of-sets"}) as store:
+        for path in (tmp_path / "images").rglob("*.png"):
+            store.client("sets").upload_file(str(path), "sets", str(path.relative_to(tmp_path)))
+        store.requests.clear()
+        request["config"]["data"] |= {"train": "s3://sets/images", "loader_workers": 1}
+        secret = tmp_path / "secret"  # another store than that of the nodes
+        secret.write_text(json.dumps({"key": "key-of-sets", "secret": "testing", "endpoint_url": store.url}))
+        credential = {"prefixes": ["s3://sets"], "secret": f"file:{secret}"}
+        plane.request("PUT", "/projects/vision", json={"credentials": {"sets": credential}})
+        ended = plane.wait_until(plane.submit(**request, project="vision"), "succeeded", "failed")
+        assert (ended["state"], ended["result"]["steps"]) == ("succeeded", 10), ended
+        assert store.requests == {("sets", "key-of-sets")}
 
 
 @pytest.mark.chaos
