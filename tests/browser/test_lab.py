@@ -168,6 +168,11 @@ def test_the_lab_opens_from_a_job_with_one_of_its_samples_and_its_checkpoints(
     move(page, "Checkpoint", "0")
     expect(page).to_have_url(re.compile("checkpoint=100"))
     assert pixels(page, "#lab-layers figure:nth-child(5) canvas") != rebuilt
+    page.get_by_label("Samples and pictures of").select_option(scenes.DISTILLED)
+    page.wait_for_url(f"**/console/lab?job={scenes.DISTILLED}*")
+    page.get_by_label("Samples and pictures of").select_option(scenes.SUCCEEDED)
+    page.wait_for_url(f"**/console/lab?job={scenes.SUCCEEDED}*")
+    expect(layers(page)).to_have_count(6)
     shown = pixels(page, "#lab-layers figure:first-child canvas")
     page.get_by_label("Record of").fill("5")
     expect(page).to_have_url(re.compile("record=5"))

@@ -74,6 +74,7 @@ async def show_lab(
         default_preset=DEFAULT_PRESET,
         encoders=selection.encoders,
         encoder=selection.encoder,
+        trained=await run_in_threadpool(_training_jobs, jobs, caller.project, selection.job),
     )
 
 
@@ -91,6 +92,14 @@ def _select(
     if chosen is not None:
         return LabSelection(offered, chosen, _job_of(chosen, jobs, project))
     return LabSelection(offered, None, None) if preset else _example(jobs, offered, project)
+
+
+def _training_jobs(jobs: JobStore, project: str | None, chosen: Job | None) -> list[Job]:
+    """Return the newest training jobs, and the chosen job."""
+    found = list(jobs.list(JobFilter(project, kinds=("train",)), limit=SHOWN).jobs)
+    if chosen is not None and chosen.id not in [job.id for job in found]:
+        found.insert(0, chosen)
+    return found
 
 
 def _job_of(encoder: RegisteredEncoder, jobs: JobStore, project: str | None) -> Job | None:

@@ -336,6 +336,9 @@
     schedule();
   });
   document.addEventListener("theme", draw);
+  byId("job")?.addEventListener("change", (event) => {
+    location.search = new URLSearchParams(event.target.value ? { job: event.target.value } : { preset: page.dataset.default });
+  });
   byId("reset").addEventListener("click", () => { changed = {}; load(); });
   byId("download").addEventListener("click", download);
   byId("copy").addEventListener("click", async (event) => {

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from service.auth.sessions import csrf_token
+from service.jobs.store import JobFilter
 from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient
@@ -37,7 +38,8 @@ def options(page: str) -> list[str]:
 def shown(page: str) -> tuple[str, str]:
     """Return the selected source of the settings and the job that supplies the samples."""
     (job,) = re.findall(r'data-job="([^"]*)" data-job-preset', page)
-    selected = re.findall(r'<option value="([^"]+)"[^>]*selected>', page)
+    (source,) = re.findall(r'<select id="lab-source">(.*?)</select>', page, re.DOTALL)
+    selected = re.findall(r'<option value="([^"]+)"[^>]*selected>', source)
     return (selected[0] if selected else options(page)[0]), job
 
 
@@ -58,6 +60,15 @@ def test_a_training_job_links_to_the_lab_with_a_sample_of_its_data(console: Cons
     assert 'name="alignment" type="checkbox"' in page  # it has checkpoints and a teacher
     assert 'name="alignment"' not in console.get(f"/console/lab?job={scenes.SUCCEEDED}").text
     assert console.get("/console/lab?job=train-nothing").status_code == 404
+
+
+def test_training_jobs_are_offered_newest_first(console: ConsoleClient, app: Any) -> None:
+    page = console.get(f"/console/lab?job={scenes.SUCCEEDED}").text
+    (select,) = re.findall(r'<select id="lab-job">(.*?)</select>', page, re.DOTALL)
+    offered = re.findall(r'value="([^"]*)"( selected)?', select)
+    newest = [job.id for job in app.state.jobs.list(JobFilter(None, kinds=("train",)), limit=50).jobs]
+    assert [job for job, _ in offered] == ["", *newest]
+    assert [job for job, selected in offered if selected] == [scenes.SUCCEEDED]
 
 
 def test_the_page_shows_the_pictures_that_a_job_wrote(console: ConsoleClient) -> None:
