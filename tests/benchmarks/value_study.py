@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.value_study run OUT --phase select --seeds 0-2 [--arms A;B] [--processes 2] [--minutes M]
     python -m tests.benchmarks.value_study run OUT --phase confirm --seeds 10-14
+    python -m tests.benchmarks.value_study run OUT --phase select --steps 3200    (students; a table of its own)
     python -m tests.benchmarks.value_study tables OUT
 
 Requires the package for the data set `fashion-mnist` (see `amd dataset`). Optimizer steps run the training code
@@ -205,8 +206,9 @@ def _attentive(encoder: Encoder, config: TrainConfig, data: StudyData, seed: int
 class SeedStudy:
     """Runs the arms for one seed in order, and stores each finished run in a file."""
 
-    def __init__(self, folder: Path, phase: str, seed: int, probes: tuple[str, ...], until: float) -> None:
-        self.folder, self.phase, self.seed, self.probes, self.until = folder, phase, seed, probes, until
+    def __init__(self, folder: Path, phase: str, seed: int, steps: int, probes: tuple[str, ...], until: float) -> None:
+        self.folder, self.phase, self.seed, self.steps = folder, phase, seed, steps
+        self.probes, self.until = probes, until
         self.data = read_data(PHASES[phase])
 
     def run(self, arms: Iterable[str]) -> None:
@@ -221,7 +223,7 @@ class SeedStudy:
                 self._run(name, ARMS[name])
 
     def _run(self, name: str, arm: StudyArm) -> None:
-        steps = STUDENT_STEPS
+        steps = self.steps
         if arm.as_long_as:
             own, others = self._result("undistilled"), [self._result(other) for other in arm.as_long_as]
             if own is None or None in others:
@@ -260,14 +262,20 @@ class SeedStudy:
         return json.loads(path.read_text()) if path.exists() else None
 
     def _path(self, name: str) -> Path:
-        return self.folder / self.phase / f"{self.seed}-{name.replace(' ', '_')}.json"
+        # A teacher and random weights do not depend on the length of the students' training.
+        steps = STUDENT_STEPS if name in ("teacher", "random") else self.steps
+        return results_folder(self.folder, self.phase, steps) / f"{self.seed}-{name.replace(' ', '_')}.json"
 
 
-def run_seed(task: tuple[Path, str, int, tuple[str, ...], tuple[str, ...], float]) -> None:
-    folder, phase, seed, arms, probes, until = task
+def results_folder(folder: Path, phase: str, steps: int) -> Path:
+    return folder / (phase if steps == STUDENT_STEPS else f"{phase}-{steps}")
+
+
+def run_seed(task: tuple[Path, str, int, int, tuple[str, ...], tuple[str, ...], float]) -> None:
+    folder, phase, seed, steps, arms, probes, until = task
     torch.set_num_threads(1)
     if time.time() < until:
-        SeedStudy(folder, phase, seed, probes, until).run(arms)
+        SeedStudy(folder, phase, seed, steps, probes, until).run(arms)
 
 
 # Tables
@@ -276,13 +284,13 @@ def run_seed(task: tuple[Path, str, int, tuple[str, ...], tuple[str, ...], float
 def tables(folder: Path) -> str:
     """Return the results of all phases as Markdown."""
     return "\n\n".join(
-        table(phase, [json.loads(path.read_text()) for path in sorted((folder / phase).glob("*.json"))])
-        for phase in PHASES
-        if (folder / phase).is_dir()
+        table(path.name, [json.loads(file.read_text()) for file in sorted(path.glob("*.json"))])
+        for path in sorted(folder.iterdir())
+        if path.is_dir()
     )
 
 
-def table(phase: str, results: list[dict[str, Any]]) -> str:
+def table(name: str, results: list[dict[str, Any]]) -> str:
     """Return one row per arm: scores, and paired differences with 95 % intervals.
 
     Scores are given as mean ± standard deviation across seeds.
@@ -293,7 +301,7 @@ def table(phase: str, results: list[dict[str, Any]]) -> str:
     probes = [probe for probe in PROBES if all(probe in result["scores"] for result in results)]
     names = [name for name in ("random", "teacher", *ARMS) if name in by_arm]
     lines = [
-        f"Phase {phase}, split {PHASES[phase]}:",
+        f"Phase {name}, split {PHASES[name.partition('-')[0]]}:",
         "",
         "| arm | seeds | steps | CPU s | " + " | ".join(f"{probe} %" for probe in probes) + " |",
         "|---|---:|---:|---:|" + "---:|" * len(probes),
@@ -349,6 +357,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0-2", help="first and last seed, separated by a hyphen")
     parser.add_argument("--arms", default=";".join(HEADLINE), help="names of the arms to run, separated by semicolons")
     parser.add_argument("--probes", default=",".join(PROBES))
+    parser.add_argument("--steps", type=int, default=STUDENT_STEPS, help="training steps of the students")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=480, help="minutes after which no new run starts")
     args = parser.parse_args()
@@ -359,7 +368,8 @@ def main() -> None:
             sys.exit(f"--arms: {', '.join(unknown)} do not exist; choose from {'; '.join(ARMS)}")
         probes = tuple(args.probes.split(","))
         tasks = [
-            (args.folder, args.phase, seed, arms, probes, until) for seed in range(int(first), int(last or first) + 1)
+            (args.folder, args.phase, seed, args.steps, arms, probes, until)
+            for seed in range(int(first), int(last or first) + 1)
         ]
         args.folder.mkdir(parents=True, exist_ok=True)
         with get_context("spawn").Pool(args.processes) as pool:
