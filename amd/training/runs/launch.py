@@ -22,7 +22,7 @@ from amd.training.failures import RunError, Stalled, Verdict
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
-from amd.training.reporting.progress import Watcher, choose_watcher
+from amd.training.reporting.progress import Watcher, choose_watcher, duration
 from amd.training.run_folder import LEASE, RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
 from amd.training.runs.attempts import Attempt, attempt_until_done
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
@@ -207,7 +207,11 @@ class _Runner:
 
     def _train_teacher(self, config: TrainConfig, run_id: str) -> RunResult:
         self.watcher.log(f"training the teacher first: {run_id}")
-        return self.train(config, PRETRAINING, run_id, wait=True)
+        result = self.train(config, PRETRAINING, run_id, wait=True)
+        if result.state == "succeeded":
+            took = f"{result.steps} steps in {duration(result.seconds)}"
+            self.watcher.log(f"the teacher is trained ({took}); training the student")
+        return result
 
     def _attempt(self, config: RunConfig, kind: RunKind) -> Attempt:
         if self.ranks is not None:

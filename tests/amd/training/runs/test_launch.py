@@ -277,12 +277,16 @@ def tiny_recipe(folder: Path) -> TrainConfig:
 
 
 def test_a_teacher_preset_is_trained_first_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(NullWatcher, "log", lambda self, text: logged.append(text))
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: NullWatcher())
     config = tiny_run(tmp_path)
     recipe = tiny_recipe(tmp_path)
     monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
     teacher_from_preset = {"teacher.weights": None, "teacher.preset": "tiny-teacher", "teacher.overrides": {"seed": 5}}
     student = train(with_overrides(config, {**teacher_from_preset, "name": "student"}))
     assert student.state == "succeeded"
+    assert [text for text in logged if text.startswith("the teacher is trained (3 steps in ")]
     runs = listdir(join(config.storage, "runs"))
     (teacher,) = [name for name in runs if name.startswith("tiny-teacher-")]
     assert read_json(join(config.storage, "runs", teacher, "config.json"))["seed"] == 5
