@@ -4,10 +4,10 @@ Run as `python tests/chaos/soak.py --minutes 60 --seed 0`. A local Ray cluster t
 data and storage are on an S3 server (moto) behind a proxy. Faults follow one another in an order determined by the
 seed; each waits until the run has recovered and committed a checkpoint since the previous one. When a node joins, Ray
 Train announces the resize, and the run may repeat at most one step. Before a node is preempted, the run must save a
-checkpoint; it keeps training until the node is gone. After any fault, it must continue from the newest checkpoint. At
-the end, the run is stopped, and its metrics must contain every step. Prints a table of faults with the number of
-repeated steps; the exit code is 1 if a check fails. Stops everything that it started, and removes its folder unless a
-check fails or --keep is given.
+checkpoint; it keeps training and saving until the node is gone. After any fault, it must continue from the newest
+checkpoint. At the end, the run is stopped, and its metrics must contain every step. Prints a table of faults with the
+number of repeated steps; the exit code is 1 if a check fails. Stops everything that it started, and removes its folder
+unless a check fails or --keep is given.
 """
 
 from __future__ import annotations

@@ -202,9 +202,11 @@ class Training(ABC):
         save = bool(signals.stop) or timed or self._save_is_due(done) or self.bad.too_many
         if signals.poll_preemption:
             self.preemption_poll.restart()
-            if self.hooks.preempted() and not self.preemption_reported:
-                self.preemption_reported = save = True
-                self.emit("warning", text=f"step {done}: a node is about to be preempted; saving a checkpoint")
+            if self.hooks.preempted():
+                save = True  # at every poll, because the steps after the last checkpoint are lost with the node
+                if not self.preemption_reported:
+                    self.emit("warning", text=f"step {done}: a node is about to be preempted; saving checkpoints")
+                self.preemption_reported = True
         if save or done % self.run_config.tracking.log_every_steps == 0:
             self._log(done)
         self.after_step(done, batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class TimedHooks(NullHooks):
     """Hooks that advance a simulated clock by the given seconds at each step, and record checkpoints and polls."""
 
     def __init__(self, step_seconds: list[float]) -> None:
-        self.step_seconds, self.now = step_seconds, 0.0
+        self.step_seconds, self.now, self.notice_s = step_seconds, 0.0, math.inf
         self.saves: list[tuple[int, float]] = []  # (step, time)
         self.polls: list[float] = []
 
@@ -51,7 +52,7 @@ class TimedHooks(NullHooks):
 
     def preempted(self) -> bool:
         self.polls.append(self.now)
-        return False
+        return self.now >= self.notice_s
 
     def emit(self, event: Event) -> None:
         if event["kind"] == "checkpoint":
@@ -97,3 +98,19 @@ def test_timed_checkpoints_and_preemption_polls_happen_once_per_interval(
         later - earlier >= PREEMPTION_POLL_S - 1e-6
         for earlier, later in zip(hooks.polls, hooks.polls[1:], strict=False)
     )
+
+
+@pytest.mark.parametrize("make_group", [ProcessGroup, DelayedGroup])
+def test_after_a_preemption_notice_a_checkpoint_is_saved_at_every_poll(
+    data: Path, make_group: type[ProcessGroup]
+) -> None:
+    group, hooks = make_group(), TimedHooks([2.0] * STEPS)
+    hooks.notice_s = 4 * 2.0
+    name = f"preempted-{make_group.__name__}"
+    config = tiny_run(data, name=name, checkpoint__every_steps=None, checkpoint__every_minutes=None)
+    assert Pretraining(spec_of(name, str(data / "storage"), config, ""), group, hooks, hooks.clock).run().finished
+    noticed = [at_s for at_s in hooks.polls if at_s >= hooks.notice_s]
+    assert len(noticed) > 1
+    times = [at_s for _, at_s in hooks.saves]
+    assert times[: len(noticed)] == noticed
+    assert len(times) - len(noticed) <= 1  # the last step
