@@ -24,6 +24,7 @@ from amd.storage.filesystems import filesystem, is_remote, join, local_path
 
 OUTAGE_LIMIT_S = 60.0  # longest outage of a remote store that operations wait for
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_REFUSALS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EMSGSIZE, 78}  # of s3fs for a 3xx or 4xx; 78 is EREMCHG
 STALE_AFTER_S = 60.0  # a temporary file that has not changed for this long was abandoned by its writer
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")
 """Names that writers give to unfinished files."""
@@ -62,10 +63,15 @@ def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
 
 
 def is_outage(error: Exception) -> bool:
-    """Return whether an error means that the store is temporarily unavailable."""
+    """Return whether an error means that a store is temporarily unavailable, not that it refused the request."""
     if isinstance(
         error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError
     ):
+        return False
+    status = getattr(error, "code", getattr(error, "status", None))  # of gcsfs, or of aiohttp
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+        return False
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
         return False
     names = {cls.__name__ for cls in type(error).__mro__}
     return isinstance(error, OSError) or bool(names & {"ConnectionError", "HTTPClientError", "ClientConnectionError"})

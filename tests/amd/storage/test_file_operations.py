@@ -19,6 +19,7 @@ import pytest
 from amd.storage import (
     StorageUnreachable,
     file_operations,
+    is_outage,
     join,
     read_bytes,
     read_many,
@@ -73,6 +74,34 @@ def test_a_missing_file_raises_immediately(s3_root: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(file_operations.time, "sleep", fail_on_sleep)
     with pytest.raises(FileNotFoundError):
         read_bytes(f"{s3_root}/nothing")
+
+
+class ResponseError(OSError):
+    """An error of gcsfs, which has the status of the response."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"status {code}")
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EBUSY, "SlowDown"), True),
+        (OSError(errno.EREMOTEIO, "InternalError"), True),
+        (TimeoutError("slow"), True),
+        (ConnectionRefusedError("refused"), True),
+        (ResponseError(503), True),
+        (ResponseError(429), True),
+        (OSError(errno.EINVAL, "InvalidRange"), False),
+        (ResponseError(416), False),
+        (PermissionError("denied"), False),
+        (FileNotFoundError("missing"), False),
+        (ValueError("decoder"), False),
+    ],
+)
+def test_refusals_of_a_store_are_no_outages(error: Exception, expected: bool) -> None:
+    assert is_outage(error) == expected
 
 
 class StoreStopper(NullWatcher):

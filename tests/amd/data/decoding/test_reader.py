@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import random
 import re
@@ -261,6 +262,7 @@ class _Flaky:
         ([TimeoutError("slow"), OSError("reset")], 3, 3, None),
         ([OSError("reset")] * 3, 2, 3, r"could not be read after 3 attempts \(OSError: reset\)"),
         ([FileNotFoundError("x")], 3, 1, "does not exist"),
+        ([OSError(errno.EINVAL, "the range is not satisfiable")] * 3, 2, 3, "is not satisfiable"),
         ([PermissionError("x")], 3, 1, "cannot be read"),
     ],
 )
@@ -287,6 +289,13 @@ def test_a_member_that_extends_past_the_end_of_its_shard_is_rejected(
     monkeypatch.setattr("amd.data.fetching.fetch.filesystem", lambda url: (_Flaky([]), url))
     with pytest.raises(FetchError, match="is truncated: 4 of 9 bytes"):
         Fetcher().fetch("s3://b/x", 6, 9)
+
+
+def test_a_member_past_the_end_of_a_shard_on_s3_is_bad(s3_root: str) -> None:
+    write_bytes(f"{s3_root}/x.tar", bytes(100))
+    reader = SampleReader(DataConfig(train="x", retries=0))
+    assert "could not be read" in _reason(reader, Record(f"{s3_root}/x.tar", None, "image", offset=200, size=50))
+    reader.close()
 
 
 def test_a_sample_is_read_even_if_the_cache_is_unusable(tmp_path: Path, s3_root: str) -> None:
