@@ -18,7 +18,7 @@ from typing import NamedTuple
 from amd.data.fetching.fetch import Fetcher, FetchError
 from amd.storage import is_remote
 
-THREADS = 16
+THREADS = 32
 
 
 class FileRange(NamedTuple):

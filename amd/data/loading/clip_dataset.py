@@ -75,7 +75,7 @@ class WorkItem(NamedTuple):
     run: int
     sample_range: SampleRange
     records: list[Sample]  # records with the numbers in sample_range.numbers
-    following: WorkItem | None = None  # next item for the same loader process, if its samples are fetched ahead
+    following: tuple[WorkItem, ...] = ()  # next items for the same loader process, whose samples are fetched ahead
 
 
 class ClipDataset(Dataset[Any]):
@@ -131,11 +131,11 @@ class ClipDataset(Dataset[Any]):
             self._reader = None
 
     def _expect(self, item: WorkItem) -> None:
-        """Start fetching the remote samples for this item and the next one. Substitutes are not fetched ahead."""
+        """Start fetching the remote samples for this item and the next ones. Substitutes are not fetched ahead."""
         if not self.data.read_ahead_mib or not is_remote(item.records[0].name):
             return
         samples = []
-        for part in (item,) if item.following is None else (item, item.following):
+        for part in (item, *item.following):
             for i, number in enumerate(part.sample_range.numbers[: part.sample_range.size]):
                 if number not in self._unreadable:
                     samples.append((part.records[i], self._chooser(self._draws(part.sample_range, i))))

@@ -13,6 +13,7 @@ Shapes: B samples, R repeats, T frames, H height, W width.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,8 @@ from amd.storage import is_remote
 
 __all__ = ["BadSampleLedger", "Batch", "ClipLoader", "DataFault", "LoaderCrash", "UnreadableSample"]
 
+
+READ_AHEAD_SAMPLES = 64  # fetched ahead by a loader process: enough for storage that takes 50 ms per request
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +162,8 @@ class ClipLoader:
         items = (WorkItem(run, one, [self.manifest[number] for number in one.numbers]) for one in ranges)
         if self.data.read_ahead_mib and is_remote(self.manifest[0].name):
             # torch hands items to its processes in turn, so a process reads item n + loader_workers after item n.
-            pairs = order.with_following(items, max(1, self.data.loader_workers))
+            count = math.ceil(READ_AHEAD_SAMPLES / self.plan.micro_batch)
+            pairs = order.with_following(items, max(1, self.data.loader_workers), count)
             items = (item._replace(following=following) for item, following in pairs)
         yield from items
 

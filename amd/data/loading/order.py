@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -51,15 +52,14 @@ def micro_batches(positions: range, most: int) -> list[range]:
     return [positions[i : i + most] for i in range(0, len(positions), most)]
 
 
-def with_following(items: Iterable[T], distance: int) -> Iterator[tuple[T, T | None]]:
-    """Yield each item together with the item `distance` places later, or with None near the end."""
-    waiting: deque[T] = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > distance:
-            yield waiting.popleft(), item
-    for item in waiting:
-        yield item, None
+def with_following(items: Iterable[T], distance: int, count: int) -> Iterator[tuple[T, tuple[T, ...]]]:
+    """Yield each item together with up to `count` later ones, which are `distance` places apart."""
+    source = iter(items)
+    waiting = deque(islice(source, distance * count + 1))
+    while waiting:
+        following = tuple(islice(waiting, distance, None, distance))
+        yield waiting.popleft(), following
+        waiting.extend(islice(source, 1))
 
 
 class SampleRange(NamedTuple):
