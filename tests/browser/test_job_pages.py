@@ -17,6 +17,14 @@ from tests.support.browser.console_service import PATIENCE_MS, ConsoleService
 
 expect.set_options(timeout=PATIENCE_MS)
 OpenPage = Callable[..., Page]
+RECORD_DRAWN_TEXTS = """
+    window.drawnTexts = [];
+    const fillText = CanvasRenderingContext2D.prototype.fillText;
+    CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+        window.drawnTexts.push(text);
+        fillText.call(this, text, ...rest);
+    };
+"""
 
 
 def path(service: ConsoleService, rest: str) -> str:
@@ -125,6 +133,9 @@ def test_charts_of_fractions_are_in_percent_and_zeros_have_a_small_axis(
     lines = [json.dumps({"step": step, "time": 1.0 * step, "speed/mfu": value}) for step in range(10)]
     write_bytes(join(run_folder(service.root, job_id), "metrics", "000000.jsonl"), "\n".join(lines).encode() + b"\n")
     page = open_page()
+    page.add_init_script(RECORD_DRAWN_TEXTS)
     open_overview(page, service, job_id)
     expect(page.locator("#curves figure header")).to_contain_text("0 %" if value == 0.0 else "23.7 %")
+    ticks = {text for text in page.evaluate("drawnTexts") if text.endswith(" %")}
+    assert max(float(text.removesuffix(" %")) for text in ticks) <= 100
     service.report(job_id, "succeeded")

@@ -62,10 +62,9 @@ def _reserved(cluster: ClusterView, jobs: JobStore, deployments: DeploymentStore
 
     Ray reports what running programs hold, with a delay: not what starting jobs are about to hold.
     """
-    attempts = jobs.newest_attempts(jobs.in_states(ACTIVE)).values()
-    held = running_reservation(deployments)()
-    cpus = held.cpus + sum(attempt.cpus for attempt in attempts)
-    gpus = held.gpus + sum(attempt.gpus for attempt in attempts)
+    active, held = jobs.in_states(ACTIVE), running_reservation(deployments)()
+    cpus = held.cpus + sum(job.cpus for job in active)
+    gpus = held.gpus + sum(attempt.gpus for attempt in jobs.newest_attempts(active).values())
     used = cluster.resources
     return Usage(cpus, gpus) if used is None else Usage(max(cpus, used.used_cpus), max(gpus, used.used_gpus))
 
