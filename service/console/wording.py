@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from amd.training.reporting.media_files import PictureName
 from service.jobs.schemas import EventView
 from service.jobs.store import SERVICE
 from service.projects.schemas import ActivityView
+from service.web.errors import Problem
 
 STATES: dict[str, str] = {
     "queued": "Waiting in the queue",
@@ -88,6 +90,20 @@ CONFIRMATIONS: dict[str, str] = {
     "delete": "Delete this job with its log, metrics, checkpoints and output? Its encoders are kept.",
 }
 
+_PROBLEMS: dict[int, str] = {
+    HTTPStatus.BAD_REQUEST: "Invalid input",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Invalid input",
+    HTTPStatus.FORBIDDEN: "Not allowed",
+    HTTPStatus.NOT_FOUND: "Not found",
+    HTTPStatus.CONFLICT: "Not possible",
+    HTTPStatus.PRECONDITION_FAILED: "Not possible",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Too large",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Not available now",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "Internal error",
+}
+"""Titles of problems by HTTP status."""
+
 _EVENTS: dict[str, str] = {
     "created": "Submitted",
     "starting": "Attempt {attempt} submitted to the cluster",
@@ -117,6 +133,13 @@ _CHANGES: dict[str, str] = {
     "deployment.delete": "Deployment deleted",
     "encoder.delete": "Encoder deleted",
 }
+
+
+def problem_title(problem: Problem) -> str:
+    """Return the title of a problem in plain words."""
+    if problem.code == "not_possible":
+        return "Not possible"
+    return _PROBLEMS.get(problem.status, problem.title)
 
 
 def event_title(event: EventView) -> str:

@@ -17,6 +17,7 @@ from service.jobs.routes import Config, Locations, project_of, resolved
 from service.jobs.schemas import JobRequest, ValidateView
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable, NotFound
+from service.web.formats import counted
 from service.web.schemas import ApiModel
 from tune_spaces.config import SearchConfig
 
@@ -90,7 +91,7 @@ def validate_request(
     except ClusterUnavailable as error:
         warnings.append(f"cannot check whether the cluster can run the job: {error.message}")
     run = config.train if isinstance(config, SearchConfig) else config
-    figures = estimate(run, body.preset, capacity) if isinstance(run, TrainConfig) else None
+    figures = estimate(run, body.source_preset, capacity) if isinstance(run, TrainConfig) else None
     if capacity is not None:
         warnings += _capacity_warnings(config, capacity)
     if figures is not None and figures.memory_fits is False:
@@ -109,16 +110,17 @@ def _capacity_warnings(config: BaseModel, capacity: Capacity) -> list[str]:
     warnings = []
     if request.cpus > capacity.cpus:
         warnings.append(
-            f"scaling.workers: the job needs {request.cpus:g} CPUs, but the cluster has {capacity.cpus:g}; "
+            f"scaling.workers: the job needs {counted(request.cpus, 'CPU')}, but the cluster has {capacity.cpus:g}; "
             "the job will wait until the cluster grows"
         )
     if request.device == "cuda" and request.workers > capacity.gpus:
         warnings.append(
-            f"scaling.workers: the job needs {request.workers} GPUs, but the cluster has {capacity.gpus:g}; "
+            f"scaling.workers: the job needs {counted(request.workers, 'GPU')}, but the cluster has {capacity.gpus:g}; "
             "the job will wait until the cluster grows"
         )
     if request.device == "auto" and capacity.gpus < request.workers:
         warnings.append(
-            f"the job will use CPUs: the cluster has only {capacity.gpus:g} GPUs for {request.workers} workers"
+            f"the job will use CPUs: the cluster has only {counted(capacity.gpus, 'GPU')} "
+            f"for {counted(request.workers, 'worker')}"
         )
     return warnings

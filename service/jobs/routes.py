@@ -169,7 +169,7 @@ def submit(
         priority=body.priority,
         origin="api",
         created_by=caller.id,
-        preset=body.preset,
+        preset=body.source_preset,
         config=named(body.kind, config, job_id, root),
         max_retries=body.max_retries,
         time_limit_s=body.time_limit_s,

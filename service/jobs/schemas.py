@@ -103,6 +103,21 @@ class JobRequest(ApiModel):
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
     """Maximum running time of an attempt, in seconds. When it is exceeded, the job saves a checkpoint and fails."""
 
+    @property
+    def source_preset(self) -> str | None:
+        """Preset from which the config is made."""
+        return self.preset
+
+
+class CopyRequest(JobRequest):
+    """Request to run a copy of a job. Contains the job's complete config; the job's preset is only recorded."""
+
+    original_preset: str | None
+
+    @property
+    def source_preset(self) -> str | None:
+        return self.original_preset
+
 
 class ProgressView(ApiModel):
     """A job's progress."""

@@ -14,7 +14,7 @@ from service.jobs.schemas import ACTIVE, WAITING
 from service.jobs.store import JobStore
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable
-from service.web.schemas import ApiModel, utc_datetime_or_none
+from service.web.schemas import ApiModel, utc_datetime, utc_datetime_or_none
 
 router = APIRouter(tags=["operations"])
 
@@ -48,6 +48,7 @@ class OccupantView(ApiModel):
     priority: int
     message: str
     """Explanation of why the job is waiting."""
+    created_at: datetime
     started_at: datetime | None
 
 
@@ -102,6 +103,7 @@ def _occupant(job: Job, project: str | None) -> OccupantView:
         name=job.name if own else None,
         project=job.project if own else None,
         message=job.message if own else "",
+        created_at=utc_datetime(job.created_at),
         started_at=utc_datetime_or_none(job.started_at),
         **{field: getattr(job, field) for field in ("kind", "state", "workers", "cpus", "device", "priority")},
     )

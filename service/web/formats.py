@@ -34,6 +34,11 @@ def between(start: datetime | None, end: datetime | None) -> str:
     return DASH if start is None else duration(((end or now()) - start).total_seconds())
 
 
+def elapsed_s(start: datetime) -> int:
+    """Return the whole seconds from a moment until now."""
+    return max(0, round((now() - start).total_seconds()))
+
+
 def ago(moment: datetime | None) -> str:
     """Format a moment relative to now, in a single unit."""
     if moment is None:
@@ -104,6 +109,11 @@ def plural(count: int, singular: str, plural_form: str | None = None) -> str:
     return f"{number(count)} {singular if count == 1 else plural_form or singular + 's'}"
 
 
+def counted(value: float, singular: str) -> str:
+    """Format an amount of resources: `1 CPU`, `0.5 CPUs`."""
+    return f"{value:g} {singular if value == 1 else singular + 's'}"
+
+
 def shortened(text: Any, length: int = 200) -> str:
     """Truncate long text, so that a name of 10,000 characters does not fill a page."""
     text = str(text)
@@ -119,12 +129,13 @@ def plain(text: str) -> str:
     return ANSI.sub("", text)
 
 
-FILTERS: dict[str, Callable[..., str]] = {
+FILTERS: dict[str, Callable[..., Any]] = {
     "ago": ago,
     "amount": amount,
     "between": between,
     "compact": compact,
     "duration": duration,
+    "elapsed_s": elapsed_s,
     "file_size": file_size,
     "joined": joined,
     "large": large,

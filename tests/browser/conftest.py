@@ -52,16 +52,25 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, service: ConsoleService) -> Iterator[Callable[..., Page]]:
-    """Open pages in a signed-in browser. Fails on console errors, policy violations and requests to other hosts."""
+    """Open pages in a signed-in browser. Fails on console errors, policy violations and requests to other hosts.
+
+    `expected_error`: part of the console errors that the test provokes.
+    """
     problems: list[str] = []
     contexts: list[BrowserContext] = []
 
-    def new_page(theme: str = "light", width: int = 1440, key: str | None = None) -> Page:
+    def new_page(
+        theme: str = "light", width: int = 1440, key: str | None = None, expected_error: str | None = None
+    ) -> Page:
+        def check_line(line: Any) -> None:
+            if line.type in ("error", "warning") and (expected_error is None or expected_error not in line.text):
+                problems.append(f"{page.url}: {line.text}")
+
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
-        page.on("console", lambda line: problems.append(f"{page.url}: {line.text}") if _is_error(line) else None)
+        page.on("console", check_line)
         page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
         page.on("request", lambda request: problems.append(request.url) if _is_foreign(request.url, service) else None)
         page.on("dialog", lambda dialog: dialog.accept())
@@ -75,10 +84,6 @@ def open_page(browser: Browser, service: ConsoleService) -> Iterator[Callable[..
     for context in contexts:
         context.close()
     assert problems == []
-
-
-def _is_error(line: Any) -> bool:
-    return line.type in ("error", "warning")
 
 
 def _is_foreign(url: str, service: ConsoleService) -> bool:

@@ -38,6 +38,7 @@ HISTORY = 200
 SHOWN_FILES = 200
 KINDS = get_args(JobKind)
 STATES = get_args(State)
+KINDS_WITH_PRESETS = ("train", "finetune", "detect", "search")
 
 
 @router.get("/jobs")
@@ -111,7 +112,14 @@ async def job_log(
 def job_config(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
     context = job_context(job, jobs, settings.root, "config")
     base = base_config(job.kind, job.preset, job.config)
-    return render(request, "job_config.html", **context, rows=config_rows(job.config, base), has_base=base is not None)
+    return render(
+        request,
+        "job_config.html",
+        **context,
+        rows=config_rows(job.config, base),
+        has_base=base is not None,
+        is_complete=job.preset is None and job.origin == "api" and job.kind in KINDS_WITH_PRESETS,
+    )
 
 
 @router.get("/jobs/{job_id}/history")

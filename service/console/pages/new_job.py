@@ -38,6 +38,8 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 FIELD = "o."  # prefix of the names of config fields in the form
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
+COPY_SUFFIX = " (copy)"
+MAX_NAME = 200  # characters of a job's name
 PRESET_KINDS = {"search": "train"}  # kinds that use the presets of another kind
 
 
@@ -63,14 +65,23 @@ def new_job(
     chosen = preset if preset in presets else first
     values = preset_values(kind, chosen) or {}
     fields = with_values(config_fields(kind), {"train": values} if kind == "search" else values)
-    return _form(request, kind=kind, preset=chosen, presets=presets, fields=fields, original=None)
+    return _form(request, kind=kind, preset=chosen, presets=presets, fields=fields, original=None, copy_name="")
 
 
 @router.get("/jobs/{job_id}/clone")
 def clone_job(request: Request, job: Visible, caller: Submitter) -> Response:
     kind: JobKind = job.kind  # type: ignore[assignment]  # a stored kind
     fields = with_values(config_fields(kind), job.config)
-    return _form(request, kind=kind, preset=job.preset or "", presets={}, fields=fields, original=job)
+    copy_name = f"{job.name[: MAX_NAME - len(COPY_SUFFIX)]}{COPY_SUFFIX}" if job.name else ""
+    return _form(
+        request,
+        kind=kind,
+        preset=job.preset or "",
+        presets={},
+        fields=fields,
+        original=job,
+        copy_name=copy_name,
+    )
 
 
 def _form(request: Request, **context: Any) -> Response:

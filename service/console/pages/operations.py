@@ -17,10 +17,13 @@ from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
 from service.jobs import routes as jobs_api
+from service.jobs.execution.backfill import Usage
 from service.jobs.routes import Config, Jobs
 from service.jobs.schemas import ACTIVE, WAITING, JobView
-from service.jobs.store import JobFilter
-from service.operations.cluster import cluster_view
+from service.jobs.store import JobFilter, JobStore
+from service.operations.cluster import ClusterView, cluster_view
+from service.serving.deployments import DeploymentStore
+from service.serving.reservations import running_reservation
 from service.web.schemas import utc_datetime
 from service.webhooks import routes as webhooks_api
 
@@ -43,13 +46,27 @@ class FailureGroup(NamedTuple):
 @router.get("/cluster")
 def show_cluster(request: Request, caller: Reader, jobs: Jobs) -> Response:
     counts = jobs.facets(JobFilter(origin="api"))["state"]
+    cluster = cluster_view(request, caller, jobs, OCCUPANTS, OCCUPANTS)
     return render(
         request,
         "cluster.html",
-        cluster=cluster_view(request, caller, jobs, OCCUPANTS, OCCUPANTS),
+        cluster=cluster,
+        reserved=_reserved(cluster, jobs, request.app.state.deployments),
         running=sum(counts.get(state, 0) for state in ACTIVE),
         waiting=sum(counts.get(state, 0) for state in WAITING),
     )
+
+
+def _reserved(cluster: ClusterView, jobs: JobStore, deployments: DeploymentStore) -> Usage:
+    """Return the resources that jobs and deployments reserve, or what Ray reports as used if that is more.
+
+    Ray reports what running programs hold, with a delay: not what starting jobs are about to hold.
+    """
+    active, held = jobs.in_states(ACTIVE), running_reservation(deployments)()
+    cpus = held.cpus + sum(job.cpus for job in active)
+    gpus = held.gpus + sum(attempt.gpus for attempt in jobs.newest_attempts(active).values())
+    used = cluster.resources
+    return Usage(cpus, gpus) if used is None else Usage(max(cpus, used.used_cpus), max(gpus, used.used_gpus))
 
 
 @router.get("/failures")

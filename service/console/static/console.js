@@ -32,6 +32,23 @@
     }
   });
 
+  // A shown problem disappears with the user's next request, or when the request that failed succeeds.
+  let failed = null;
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    const trigger = event.detail.requestConfig.triggeringEvent?.type;
+    if (trigger && !/^(refresh$|sse:)/.test(trigger)) dismissProblem();
+  });
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const { xhr, pathInfo } = event.detail;
+    if (xhr.status >= 400) failed = pathInfo.requestPath;
+    else if (xhr.status >= 200 && failed === pathInfo.requestPath) dismissProblem();
+  });
+
+  function dismissProblem() {
+    failed = null;
+    document.getElementById("toasts").replaceChildren();
+  }
+
   function announce(button, text) {
     const before = button.dataset.label || button.textContent;
     button.dataset.label = before;
@@ -46,6 +63,25 @@
       if (!element.querySelector("details[open]")) htmx.trigger(element, "refresh");
     }
   }, 4000);
+
+  // Durations that have not ended count up between the updates from the service. They start with the service's
+  // number of seconds, because the clock of the browser may differ.
+  const firstSeen = new WeakMap();
+  setInterval(() => {
+    for (const element of document.querySelectorAll("[data-elapsed]")) {
+      if (!firstSeen.has(element)) firstSeen.set(element, performance.now());
+      element.textContent = duration(Number(element.dataset.elapsed) + (performance.now() - firstSeen.get(element)) / 1000);
+    }
+  }, 1000);
+
+  function duration(seconds) {
+    const total = Math.round(seconds);
+    for (const [size, name, part, partName] of [[86400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
+      const rest = Math.floor((total % size) / part);
+      if (total >= size) return `${Math.floor(total / size)} ${name}${rest ? ` ${rest} ${partName}` : ""}`;
+    }
+    return `${total} s`;
+  }
 
   // An open menu closes with Escape, and with a click elsewhere.
   document.addEventListener("keydown", (event) => {
@@ -64,14 +100,26 @@
     const field = event.target.closest("[data-filter]");
     if (!field) return;
     const wanted = field.value.trim().toLowerCase();
+    const rows = [...document.querySelectorAll(field.dataset.filter)];
+    const section = rows[0]?.closest("details");
+    if (section) openWhileSearching(section, Boolean(wanted));
     let shown = 0;
-    for (const row of document.querySelectorAll(field.dataset.filter)) {
+    for (const row of rows) {
       row.hidden = Boolean(wanted) && !row.dataset.text.toLowerCase().includes(wanted);
       shown += row.hidden ? 0 : 1;
     }
     const count = document.getElementById(field.dataset.count || "");
     if (count) count.textContent = `${shown} shown`;
   });
+  function openWhileSearching(section, searching) {
+    if (searching && !section.open) {
+      section.open = true;
+      section.dataset.openedBySearch = "";
+    } else if (!searching && "openedBySearch" in section.dataset) {
+      section.open = false;
+      delete section.dataset.openedBySearch;
+    }
+  }
   document.addEventListener("change", (event) => {
     event.target.closest("[data-autosubmit]")?.form.requestSubmit();
     const field = event.target.closest("[data-only-changed]");

@@ -8,9 +8,11 @@
   const smoothing = document.getElementById("smoothing");
   const logScale = document.getElementById("log-scale");
   const overlayField = document.getElementById("overlay");
+  const overlayNote = document.getElementById("overlay-note");
   const MAX_POINTS = 1600; // of a metric in memory
   const GROUPED = ["loss"]; // prefixes whose metrics share a chart
   const ORDER = ["loss", "eval", "optim", "speed", "time", "data", "rank"];
+  const PERCENT = ["speed/mfu"]; // metrics that are fractions
   const NAMES = {
     "optim/lr": "Learning rate", "optim/grad_norm": "Gradient norm", "speed/samples_per_s": "Samples per second",
     "time/step_s": "Seconds per step", "time/data_s": "Seconds of data wait per step", "speed/mfu": "Model FLOPs utilisation",
@@ -99,12 +101,13 @@
     const tables = rows.map((row) => [row.steps, smooth(row.values, weight)]);
     if (weight) rows.forEach((row) => { if (!row.overlay && rows.length === 1) tables.push([row.steps, row.values]); });
     const data = uPlot.join(tables);
-    const key = JSON.stringify([rows.map((row) => row.label), tables.length, logScale.checked, document.documentElement.dataset.theme]);
+    const isZero = data.slice(1).every((values) => values.every((value) => !value));
+    const key = JSON.stringify([isZero, rows.map((row) => row.label), tables.length, logScale.checked, document.documentElement.dataset.theme]);
     let chart = charts.get(group);
     if (chart && chart.key === key) { chart.plot.setData(data); showLast(chart, rows, data); return; }
     if (chart) { chart.plot.destroy(); } else { chart = create(group); }
     chart.key = key;
-    chart.plot = new uPlot(options(rows, tables.length, chart.target), data, chart.target);
+    chart.plot = new uPlot(options(chart, rows, tables.length, isZero), data, chart.target);
     charts.set(group, chart);
     showLast(chart, rows, data);
   }
@@ -129,27 +132,42 @@
     body.append(target, legend);
     panel.append(header, body);
     place.append(panel);
-    return { target, last, legend, panel };
+    return { target, last, legend, panel, format: PERCENT.includes(group) ? percent : format };
   }
 
   function showLast(chart, rows, data) {
-    const parts = rows.map((row, index) => [row, lastOf(data[index + 1])]);
-    chart.last.textContent = parts.length === 1 ? format(parts[0][1]) : "";
-    chart.legend.replaceChildren(...(rows.length < 2 ? [] : parts.map(([row, value], index) => {
-      const item = document.createElement("span");
-      const mark = document.createElement("i");
-      mark.className = `c${(index % 8) + 1}`;
-      item.append(mark, `${row.label.slice(0, 80)} ${format(value)}`);
-      return item;
-    })));
-    const total = parts.map(([row, value]) => `${row.label} ${format(value)}`).join(", ");
+    const values = rows.map((_, index) => chart.format(valueAt(data[index + 1], lastIndex(data[index + 1]))));
+    chart.last.textContent = rows.length === 1 ? values[0] : "";
+    showLegend(chart, rows, values);
+    const total = rows.map((row, index) => `${row.label} ${values[index]}`).join(", ");
     chart.target.setAttribute("aria-label", `Over steps, last: ${total}`.slice(0, 300));
   }
 
-  const lastOf = (values) => { for (let i = values.length - 1; i >= 0; i--) if (values[i] !== null && values[i] !== undefined) return values[i]; return null; };
+  function showLegend(chart, rows, values) {
+    chart.legend.replaceChildren(...(rows.length < 2 ? [] : rows.map((row, index) => {
+      const item = document.createElement("span");
+      const mark = document.createElement("i");
+      mark.className = `c${(index % 8) + 1}`;
+      item.append(mark, `${row.label.slice(0, 80)} ${values[index]}`);
+      return item;
+    })));
+  }
+
+  // Return the index of the last value, at most `from`; -1 if there is none.
+  function lastIndex(values, from = values.length - 1) {
+    while (from >= 0 && (values[from] ?? null) === null) from--;
+    return from;
+  }
+
+  // Return the value at an index, or the one before if metrics have different steps; null outside of the curve.
+  const valueAt = (values, index) => (index <= lastIndex(values) ? values[lastIndex(values, index)] ?? null : null);
+
+  const percent = (value) => (value === null ? "–" : `${Number((100 * value).toPrecision(3))} %`);
   const format = (value) => (value === null ? "–" : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(Number(value.toPrecision(4))));
 
-  function options(rows, count, target) {
+  function options(chart, rows, count, isZero) {
+    const target = chart.target;
+    const tickText = chart.format === percent ? percent : short;
     const colours = window.amdColours();
     const font = "11px system-ui, sans-serif";
     const axis = { stroke: colours.muted, font, grid: { stroke: colours.line, width: 1 }, ticks: { show: false } };
@@ -162,23 +180,22 @@
       width: Math.max(200, target.clientWidth), height: target.clientHeight || 190,
       legend: { show: false }, padding: [10, 14, 0, 0],
       cursor: { sync: { key: "steps" }, points: { size: 6 } },
-      scales: { x: { time: false }, y: { distr: logScale.checked ? 3 : 1 } },
-      axes: [{ ...axis, values: (_, ticks) => ticks.map(short) }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) }],
+      scales: { x: { time: false }, y: isZero ? { range: [0, 1] } : { distr: logScale.checked ? 3 : 1 } },
+      axes: [{ ...axis, size: 24, values: (_, ticks) => ticks.map(short) }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : tickText(tick))) }],
       series: [{ label: "step" }, ...lines],
-      hooks: { setCursor: [(plot) => showCursor(plot, rows, target)] },
+      hooks: { setCursor: [(plot) => showCursor(plot, rows, chart)] },
     };
   }
 
   const short = (value) => (Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(4))));
 
-  function showCursor(plot, rows, target) {
-    const chart = [...charts.values()].find((one) => one.target === target);
-    if (!chart) return;
+  function showCursor(plot, rows, chart) {
     const index = plot.cursor.idx;
     if (index === null || index === undefined) { showLast(chart, rows, plot.data); return; }
     const step = plot.data[0][index];
-    if (rows.length === 1) chart.last.textContent = `step ${step}: ${format(plot.data[1][index] ?? null)}`;
-    else chart.last.textContent = `step ${step}`;
+    const values = rows.map((_, row) => chart.format(valueAt(plot.data[row + 1], index)));
+    chart.last.textContent = rows.length === 1 ? `step ${step}: ${values[0]}` : `step ${step}`;
+    showLegend(chart, rows, values);
   }
 
   // Return the series of another job, or null if they cannot be read.
@@ -190,13 +207,33 @@
     return found;
   }
 
+  // Return the IDs of the jobs that a text means: those with this name or ID, or else all that the job list finds.
+  async function findJobs(text) {
+    const response = await fetch(`${place.dataset.list}?${new URLSearchParams({ q: text })}`, { headers: { "HX-Request": "true" } });
+    if (!response.ok) return [];
+    const list = new DOMParser().parseFromString(await response.text(), "text/html");
+    const links = [...list.querySelectorAll("#jobs a.job-name")].filter((link) => idOf(link) !== place.dataset.job);
+    const exact = links.filter((link) => idOf(link) === text || link.textContent.trim().toLowerCase() === text.toLowerCase());
+    return (exact.length ? exact : links).map(idOf);
+  }
+
+  const idOf = (link) => decodeURIComponent(link.getAttribute("href").split("/").pop());
+
   async function overlay() {
-    const job = overlayField.value.trim();
-    const found = job ? await fetchSeries(job) : null;
-    compared.overlay = found && { job: job.slice(0, 60), series: found };
-    if (job && !found) overlayField.setAttribute("aria-invalid", "true");
+    const text = overlayField.value.trim();
+    const jobs = text ? await findJobs(text) : [];
+    const found = jobs.length === 1 ? await fetchSeries(jobs[0]) : null;
+    compared.overlay = found && { job: jobs[0], series: found };
+    overlayNote.textContent = text && !found ? overlayProblem(text, jobs) : "";
+    if (overlayNote.textContent) overlayField.setAttribute("aria-invalid", "true");
     else overlayField.removeAttribute("aria-invalid");
     draw();
+  }
+
+  function overlayProblem(text, jobs) {
+    if (!jobs.length) return `No job matches “${text}”.`;
+    if (jobs.length > 1) return `Several jobs match “${text}”. Enter a whole name or an ID.`;
+    return `The metrics of ${jobs[0]} cannot be read.`;
   }
 
   async function showBaseline() {

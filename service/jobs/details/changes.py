@@ -10,7 +10,7 @@ from amd.training.checkpoints.listing import CHECKPOINTS, MANIFEST, checkpoint_u
 from amd.training.run_folder import run_folder
 from service.db.models import Job
 from service.jobs.details.schemas import CloneRequest, ForkRequest, JobChange
-from service.jobs.schemas import WAITING, JobRequest
+from service.jobs.schemas import WAITING, CopyRequest
 from service.jobs.store import JobStore, StaleJob
 from service.projects.store import ProjectStore
 from service.web.errors import IllegalAction, NotFound
@@ -56,7 +56,7 @@ def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def fork_request(job: Job, root: str, changes: ForkRequest) -> JobRequest:
+def fork_request(job: Job, root: str, changes: ForkRequest) -> CopyRequest:
     """Return the request for a copy of a job that starts from one of the job's checkpoints. Blocks on the storage root.
 
     Raises IllegalAction if it is not a pre-training job, or NotFound if it has no such checkpoint.
@@ -72,10 +72,11 @@ def fork_request(job: Job, root: str, changes: ForkRequest) -> JobRequest:
     return clone_request(job, changes.model_copy(update={"overrides": {**changes.overrides, "start": url}}))
 
 
-def clone_request(job: Job, changes: CloneRequest) -> JobRequest:
+def clone_request(job: Job, changes: CloneRequest) -> CopyRequest:
     """Return the request for a copy of a job with changes, in the job's project."""
-    return JobRequest(
+    return CopyRequest(
         kind=job.kind,
+        original_preset=job.preset,
         config=portable_config(job.config),
         overrides=changes.overrides,
         project=job.project,

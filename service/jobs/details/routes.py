@@ -182,7 +182,7 @@ def clone_job(
     body: CloneRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """The copy has the original job's config and project, and starts where the original job started."""
+    """The copy has the original job's config, preset and project, and starts where the original job started."""
     request = changes.clone_request(jobs.get(job_id, caller.project), body or CloneRequest())
     return submit(request, caller, jobs, settings, policy, response, idempotency_key)
 

@@ -19,6 +19,7 @@ from service.projects.accounts import ProjectAccounts
 from service.projects.storage import GIB
 from service.projects.usage import ResourceHours
 from service.settings import Settings
+from service.web.formats import counted
 
 RELEASE_S = 15.0  # until Ray reports the resources of an ended job as free
 START_S = 120.0  # until a started job holds its resources
@@ -196,14 +197,14 @@ class AdmissionController:
         if not needed.fits(self._total):
             return Obstacle(
                 f"waiting for the cluster to grow: the job needs {_text(needed)}, "
-                f"and the cluster has {self._total.cpus:g} CPUs and {self._total.gpus:g} GPUs in total"
+                f"and the cluster has {_both(self._total)} in total"
             )
         if not needed.fits(self._free):
             if self.reserved_for is None:
                 self.reserved_for = job
                 self._reservation = reserve(needed, self._total, self._holders())
             held = self._external
-            others = f"; programs outside the queue hold {held.cpus:g} CPUs and {held.gpus:g} GPUs" if any(held) else ""
+            others = f"; programs outside the queue hold {_both(held)}" if any(held) else ""
             is_full = self._free.cpus <= ROUNDING
             return Obstacle(
                 f"waiting for {_text(needed)} to become free{others}", closes="queue" if is_full else "nothing"
@@ -250,7 +251,11 @@ class AdmissionController:
 
 
 def _text(needed: Usage) -> str:
-    return f"{needed.cpus:g} CPUs" + (f" and {needed.gpus:g} GPUs" if needed.gpus else "")
+    return _both(needed) if needed.gpus else counted(needed.cpus, "CPU")
+
+
+def _both(amount: Usage) -> str:
+    return f"{counted(amount.cpus, 'CPU')} and {counted(amount.gpus, 'GPU')}"
 
 
 def _first(*limits: int | None) -> int | None:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from service.console.pages import operations
+from service.console.schema_fields import ConfigField
 from service.jobs.actions import ACTIONS, act
 from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
@@ -35,7 +36,7 @@ def test_the_list_shows_the_newest_jobs_with_their_progress_or_reason_for_waitin
     assert rows(page)[0] == scenes.QUEUED
     text = text_of(page)
     assert "waiting for 8 CPUs to become free" in text
-    assert "1\u202f320 / 2\u202f000" in text
+    assert "1\u202f320 / 2\u202f000 steps" in text
     assert "7 min 11 s" in text
 
 
@@ -100,7 +101,12 @@ def test_a_waiting_job_shows_its_place_in_its_projects_queue_and_what_it_is_wait
     assert "2nd of 2 waiting jobs in project default" in text
     assert "waiting for 8 CPUs to become free" in text
     assert "urgent" in text
-    for job in (first, other):
+    third = queued(app.state.jobs, priority=-60)
+    pages = {job_id: console.get(f"/console/jobs/{job_id}").text for job_id in (first.id, third.id, scenes.RUNNING)}
+    assert "decides within seconds whether the job can start" in text_of(pages[first.id])
+    assert "the jobs ahead of it come first" in text_of(pages[third.id])
+    assert ["data-refresh" in page for page in pages.values()] == [True, True, False]
+    for job in (first, other, third):
         console.submit(f"/console/jobs/{job.id}/cancel")
 
 
@@ -154,6 +160,11 @@ def test_buttons_match_the_actions_that_the_state_allows(console: ConsoleClient,
     assert found == set(ACTIONS[app.state.jobs.get(job_id).state])
 
 
+def test_the_button_that_deletes_a_job_is_the_last_one(console: ConsoleClient) -> None:
+    page = console.get(f"/console/jobs/{scenes.SUCCEEDED}").text
+    assert page.index('id="act-delete"') > max(page.index('id="act-clone"'), page.index('id="edit-name"'))
+
+
 def test_a_user_with_a_read_only_key_sees_no_buttons_and_cannot_change_a_job(reader: ConsoleClient, app: Any) -> None:
     job = queued(app.state.jobs)
     for path in ("/console/jobs", f"/console/jobs/{job.id}", f"/console/jobs/{job.id}/files"):
@@ -186,6 +197,7 @@ def test_an_action_on_a_finished_job_is_rejected_with_an_explanation(console: Co
     response = console.submit(f"/console/jobs/{scenes.SUCCEEDED}/pause")
     assert response.status_code == 409
     assert "its state is succeeded" in response.text
+    assert "<strong>Not possible</strong>" in response.text
     assert "<html" not in response.text
 
 
@@ -196,6 +208,40 @@ def test_a_job_in_another_project_is_not_found(app: Any, database: Engine) -> No
     response = client.get(f"/console/jobs/{scenes.RUNNING}")
     assert response.status_code == 404
     assert "there is no job" in response.text
+    assert "<h1>Not found</h1>" in response.text
+
+
+# The form for a new job
+
+
+def test_the_form_for_a_sweep_has_its_own_title(console: ConsoleClient) -> None:
+    for path, title in (("", "New job"), ("?kind=search", "New sweep")):
+        page = console.get(f"/console/new{path}").text
+        assert f"<title>{title} · AMD</title>" in page
+        assert f"<h1>{title}</h1>" in page
+
+
+def test_code_in_help_texts_is_marked_up_and_escaped(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not re.search(r'class="hint"[^>]*>[^<]*`', console.get("/console/new?kind=detect").text)
+    field = ConfigField("seed", "integer", (), "0", "A `<script>` and <b>text</b>.", True)
+    monkeypatch.setattr("service.console.pages.new_job.config_fields", lambda kind: (field,))
+    page = console.get("/console/new").text
+    assert "A <code>&lt;script&gt;</code> and &lt;b&gt;text&lt;/b&gt;." in page
+
+
+@pytest.mark.parametrize("preset", ["demo-image-amd", "demo-image-mae"])
+def test_a_presets_summary_ends_with_one_full_stop(console: ConsoleClient, preset: str) -> None:
+    assert ".;" not in console.get(f"/console/new?preset={preset}").text
+
+
+@pytest.mark.parametrize(("device", "is_shown"), [("cpu", False), ("cuda", True)])
+def test_the_estimated_duration_on_gpus_is_shown_only_for_jobs_that_may_use_them(
+    console: ConsoleClient, device: str, is_shown: bool
+) -> None:
+    values = {"o.scaling.device": device, "o.schedule.steps": "100000"}
+    page = console.submit("/console/new/check", kind="train", preset="demo-image-amd", **values).text
+    assert "This job can be submitted" in page
+    assert ("on one H100 per worker" in page) is is_shown
 
 
 # Details in the REST API
@@ -222,7 +268,9 @@ def test_labels_are_edited_in_a_form_with_one_label_per_line(console: ConsoleCli
     job = queued(app.state.jobs)
     assert console.submit(f"/console/jobs/{job.id}/edit", name="x", labels="a=1\n\nb = two words ").status_code == 204
     assert app.state.jobs.get(job.id).labels == {"a": "1", "b": "two words"}
-    assert console.submit(f"/console/jobs/{job.id}/edit", labels="no value\x00").status_code == 422
+    invalid = console.submit(f"/console/jobs/{job.id}/edit", labels="no value\x00")
+    assert invalid.status_code == 422
+    assert "<strong>Invalid input</strong>" in invalid.text
     assert "labels: {" in text_of(console.get(f"/console/jobs/{job.id}/history").text)
     console.submit(f"/console/jobs/{job.id}/cancel")
 
@@ -238,7 +286,29 @@ def test_a_clone_has_the_original_config_with_the_requested_changes(console: Con
     )
     assert after == {**before, "name": found.json()["id"], "seed": 5}
     assert found.json()["name"] == "copy"
+    assert found.json()["preset"] == "demo-image-mae"
     console.post(f"/v1/jobs/{found.json()['id']}/cancel", headers=headers)
+
+
+def test_the_clone_form_marks_the_name_as_a_copy_and_the_copy_keeps_the_preset(
+    console: ConsoleClient, app: Any
+) -> None:
+    page = console.get(f"/console/jobs/{scenes.RUNNING}/clone").text
+    assert 'value="Digits, teacher ratio 0.6 (copy)"' in page
+    response = console.submit("/console/new", original=scenes.RUNNING, name="a copy", **{"o.seed": "9"})
+    job_id = response.headers["hx-redirect"].rpartition("/")[2]
+    config = text_of(console.get(f"/console/jobs/{job_id}/config").text)
+    assert "Compared with the preset demo-image-amd : 2 differences" in " ".join(config.split())
+    app.state.jobs.edit(app.state.jobs.get(job_id), {"name": "x" * 200}, "test")
+    assert f'value="{"x" * 193} (copy)"' in console.get(f"/console/jobs/{job_id}/clone").text
+    console.submit(f"/console/jobs/{job_id}/cancel")
+
+
+def test_the_config_page_says_that_a_job_was_submitted_as_a_complete_config(console: ConsoleClient, app: Any) -> None:
+    job = queued(app.state.jobs)
+    assert "Submitted as a complete config" in console.get(f"/console/jobs/{job.id}/config").text
+    assert "Submitted as a complete config" not in console.get(f"/console/jobs/{scenes.RUNNING}/config").text
+    console.submit(f"/console/jobs/{job.id}/cancel")
 
 
 def test_the_log_can_be_searched_and_read_backwards(console: ConsoleClient, database: Engine) -> None:
@@ -277,6 +347,16 @@ def test_the_cluster_queue_hides_the_job_names_of_other_projects(
     app.state.cluster.unavailable = False
     assert broken["resources"] is None
     assert "does not respond" in broken["problem"]
+
+
+def test_the_cluster_page_shows_reserved_cpus_and_since_when_jobs_wait(
+    console: ConsoleClient, database: Engine
+) -> None:
+    running = console.get("/v1/cluster", headers=key_to(database, "read")).json()["running"]
+    reserved = sum(job["cpus"] for job in running)
+    page = console.get("/console/cluster").text
+    assert f"CPUs reserved {reserved:g} of 4" in " ".join(text_of(page).split())
+    assert "5 min ago" in page[page.index('id="waiting-title"') :]
 
 
 def test_the_cluster_page_shows_the_first_jobs_of_a_long_queue_and_counts_all(

@@ -220,6 +220,12 @@ def test_jobs_that_end_before_a_reservation_or_use_spare_resources_are_backfille
     assert "waiting behind a job that needs 7 CPUs" in reasons["endless"]
 
 
+def test_amounts_of_one_are_in_the_singular() -> None:
+    active = [running("busy", cpus=8.0, workers=2, device="cuda")]
+    reasons = decide([waiting("next", device="cuda")], active)[1]
+    assert reasons == {"next": "waiting for 1 CPU and 1 GPU to become free"}
+
+
 def test_without_time_limits_only_resources_that_nobody_waits_for_are_backfilled() -> None:
     active = [running("busy", cpus=2.0, workers=2, device="cuda")]
     jobs = [

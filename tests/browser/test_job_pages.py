@@ -1,0 +1,141 @@
+"""Tests for job pages in a real browser: live parts, charts, the form for a new job, and error messages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from amd.artifacts.discovery import encoder_folder
+from amd.storage import join, write_bytes
+from amd.training.run_folder import run_folder
+from tests.support.browser import scenes
+from tests.support.browser.console_service import PATIENCE_MS, ConsoleService
+
+expect.set_options(timeout=PATIENCE_MS)
+OpenPage = Callable[..., Page]
+RECORD_DRAWN_TEXTS = """
+    window.drawnTexts = [];
+    const fillText = CanvasRenderingContext2D.prototype.fillText;
+    CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+        window.drawnTexts.push(text);
+        fillText.call(this, text, ...rest);
+    };
+"""
+
+
+def path(service: ConsoleService, rest: str) -> str:
+    return f"{service.server.url}/console{rest}"
+
+
+def started_job(service: ConsoleService, name: str) -> str:
+    body = {"kind": "train", "preset": "demo-image-mae", "name": name}
+    job_id = str(service.api("POST", "/jobs", json=body)["id"])
+    service.report(job_id)
+    return job_id
+
+
+def open_overview(page: Page, service: ConsoleService, job_id: str) -> None:
+    page.goto(path(service, f"/jobs/{job_id}"))
+    expect(page.locator("#curves figure").first).to_be_visible()
+
+
+def test_the_overview_shows_result_attempts_and_encoder_once_the_job_has_ended(
+    open_page: OpenPage, service: ConsoleService
+) -> None:
+    job_id = started_job(service, "watched")
+    page = open_page()
+    page.goto(path(service, f"/jobs/{job_id}"))
+    expect(page.locator("#outcome .state")).to_have_text("running")
+    expect(page.locator("#published .notice")).to_have_count(0)
+    folder = encoder_folder(service.root, scenes.ENCODER)
+    service.report(job_id, "succeeded", result={"figures": {"loss/total": 0.25}, "encoder_folder": folder})
+    expect(page.locator("#outcome .state")).to_have_text("succeeded")
+    expect(page.locator("#outcome")).to_contain_text("Result")
+    expect(page.locator("#published")).to_contain_text(f"This job published the encoder {scenes.ENCODER}")
+
+
+def test_the_duration_of_a_running_job_counts_up_between_updates(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, f"/jobs/{scenes.RUNNING}"))
+    for place in ("#job-head", "#outcome"):
+        expect(page.locator(f"{place} [data-elapsed]")).to_have_text(re.compile(r"^\d+ min( \d+ s)?$"))
+    for seconds, text in ((58, r"^1 min( 1?\d s)?$"), (3598, "^1 h$"), (186000, "^2 d 3 h$")):
+        page.evaluate("seconds => { document.querySelector('#curves-title').dataset.elapsed = seconds; }", seconds)
+        expect(page.locator("#curves-title")).to_have_text(re.compile(text))
+
+
+def test_a_field_search_opens_the_section_with_the_fields(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, "/new"))
+    expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
+    page.get_by_label("Search fields").fill("pin_steps")
+    expect(page.get_by_label("checkpoint.pin_steps")).to_be_visible()
+    page.get_by_label("Search fields").fill("")
+    expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
+
+
+def test_a_problem_disappears_with_the_next_request_of_the_user(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page(expected_error="status of 422")
+    page.goto(path(service, f"/jobs/{scenes.SUCCEEDED}"))
+    page.locator("#job-head summary", has_text="Edit").click()
+    page.locator("#edit-labels").fill("key=" + "x" * 300)
+    page.locator("#job-head form button").click()
+    expect(page.locator("#toasts")).to_contain_text("Invalid input")
+    page.evaluate("htmx.trigger('#job-head', 'refresh')")  # a background request keeps it
+    page.wait_for_timeout(300)
+    expect(page.locator("#toasts")).to_contain_text("Invalid input")
+    page.locator("#job-head summary", has_text="Edit").click()
+    page.locator("#job-head form button").click()
+    page.wait_for_load_state("load")
+    expect(page.locator("#toasts .notice")).to_have_count(0)
+
+
+def test_the_legend_shows_the_values_at_the_cursor(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    open_overview(page, service, scenes.SUCCEEDED)
+    figure = page.locator("#curves figure").first
+    last = figure.locator("figcaption").text_content() or ""
+    figure.locator(".u-over").hover(position={"x": 5, "y": 40})
+    expect(figure.locator("figcaption")).not_to_have_text(last)
+    expect(figure.locator("header")).to_contain_text("step")
+    page.mouse.move(1, 1)
+    expect(figure.locator("figcaption")).to_have_text(last)
+
+
+def test_a_job_is_overlaid_by_its_name_or_the_start_of_its_id(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    open_overview(page, service, scenes.SUCCEEDED)
+    field, note = page.get_by_label("Name or ID of a job to overlay"), page.locator("#overlay-note")
+    legend = page.locator("#curves figcaption").first
+    for text, job_id in (("digits, Teacher ratio 0.6", scenes.RUNNING), (scenes.FAILED[:-4], scenes.FAILED)):
+        field.fill(text)
+        field.press("Enter")
+        expect(legend).to_contain_text(f"loss/total of {job_id}")
+        expect(note).to_be_empty()
+    field.fill("no such job")
+    field.press("Enter")
+    expect(note).to_have_text("No job matches “no such job”.")
+    expect(legend).not_to_contain_text("loss/total of")
+    field.fill("Ablation")
+    field.press("Enter")
+    expect(note).to_contain_text("Several jobs match “Ablation”.")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.2368])
+def test_charts_of_fractions_are_in_percent_and_zeros_have_a_small_axis(
+    open_page: OpenPage, service: ConsoleService, value: float
+) -> None:
+    job_id = started_job(service, "utilisation")
+    lines = [json.dumps({"step": step, "time": 1.0 * step, "speed/mfu": value}) for step in range(10)]
+    write_bytes(join(run_folder(service.root, job_id), "metrics", "000000.jsonl"), "\n".join(lines).encode() + b"\n")
+    page = open_page()
+    page.add_init_script(RECORD_DRAWN_TEXTS)
+    open_overview(page, service, job_id)
+    expect(page.locator("#curves figure header")).to_contain_text("0 %" if value == 0.0 else "23.7 %")
+    ticks = {text for text in page.evaluate("drawnTexts") if text.endswith(" %")}
+    assert max(float(text.removesuffix(" %")) for text in ticks) <= 100
+    service.report(job_id, "succeeded")
