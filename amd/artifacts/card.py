@@ -5,6 +5,7 @@ Accesses no files: `weights` writes the card as JSON, `model_card` renders it as
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -46,6 +47,10 @@ class DecoderCard(BaseModel):
     variance."""
     sha256: str | None = None
     """SHA-256 of decoder.safetensors, verified on loading."""
+
+
+STRICTEST_FIRST = ("test", "detection", "linear", "attentive", "knn", "few_shot")
+"""Evaluation protocols, the strictest first."""
 
 
 class Score(BaseModel):
@@ -126,11 +131,15 @@ class Card(BaseModel):
     @property
     def best_score(self) -> tuple[str, float] | None:
         """First metric of the best evaluation under the strictest protocol available."""
-        for protocol in ("test", "detection", "linear", "attentive", "knn", "few_shot"):
-            values = [next(iter(score.values.items())) for score in self.scores if score.protocol == protocol]
-            if values:
-                return max(values, key=lambda pair: pair[1])
-        return None
+        best = strictest_score(self.scores)
+        return next(iter(best.values.items())) if best is not None else None
+
+
+def strictest_score(scores: Iterable[Score]) -> Score | None:
+    """Return the best evaluation under the strictest protocol available, by its first metric."""
+    ordered = sorted(scores, key=lambda score: STRICTEST_FIRST.index(score.protocol))
+    strictest = [score for score in ordered if score.protocol == ordered[0].protocol]
+    return max(strictest, key=lambda score: next(iter(score.values.values())), default=None)
 
 
 def is_non_commercial(license: str | None) -> bool:

@@ -18,7 +18,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as InPath
 from pydantic import Field, StringConstraints, field_validator
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, or_, select, text
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -109,6 +109,14 @@ class KeyStore:
             query = query.where(ApiKey.project == project)
         with Session(self._reading, expire_on_commit=False) as session:
             return list(session.scalars(query))
+
+    def names(self, project: str | None) -> dict[str, str]:
+        """Return the names of keys by ID: the keys that cover `project`, or all keys if `project` is None."""
+        query = select(ApiKey.id, ApiKey.name)
+        if project is not None:
+            query = query.where(or_(ApiKey.project == project, ApiKey.project.is_(None)))
+        with Session(self._reading) as session:
+            return dict(session.execute(query).tuples().all())
 
     def revoke(self, key_id: str, project: str | None, actor: str) -> None:
         """Revoke a key. No-op if it is already revoked.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from service.auth.api_keys import KeyStore
 from service.auth.authentication import SCOPES, Principal
 from service.auth.sessions import PREFIX, csrf_token, session_cookie
 from service.console import wording
@@ -54,18 +57,35 @@ def is_fragment(request: Request) -> bool:
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **context: Any) -> HTMLResponse:
-    """Return a page. Templates receive the caller's scopes, so that they show only permitted actions."""
+    """Return a page. Templates receive the caller's scopes, so that they show only permitted actions.
+
+    Call it in a thread for templates that use `actor_name`, which reads the database.
+    """
     caller = getattr(request.state, "caller", None)
     caller = caller if isinstance(caller, Principal) else None
     session = session_cookie(request.scope, request.headers)
     context = {
         "request": request,
         "caller": caller,
+        "actor_name": _actor_names(request, caller),
         "may": {scope: caller is not None and caller.allowed(scope) for scope in SCOPES},
         "csrf": csrf_token(session) if caller is not None and session is not None else "",
         **context,
     }
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(context), status)
+
+
+def _actor_names(request: Request, caller: Principal | None) -> Callable[[str], str]:
+    """Return a function that returns an actor's name: the key's name if the actor is an existing key, or else its ID.
+
+    The names are read at the first call.
+    """
+
+    @cache
+    def key_names() -> dict[str, str]:
+        return KeyStore(request.app.state.engine).names(caller.project if caller is not None else None)
+
+    return lambda actor: wording.actor(key_names().get(actor, actor))
 
 
 def redirect(request: Request, path: str) -> Response:

@@ -11,6 +11,7 @@ from service.jobs.schemas import EventView
 from service.jobs.store import SERVICE
 from service.projects.schemas import ActivityView
 from service.web.errors import Problem
+from service.web.formats import number, percent
 
 STATES: dict[str, str] = {
     "queued": "Waiting in the queue",
@@ -176,6 +177,13 @@ def event_details(event: EventView | ActivityView) -> list[str]:
 
 def actor(name: str) -> str:
     return "the service" if name == SERVICE else name
+
+
+def score(metric: str, value: float | None, digits: int = 2) -> str:
+    """Format an evaluation metric. All are percentages, except for a loss and a number of samples."""
+    if value is None or metric in ("eval/loss", "eval/unreadable"):
+        return number(value)
+    return percent(value / 100, digits)
 
 
 def tone(state: Any) -> str:

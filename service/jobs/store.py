@@ -221,6 +221,13 @@ class JobStore:
             batches = (session.scalars(select(Job.id).where(Job.id.in_(batch))) for batch in in_batches(ids))
             return {job_id for found in batches for job_id in found}
 
+    def names(self, ids: Collection[str]) -> dict[str, str]:
+        """Return the names of the jobs that have one, keyed by job ID. Includes deleted jobs."""
+        with self._read() as session:
+            named = select(Job.id, Job.name).where(Job.name.is_not(None))
+            batches = (session.execute(named.where(Job.id.in_(batch))).tuples() for batch in in_batches(ids))
+            return {job_id: str(name) for found in batches for job_id, name in found}
+
     def attempts(self, job_id: str) -> Sequence[Attempt]:
         with self._read() as session:
             return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))

@@ -30,7 +30,6 @@ from service.web.schemas import utc_datetime
 
 # Fields that always differ, or are compared elsewhere.
 NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run", "job"}
-ABSENT = object()
 
 
 def encoder_views(rows: Sequence[RegisteredEncoder], aliases: Iterable[Alias]) -> list[EncoderView]:
@@ -149,10 +148,6 @@ def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[FieldDifference]:
     a, b = (flatten({key: card[key] for key in card.keys() - NOT_COMPARED}) for card in (first, second))
     for field in sorted({*a, *b}):
-        one, other = a.get(field, ABSENT), b.get(field, ABSENT)
+        one, other = a.get(field), b.get(field)
         if one != other and not field.endswith(".sha256"):  # hash of a head or decoder, which always differs
-            yield FieldDifference(field=field, a=_none_if_absent(one), b=_none_if_absent(other))
-
-
-def _none_if_absent(value: Any) -> Any:
-    return None if value is ABSENT else value
+            yield FieldDifference(field=field, a=one, b=other)

@@ -74,6 +74,13 @@ def amount(value: float | None) -> str:
     return DASH if value is None else f"{value:,.1f}".removesuffix(".0").replace(",", "\u202f")
 
 
+def hours(value: float) -> str:
+    """Format a number of hours; below one hour, in minutes and seconds: `1 234.5 h`, `3 min 17 s`, `0`."""
+    if value >= 1:
+        return f"{amount(value)} h"
+    return duration(value * 3600) if value else "0"
+
+
 def large(value: float | None) -> str:
     """Format a large number with a suffix: `5.7 M`, `1.2 G`."""
     if value is None:
@@ -137,6 +144,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "elapsed_s": elapsed_s,
     "file_size": file_size,
+    "hours": hours,
     "joined": joined,
     "large": large,
     "moment": moment,

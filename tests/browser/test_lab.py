@@ -96,6 +96,14 @@ def test_an_image_is_masked_and_its_view_is_restored_from_the_link(
     assert dimensions["masking.student_ratio"] == [0.7, 0.8, 0.9]
 
 
+def test_the_percentages_of_visible_and_hidden_tokens_add_up(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(f"{service.server.url}/console/lab?preset=demo-image-amd&student_ratio=0.88")
+    expect(counts(page)).to_contain_text(re.compile(r"Student sees\s*2 \(13 %\)"))
+    expect(counts(page)).to_contain_text(re.compile(r"Teacher sees\s*8 \(50 %\)\s*Teacher only\s*6 \(37 %\)"))
+    expect(counts(page)).to_contain_text(re.compile(r"Hidden\s*14 \(87 %\)"))
+
+
 def test_two_clicks_from_the_printed_link_lead_to_a_drawn_sample(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.goto(service.server.url + service.api("POST", "/console-links")["path"])  # the first click

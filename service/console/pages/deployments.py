@@ -84,7 +84,7 @@ async def show_deployment(
         "alias": alias,
         "revisions": revisions,
     }
-    return render(request, "deployment.html", **context)
+    return await run_in_threadpool(render, request, "deployment.html", **context)
 
 
 @router.post("/deployments/{name}/candidate")
@@ -196,12 +196,16 @@ async def try_encoder(
     form = await request.form()
     file = form.get("file")
     content = await file.read() if isinstance(file, UploadFile) else b""
-    if not content:
+    if not isinstance(file, UploadFile) or not content:
         raise Refusal("not_possible", "choose an image or a video first")
     item = {"content": content}
-    reply = await gateway.infer(
-        request, encoder, caller.project, [item], RequestOptions().for_engine("embedding"), DEADLINE_S, exact=False
-    )
+    options = RequestOptions().for_engine("embedding")
+    try:
+        reply = await gateway.infer(request, encoder, caller.project, [item], options, DEADLINE_S, exact=False)
+    except Refusal as refusal:
+        if "index" in refusal.extra:  # the file cannot be encoded
+            refusal.message = f"{file.filename}: {refusal.message.removeprefix('input 0: ')}"
+        raise
     vector = [float(value) for value in reply.items[0]["embedding"]]
     classes = await _classes(request, encoder, caller, gateway, item)
     job_id = str(form.get("job", "")).strip()

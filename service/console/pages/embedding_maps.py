@@ -43,7 +43,8 @@ async def show_map(
     offered = (await run_in_threadpool(jobs.list, embedded, limit=COMPARABLE)).jobs
     maps = [job, *([compared] if compared is not None else [])]
     others = [one for one in offered if one.id not in (job.id, other)]
-    return render(request, "map.html", **context, maps=maps, compared=compared, others=others)
+    context |= {"maps": maps, "compared": compared, "others": others}
+    return await run_in_threadpool(render, request, "map.html", **context)
 
 
 @router.get("/jobs/{job_id}/map.json", response_model=MapView)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import StringConstraints
 from starlette.responses import Response
 
+from amd.artifacts.card import STRICTEST_FIRST, Score, strictest_score
 from amd.artifacts.discovery import encoder_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.sessions import PREFIX
@@ -54,7 +56,8 @@ def list_encoders(
 ) -> Response:
     page = registry_api.list_encoders(caller, encoders, objective, cursor=cursor or None)
     aliases = registry_api.list_aliases(caller, encoders).items
-    return render(request, "encoders.html", page=page, aliases=aliases, objective=objective)
+    best = {one.id: strictest_score(one.scores) for one in page.items}
+    return render(request, "encoders.html", page=page, aliases=aliases, objective=objective, best=best)
 
 
 @router.get("/encoders/{encoder}")
@@ -74,6 +77,7 @@ def show_encoder(
         request,
         "encoder.html",
         encoder=detail,
+        scores=sorted(detail.scores, key=_protocol_and_data),
         folder=encoder_folder(settings.root, encoder.id),
         lineage=lineage(detail, serving),
         histories=[views.alias_detail(*one) for one in histories],
@@ -92,7 +96,9 @@ def compare_encoders(
     other: Annotated[str, Query(min_length=1, max_length=200)],
 ) -> Response:
     found = registry_api.compare_encoders(encoder, other, caller, encoders)
-    return render(request, "compare.html", found=found)
+    pairs = {row.field: (row.a, row.b) for row in found.differences}
+    differences = [row for row in found.differences if pairs.get(f"config.{row.field}") != (row.a, row.b)]
+    return render(request, "compare.html", found=found, differences=differences)
 
 
 @router.post("/encoders/{encoder}/alias")
@@ -148,6 +154,10 @@ def delete_encoder(
 ) -> Response:
     registry_api.delete_encoder(encoder.id, caller, encoders, settings)
     return redirect(request, f"{PREFIX}/encoders")
+
+
+def _protocol_and_data(score: Score) -> tuple[int, str, str, datetime]:
+    return STRICTEST_FIRST.index(score.protocol), score.data, score.views or "", score.created
 
 
 def _project(caller: Principal, encoder: RegisteredEncoder) -> str:

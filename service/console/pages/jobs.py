@@ -105,7 +105,7 @@ async def job_log(
     context = await run_in_threadpool(job_context, job, jobs, settings.root, "log")
     chosen: dict[str, Any] = {"chosen_attempt": attempt or job.attempt, "rank": int(rank) if rank else None}
     ranks = await storage.run(ranks_with_log, run_folder(settings.root, job.id))
-    return render(request, "job_log.html", **context, **chosen, ranks=ranks)
+    return await run_in_threadpool(render, request, "job_log.html", **context, **chosen, ranks=ranks)
 
 
 @router.get("/jobs/{job_id}/config")
@@ -133,7 +133,8 @@ async def job_files(
     request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls, caller: Reader
 ) -> Response:
     context = await run_in_threadpool(job_context, job, jobs, settings.root, "files")
-    return render(
+    return await run_in_threadpool(
+        render,
         request,
         "job_files.html",
         **context,
@@ -151,7 +152,7 @@ async def job_pictures(
 ) -> Response:
     context = await run_in_threadpool(job_context, job, jobs, settings.root, "pictures")
     steps = [found.step for found in await details_api.job_media(job, settings, storage)]
-    return render(request, "job_pictures.html", **context, steps=steps)
+    return await run_in_threadpool(render, request, "job_pictures.html", **context, steps=steps)
 
 
 @router.post("/jobs/{job_id}/edit")

@@ -102,10 +102,11 @@ def show_keys(request: Request, caller: Admin) -> Response:
 
 @router.post("/keys")
 def create_key(request: Request, caller: Admin, form: FormDep) -> Response:
-    """Create a key and show it once."""
+    """Create a key, show it once, and update the table of keys."""
     values = {"name": form.text("name"), "scopes": [form.text("scope")], "project": form.text("project") or None}
     new = api_keys.create_key(request, caller, parse(api_keys.KeyRequest, values), Response())
-    return render(request, "fragments/new_key.html", new=new)
+    keys = api_keys.list_keys(request, caller).items
+    return render(request, "fragments/new_key.html", keys=keys, new=new)
 
 
 @router.post("/keys/{key_id}/revoke")

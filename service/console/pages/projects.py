@@ -13,7 +13,7 @@ from service.auth.authentication import Admin, Reader
 from service.auth.sessions import PREFIX
 from service.console.rendering import render
 from service.console.security import ConsoleRoute
-from service.jobs.routes import Config
+from service.jobs.routes import Config, Jobs
 from service.projects import routes as projects_api
 from service.projects.schemas import ProjectView, UsageGroup
 from service.settings import Settings
@@ -44,8 +44,8 @@ def meters_of(project: ProjectView, settings: Settings) -> list[Meter]:
         Meter("GPUs", use.gpus, project.max_gpus),
         Meter("Deployments", use.deployments, project.max_deployments),
         Meter("Replicas", use.replicas, project.max_replicas),
-        Meter("GPU-hours", project.gpu_hours, project.gpu_hours_per_month),
-        Meter("CPU-hours", project.cpu_hours, project.cpu_hours_per_month),
+        Meter("GPU time", project.gpu_hours, project.gpu_hours_per_month),
+        Meter("CPU time", project.cpu_hours, project.cpu_hours_per_month),
     ]
 
 
@@ -84,6 +84,7 @@ def show_usage(
     request: Request,
     caller: Reader,
     settings: Config,
+    jobs: Jobs,
     month: Annotated[str, Query(pattern=r"^(20[0-9]{2}-(0[1-9]|1[0-2]))?$")] = "",
     by: UsageGroup = "project",
 ) -> Response:
@@ -95,6 +96,7 @@ def show_usage(
         "usage.html",
         projects=[(project, meters_of(project, settings)) for project in projects],
         usage=usage,
+        names=jobs.names([row.key for row in usage.items]) if by in ("job", "sweep") else {},
         by=by,
         groups=GROUPS,
         month=chosen,

@@ -83,7 +83,7 @@
     return `${total} s`;
   }
 
-  // An open menu closes with Escape, and with a click elsewhere.
+  // An open menu closes with Escape, with a click elsewhere, and when its form has been accepted.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") document.querySelectorAll("details.menu[open]").forEach((menu) => { menu.open = false; });
     if (event.key === "/" && !event.target.closest("input,textarea,select") && !event.metaKey && !event.ctrlKey) {
@@ -93,6 +93,17 @@
   });
   document.addEventListener("click", (event) => {
     document.querySelectorAll("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
+    const opener = event.target.closest("[data-opens]");
+    if (!opener) return;
+    const menu = document.getElementById(opener.dataset.opens);
+    menu.open = true;
+    menu.querySelector("input, select, textarea").focus();
+  });
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const status = event.detail.xhr.status;
+    if (!event.target.matches("details.menu > form") || status < 200 || status >= 300) return;
+    event.target.reset();
+    event.target.parentElement.open = false;
   });
 
   // A search field that hides the rows that do not contain its text.
@@ -122,6 +133,7 @@
   }
   document.addEventListener("change", (event) => {
     event.target.closest("[data-autosubmit]")?.form.requestSubmit();
+    if (event.target.dataset.clears) document.getElementById(event.target.dataset.clears).replaceChildren();
     const field = event.target.closest("[data-only-changed]");
     if (field) document.getElementById(field.dataset.onlyChanged).classList.toggle("only-changed", field.checked);
   });

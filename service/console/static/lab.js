@@ -187,12 +187,15 @@
 
   function fillFacts() {
     const sets = view.token_sets, tokens = view.clip.grid.reduce((product, count) => product * count, 1);
-    const share = (count) => `${count} (${Math.round((100 * count) / tokens)} %)`;
-    const rows = [["Grid", `${view.clip.grid.join(" × ")} = ${tokens}`], ["Student sees", share(sets.student_visible.length)]];
+    const percent = (count) => Math.round((100 * count) / tokens);
+    const share = (count, shown = percent(count)) => `${count} (${shown} %)`;
+    const hidden = (count) => share(count, 100 - percent(tokens - count));  // so that the percentages add up to 100
+    const seen = sets.student_visible.length, more = sets.teacher_only.length;
+    const rows = [["Grid", `${view.clip.grid.join(" × ")} = ${tokens}`], ["Student sees", share(seen)]];
     if ("teacher" in view.layers) {
-      rows.push(["Teacher sees", share(sets.student_visible.length + sets.teacher_only.length)], ["Teacher only", share(sets.teacher_only.length)]);
+      rows.push(["Teacher sees", share(seen + more)], ["Teacher only", share(more, percent(seen + more) - percent(seen))]);
     }
-    rows.push(["Hidden", share(sets.student_masked.length)], ["Rebuilt", share(sets.reconstructed.length)]);
+    rows.push(["Hidden", hidden(sets.student_masked.length)], ["Rebuilt", hidden(sets.reconstructed.length)]);
     if (view.loss !== null) rows.push(["Error", view.loss.toPrecision(3)], ["Worst token", Math.max(...view.errors).toPrecision(3)]);
     if (view.alignment) {
       rows.push(["Direct loss", view.alignment.direct.toPrecision(3)]);

@@ -65,3 +65,23 @@ def test_a_reader_sees_revisions_without_the_form(deployed: Any, reader: Console
     assert "Revisions" in page
     assert "roll-back" not in page
     assert reader.submit(f"{PAGE}/roll-back", revision="1").status_code == 403
+
+
+def test_the_page_polls_until_the_deployment_is_healthy(deployed: Any, console: ConsoleClient) -> None:
+    polling = f'hx-get="{PAGE}" hx-trigger="every 2s" hx-select="#state" hx-select-oob="#message,#main-encoder"'
+    stored = deployed.get("digits", None)
+    for state in ("deploying", "unhealthy"):
+        deployed.record_status(stored, state, "starting replicas", {})
+        page = console.get(PAGE).text
+        assert polling in page
+        assert f"{state}</span></span>" in page
+        assert '<div id="message"><div' in page
+        assert '<section id="main-encoder"' in page
+    for state in ("healthy", "failed"):
+        deployed.record_status(stored, state, "", {})
+        assert "hx-trigger" not in console.get(PAGE).text
+
+
+def test_the_list_links_to_the_encoders(deployed: Any, console: ConsoleClient) -> None:
+    page = console.get("/console/deployments").text
+    assert '<a class="button" href="/console/encoders">Deploy an encoder</a>' in page

@@ -15,6 +15,7 @@ from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient
 from tests.support.encoders.encoder_cards import index_encoder
+from tests.support.runs.pictures import write_pictures
 from tests.support.service.apps import key_to
 from tests.support.service.local_lab import LocalLab
 
@@ -60,6 +61,15 @@ def test_a_training_job_links_to_the_lab_with_a_sample_of_its_data(console: Cons
     assert 'name="alignment" type="checkbox"' in page  # it has checkpoints and a teacher
     assert 'name="alignment"' not in console.get(f"/console/lab?job={scenes.SUCCEEDED}").text
     assert console.get("/console/lab?job=train-nothing").status_code == 404
+
+
+def test_a_single_checkpoint_or_picture_needs_no_slider(console: ConsoleClient, app: Any) -> None:
+    sliders = r'<input id="(?:lab-checkpoint|pictures-step)"[^>]*>'
+    several = re.findall(sliders, console.get(f"/console/lab?job={scenes.RUNNING}").text)
+    scenes.write_checkpoints(app.state.settings.root, scenes.DISTILLED, (500,))
+    write_pictures(app.state.settings.root, scenes.DISTILLED, (500,))
+    single = re.findall(sliders, console.get(f"/console/lab?job={scenes.DISTILLED}").text)
+    assert [" hidden" in slider for slider in (*several, *single)] == [False, False, True, True]
 
 
 def test_training_jobs_are_offered_newest_first(console: ConsoleClient, app: Any) -> None:

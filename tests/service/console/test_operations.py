@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from amd.storage import exists, join, write_bytes
 from amd.training.run_folder import run_folder
+from service.auth.api_keys import KeyRequest, KeyStore
 from service.console.pages.projects import Month
 from service.db.models import Attempt, Job
 from service.projects.schemas import ProjectPolicy
@@ -18,7 +19,7 @@ from service.projects.store import ProjectStore
 from service.webhooks.store import WebhookStore
 from tests.support.browser.console_client import ConsoleClient, text_of
 from tests.support.service.apps import key_to
-from tests.support.service.fake_cluster import queued
+from tests.support.service.fake_cluster import new_job, queued
 
 
 def plain_text_of(page: str) -> str:
@@ -41,7 +42,7 @@ def test_the_usage_page_shows_current_use_of_quotas_and_hours_by_month(
     job = queued(app.state.jobs, project="quotas", state="running", attempt=1, workers=2, created_by="alice")
     add_attempt(database, job, 0.001, ended=False)
     text = plain_text_of(console.get("/console/usage").text)
-    assert "quotas 3 1 of 4 2 2 of 16 0 0 0 of 1 0 7" in text
+    assert re.search(r"quotas 3 1 of 4 2 2 of 16 0 0 \d+ s of 1 h \d+ s 7", text)
     assert job.id not in text
     by_job = console.get("/console/usage?by=job").text
     assert f'href="/console/jobs/{job.id}/history"' in by_job
@@ -135,7 +136,7 @@ def test_the_activity_page_describes_events_and_links_to_their_objects(app: Any,
     page = console.get("/console/activity?type=job.failed").text
     assert f'href="/console/jobs/{job.id}/history"' in page
     text = plain_text_of(page)
-    assert f"{job.id} Failed by the service, project active" in text
+    assert f"{job.id} Failed by the service , project active" in text
     assert "The loss became NaN or infinite" in text
     assert "Submitted" not in text
     assert console.get("/console/activity?type=key").status_code == 422
@@ -148,3 +149,63 @@ def test_a_webhook_is_tested_and_a_delivery_is_repeated(console: ConsoleClient, 
     action = f"/console/webhooks/{webhook.id}/deliveries/{delivery.id}/redeliver"
     assert f'hx-post="{action}"' in console.get("/console/webhooks").text
     assert console.submit(action).status_code == 204
+
+
+def test_a_new_key_is_shown_once_and_listed_at_once(console: ConsoleClient) -> None:
+    fragment = console.submit("/console/keys", name="Ada", scope="read").text
+    assert "Key for Ada, shown only once" in fragment
+    assert re.search(r'<div id="keys" class="panel table" hx-swap-oob="true">.*>Ada<', fragment, re.DOTALL)
+    page = console.get("/console/keys").text
+    assert '<div id="keys" class="panel table" >' in page
+    assert "shown only once" not in page
+
+
+def test_pages_show_the_names_of_keys_with_their_ids_as_titles(
+    app: Any, console: ConsoleClient, database: Engine
+) -> None:
+    key, _ = KeyStore(database).create(KeyRequest(name="Grace <b>", scopes=["submit"]), "named", "test")
+    job = app.state.jobs.add(new_job(project="named", created_by=key.id), key.id)
+    add_attempt(database, job, 0.1)
+    ProjectStore(database).put("named", ProjectPolicy(), key.id)
+    for path in (f"jobs/{job.id}", f"jobs/{job.id}/history", "activity", "audit?target=named", "usage?by=user"):
+        assert re.search(rf'title="{key.id}"[^>]*>Grace &lt;b&gt;<', console.get(f"/console/{path}").text), path
+    other = queued(app.state.jobs, project="named", created_by="0123456789abcdef")
+    assert 'by <span title="0123456789abcdef">0123456789abcdef</span>' in console.get(f"/console/jobs/{other.id}").text
+
+
+def test_a_reader_sees_no_names_of_other_projects_keys(app: Any, database: Engine) -> None:
+    store = KeyStore(database)
+    theirs, ours, shared = (
+        store.create(KeyRequest(name=f"key of {project}", scopes=["submit"]), project, "test")[0]
+        for project in ("theirs", "ours", None)
+    )
+    reader = ConsoleClient(app)
+    reader.sign_in(key_to(database, "read", project="ours")["Authorization"])
+    for key, shown in ((theirs, theirs.id), (ours, "key of ours"), (shared, "key of None")):
+        job = queued(app.state.jobs, project="ours", created_by=key.id)
+        assert f'by <span title="{key.id}">{shown}</span>' in reader.get(f"/console/jobs/{job.id}").text
+
+
+def test_usage_shows_short_times_in_minutes_and_the_names_of_jobs(
+    app: Any, console: ConsoleClient, database: Engine
+) -> None:
+    named = queued(app.state.jobs, project="short", name="Digits")
+    unnamed = queued(app.state.jobs, project="short", name=None)
+    for job, hours in ((named, 197 / 3600 / 4), (unnamed, 1.0)):
+        add_attempt(database, job, hours)
+    page = console.get("/console/usage?by=job").text
+    text = plain_text_of(page)
+    assert f"Digits {named.id} short 1 min 38 s 3 min 17 s 1" in text
+    assert f"{unnamed.id} short 2 h 4 h 1" in text
+    assert app.state.jobs.names([named.id, unnamed.id, "unknown"]) == {named.id: "Digits"}
+
+
+def test_times_of_events_state_their_time_zone(app: Any, console: ConsoleClient) -> None:
+    job = queued(app.state.jobs)
+    for path in ("activity", f"jobs/{job.id}/history"):
+        assert re.search(r'<time [^>]*title="[0-9 :-]+ UTC, ', console.get(f"/console/{path}").text)
+
+
+def test_the_retention_page_states_how_long_deliveries_are_kept(app: Any, console: ConsoleClient) -> None:
+    text = plain_text_of(console.get("/console/retention").text)
+    assert "No policy is set, so user data is kept. Finished webhook deliveries are removed after 7 days." in text

@@ -20,6 +20,7 @@ from tests.support.service.apps import key_to
 def test_a_page_without_a_session_redirects_to_sign_in_and_back(anonymous: ConsoleClient, database: Engine) -> None:
     response = anonymous.get("/console/jobs?state=failed", follow_redirects=False)
     assert response.headers["location"] == "/console/sign-in?next=%2Fconsole%2Fjobs%3Fstate%3Dfailed"
+    assert "<code>amd console</code> prints a link" in anonymous.get(response.headers["location"]).text
     key = key_to(database, "read")["Authorization"].removeprefix("Bearer ")
     response = anonymous.post(
         "/console/sign-in", data={"key": key, "next": "/console/jobs?state=failed"}, follow_redirects=False

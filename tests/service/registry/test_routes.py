@@ -239,7 +239,9 @@ def test_files_are_streamed_from_an_object_store(engine: Engine, tmp_path: Path,
 
 def test_two_encoders_are_compared(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
     decoder = {"network": {}, "mask_strategy": "random", "mask_ratio": 0.75, "pixels": "per_patch"}
-    publish(root, "a", scores=[score("knn", 70.0), score("linear", 80.0)], decoder={**decoder, "sha256": "a"})
+    teacher = {"preset": "demo-image-teacher", "weights": None}
+    scores = [score("knn", 70.0), score("linear", 80.0)]
+    publish(root, "a", teacher=teacher, scores=scores, decoder={**decoder, "sha256": "a"})
     config = {"mask": {"teacher_ratio": 0.75}, "seed": 0}
     facts: dict[str, Any] = {"encoder": {"size": "demo-teacher"}, "config": config, "scores": [score("knn", 75.0)]}
     publish(root, "b", **facts, decoder={**decoder, "mask_ratio": 0.9, "sha256": "b"})
@@ -254,7 +256,8 @@ def test_two_encoders_are_compared(client: httpx.Client, root: str, scan: Callab
     differing = {difference["field"]: (difference["a"], difference["b"]) for difference in view["differences"]}
     assert differing["config.mask.teacher_ratio"] == (0.5, 0.75)
     assert differing["decoder.mask_ratio"] == (0.75, 0.9)
-    assert not {"config.seed", "decoder.sha256"} & differing.keys()
+    assert differing["teacher.preset"] == ("demo-image-teacher", None)
+    assert not {"config.seed", "decoder.sha256", "teacher", "teacher.weights"} & differing.keys()
     assert client.get("/encoders/a").json()["rebuilds"]
     assert client.get("/encoders/a/compare/a").json()["differences"] == []
 

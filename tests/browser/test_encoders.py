@@ -1,0 +1,68 @@
+"""Tests for the pages of encoders and deployments in a real browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.support.browser import scenes
+from tests.support.browser.console_service import PATIENCE_MS, ConsoleService
+from tests.support.encoders.published_encoders import picture
+
+expect.set_options(timeout=PATIENCE_MS)
+OpenPage = Callable[..., Page]
+
+
+def path(service: ConsoleService, rest: str) -> str:
+    return f"{service.server.url}/console{rest}"
+
+
+def test_a_result_can_be_copied_and_is_cleared_for_another_file(
+    open_page: OpenPage, service: ConsoleService, tmp_path: Path
+) -> None:
+    (tmp_path / "three.png").write_bytes(picture())
+    page = open_page()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(path(service, f"/encoders/{scenes.OTHER_ENCODER}"))
+    page.get_by_label("An image or a video").set_input_files(tmp_path / "three.png")
+    page.get_by_role("button", name="Encode").click()
+    page.get_by_role("button", name="Copy all 64 values").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert len(json.loads(page.evaluate("navigator.clipboard.readText()"))) == 64
+    (tmp_path / "other.png").write_bytes(picture())
+    page.get_by_label("An image or a video").set_input_files(tmp_path / "other.png")
+    expect(page.locator("#try-result")).to_be_empty()
+
+
+def test_an_encoder_without_a_deployment_offers_to_deploy_it(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, "/encoders/digits-classifier"))
+    expect(page.get_by_role("button", name="Encode")).to_be_disabled()
+    page.locator("p", has_text="Deploy this encoder to try it.").get_by_role("button", name="Deploy").click()
+    expect(page.locator("#deploy-name")).to_be_focused()
+
+
+def test_a_deployment_page_follows_the_state(open_page: OpenPage, service: ConsoleService) -> None:
+    service.api("PUT", "/deployments/followed", json={"encoder": scenes.ENCODER})
+    page = open_page()
+    page.goto(path(service, "/deployments/followed"))
+    expect(page.locator("#state")).to_have_text("deploying")
+    page.evaluate("window.marked = true")
+    store = service.server.app.state.deployments
+    store.record_status(store.get("followed", None), "healthy", "", {"main": scenes.OTHER_ENCODER})
+    expect(page.locator("#state")).to_have_text("healthy")
+    expect(page.locator("#main-encoder")).to_contain_text(scenes.OTHER_ENCODER)
+    assert page.evaluate("window.marked")
+    service.api("DELETE", "/deployments/followed")
+
+
+def test_both_compared_encoders_are_visible_on_a_narrow_screen(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page(width=390)
+    page.goto(path(service, f"/encoders/{scenes.ENCODER}/compare?other={scenes.OTHER_ENCODER}"))
+    for heading in page.locator("thead a").all():
+        box = heading.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
