@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -138,8 +139,12 @@ class ClipDataset(Dataset[Any]):
         for part in (item, *item.following):
             for i, number in enumerate(part.sample_range.numbers[: part.sample_range.size]):
                 if number not in self._unreadable:
-                    samples.append((part.records[i], self._chooser(self._draws(part.sample_range, i))))
+                    samples.append((part.records[i], partial(self._frames_of, part.sample_range, i)))
         self._reader_of_process().expect(samples)
+
+    def _frames_of(self, sample_range: SampleRange, i: int, total: int) -> npt.NDArray[np.int64]:
+        """Return the frame numbers that the sample at position i will use. Only frame folders need them in advance."""
+        return self._chooser(self._draws(sample_range, i))(total)
 
     def _is_outdated(self, item: WorkItem) -> bool:
         return self._current_run is not None and item.run != self._current_run.value
