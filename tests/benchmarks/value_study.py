@@ -92,6 +92,7 @@ ARMS: dict[str, StudyArm] = {
     "symmetric": StudyArm(DISTILLED, {"mask.teacher_ratio": 0.85}),
     "full view": StudyArm(DISTILLED, {"mask.teacher_ratio": 0.0}),
     "undistilled, student's time": StudyArm(UNDISTILLED, {}, ("asymmetric",)),
+    "undistilled, symmetric's time": StudyArm(UNDISTILLED, {}, ("symmetric",)),
     "undistilled, all time": StudyArm(UNDISTILLED, {}, ("asymmetric", "teacher")),
     "direct only": StudyArm(DISTILLED, {"objective.weights.generation": 0.0}),
     "generation only": StudyArm(DISTILLED, {"objective.weights.direct": 0.0}),
@@ -102,7 +103,7 @@ ARMS: dict[str, StudyArm] = {
     "asymmetric, 0.9 and 0.6": StudyArm(DISTILLED, {"mask.student_ratio": 0.9, "mask.teacher_ratio": 0.6}),
     "symmetric, 0.9": StudyArm(DISTILLED, {"mask.student_ratio": 0.9, "mask.teacher_ratio": 0.9}),
 }
-HEADLINE = tuple(ARMS)[:5]
+HEADLINE = tuple(ARMS)[:6]
 
 
 class StudyData(NamedTuple):
@@ -329,6 +330,7 @@ COMPARISONS = (
     ("asymmetric", "undistilled, student's time"),
     ("asymmetric", "undistilled, all time"),
     ("asymmetric", "symmetric"),
+    ("symmetric", "undistilled, symmetric's time"),
     ("asymmetric", "full view"),
     ("asymmetric, 0.75 and 0.5", "symmetric, 0.75"),
     ("asymmetric, 0.9 and 0.6", "symmetric, 0.9"),
