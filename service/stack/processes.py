@@ -84,8 +84,13 @@ def _ray_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
 
 
 def _service_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
-    return _without(os.environ, "RAY_ADDRESS", "RAY_AUTH_TOKEN") | {
-        **_ray_token(folder),
+    own = _ray_token(folder) | _service_settings(folder, state)
+    return _without(os.environ, "RAY_ADDRESS", "RAY_AUTH_TOKEN") | own
+
+
+def _service_settings(folder: StackFolder, state: StackState) -> dict[str, str]:
+    """Return the settings that the stack itself chooses."""
+    return {
         "AMD_DATA_DIR": str(folder.path),
         "AMD_STORAGE": state.storage,
         "AMD_RAY_DASHBOARD": state.dashboard,
@@ -99,7 +104,7 @@ def _service_environment(folder: StackFolder, state: StackState) -> dict[str, st
 
 
 def changed_settings(folder: StackFolder, state: StackState) -> list[str]:
-    """Return the variables whose values in this process's environment differ from those of the running control plane.
+    """Return the user's settings in this process's environment that differ from those of the running control plane.
 
     Variables that are unset here are not compared, so that a stack can be used without repeating its settings.
     """
@@ -110,9 +115,8 @@ def changed_settings(folder: StackFolder, state: StackState) -> list[str]:
         running = {}
     if not running:  # the process has ended or is just being started
         return []
-    current = _service_environment(folder, state)
-    names = (f"AMD_{field}".upper() for field in Settings.model_fields)
-    return sorted(name for name in names if name in current and current[name] != running.get(name, ""))
+    names = {f"AMD_{field}".upper() for field in Settings.model_fields} - _service_settings(folder, state).keys()
+    return sorted(name for name in names & os.environ.keys() if os.environ[name] != running.get(name, ""))
 
 
 def _ray_token(folder: StackFolder) -> dict[str, str]:
