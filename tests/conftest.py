@@ -72,6 +72,10 @@ SLOW_FILES = tuple(
         "service/cli/test_doctor.py",
         "service/test_drain.py",
         "service/test_outages.py",
+        "service/cli/test_jobs.py",
+        "service/jobs/test_location_checks.py",
+        "service/console/test_oidc_sign_in.py",
+        "tune_spaces/search/test_sampler.py",
     )
 )
 

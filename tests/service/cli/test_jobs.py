@@ -215,7 +215,6 @@ def test_an_unknown_key_or_webhook_is_reported_as_json(args: str, service: Servi
     assert (code, "nothing" in " ".join(json.loads(out)["problems"])) == (2, True)
 
 
-@pytest.mark.slow
 def test_following_a_job_prints_its_log_and_the_exit_code_reflects_the_outcome(service: Service, amd: Command) -> None:
     stop = threading.Event()
 

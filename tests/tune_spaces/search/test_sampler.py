@@ -167,7 +167,6 @@ def uninterrupted(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig
     return WHOLE[algorithm, kind]
 
 
-@pytest.mark.slow
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(algorithm=st.sampled_from(["random", "tpe"]), kind=st.sampled_from(sorted(KINDS)), cut=st.integers(0, LONG))
 def test_a_resumed_sweep_proposes_the_same_points_as_an_uninterrupted_one(
@@ -323,7 +322,6 @@ def smooth(point: Point) -> float:
     return -((decades + 3) ** 2) - 4 * (decay - 0.7) ** 2
 
 
-@pytest.mark.slow
 def test_tpe_beats_random_search(tmp_path: Path) -> None:
     tail: dict[str, list[float]] = {"random": [], "tpe": []}
     for seed in range(3):
