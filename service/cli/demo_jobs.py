@@ -19,7 +19,7 @@ from amd.storage import is_remote
 from amd.training.run_folder import RunResult
 from service.cli.connection import PERSISTENT_TRIES
 from service.cli.console import print_plain
-from service.cli.open_console import command_prefix, console_link
+from service.cli.open_console import command_prefix, console_link, link_note
 from service.cli.times import duration
 from service.client import Client, DeploymentRequest, JobRequest, NoAnswer, Patience
 from service.jobs.schemas import ENDED, JobView
@@ -74,8 +74,7 @@ class DemoService:
         head = ", ".join(f"{value:.4f}" for value in found.embedding[:4])
         for line in (
             f"It is healthy, and embeds the same file as [{head}, …]\n",
-            f"Look:  pictures in {pictures}, the console at {link} (works once, within 10 minutes; "
-            f"`{amd} console` creates another one)",
+            f"Look:  pictures in {pictures}, the console at {link} ({link_note(amd)})",
             f"Try:   {command}",
             f"Stop:  {amd} down",
         ):

@@ -19,7 +19,10 @@ from service.cli.options import AsJson
 if TYPE_CHECKING:
     from service.client import Client
 
-NOTE = "works once, within 10 minutes; `amd console` creates another one"
+
+def link_note(amd: str = "amd") -> str:
+    """Return what to know about a link to the console. `amd`: how the user starts this command line."""
+    return f"works once, within 10 minutes; `{amd} console` creates another one"
 
 
 def command_prefix(data_dir: Path) -> str:
@@ -39,7 +42,7 @@ def console(
     if as_json:
         print(json.dumps({"url": link}))
     else:
-        print_progress(f"{target}: the link {NOTE}")
+        print_progress(f"{target}: the link {link_note()}")
         print_plain(link)
     if browse:
         webbrowser.open(link)

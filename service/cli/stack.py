@@ -11,7 +11,7 @@ import typer
 from service.cli.connection import configured_target, read_key_file
 from service.cli.console import fail, out, print_plain, print_progress
 from service.cli.exit_codes import FAILURE, SUCCESS
-from service.cli.open_console import NOTE, link_of_stack
+from service.cli.open_console import link_note, link_of_stack
 from service.cli.options import AsJson
 from service.cli.tables import Column, fitted_table
 
@@ -68,7 +68,7 @@ def up(
     link = link_of_stack(stack.url, read_key_file(stack.key_file, "key file "))
     print_plain(f"AMD service  {stack.url}  (API: {stack.url}/docs)")
     print_plain(f"console      {link}")
-    print_plain(f"             ({NOTE})")
+    print_plain(f"             ({link_note()})")
     print_plain(f"key file     {stack.key_file}")
     print_plain(f"data         {stack.data_dir}")
     print_plain("next         amd train --preset demo-image-amd --submit")

@@ -52,7 +52,7 @@ from amd.storage import is_remote
 __all__ = ["BadSampleLedger", "Batch", "ClipLoader", "DataFault", "LoaderCrash", "UnreadableSample"]
 
 
-READ_AHEAD_SAMPLES = 64  # fetched ahead by a loader process: enough for storage that takes 50 ms per request
+READ_AHEAD_SAMPLES = 64  # fetched ahead by a loader process, so that small batches do not wait for every request
 
 logger = logging.getLogger(__name__)
 
