@@ -256,10 +256,11 @@ class TeacherConfig(Section):
     """Source of the teacher's weights: a file or URI (official checkpoint or safetensors), `timm:NAME`, or the ID or
     folder of a published encoder."""
     preset: str | None = None
-    """Preset with objective.kind=mae that trains the teacher before the student; the trained teacher is cached and
-    reused by later runs with the same teacher config."""
+    """Preset with objective.kind=mae that trains the teacher before the student, on the student's data; the trained
+    teacher is cached and reused by later runs with the same teacher config and data."""
     overrides: Annotated[dict[str, Any], KeyedByConfig(_recipe)] = Field(default_factory=dict)
-    """Overrides for the teacher's preset, keyed by dotted field names."""
+    """Overrides for the teacher's preset, keyed by dotted field names; data.train selects other data than the
+    student's."""
     weights_license: str | None = None
     """Licence of the teacher's weights, copied to the student's card; CC-BY-NC-4.0 for VideoMAE weights."""
 

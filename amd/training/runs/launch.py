@@ -17,6 +17,7 @@ from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
 from amd.data.dataset.manifest_cache import ManifestCache, keep_manifests
+from amd.presets.teachers import with_teacher_data
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_json
 from amd.training.failures import RunError, Stalled, Verdict
 from amd.training.lease import Lease
@@ -36,7 +37,7 @@ from amd.training.trainer.open_data import MANIFESTS
 
 def train(config: TrainConfig, **options: Any) -> RunResult:
     """Pre-train an encoder as configured, and publish it. `options` are passed to `launch`."""
-    return launch(config, PRETRAINING, **options)
+    return launch(with_teacher_data(config), PRETRAINING, **options)
 
 
 def launch(

@@ -299,6 +299,20 @@ def test_a_teacher_preset_is_trained_first_and_only_once(tmp_path: Path, monkeyp
     assert read_json(join(config.storage, "runs", teacher, "result.json")) == teacher_result
 
 
+def test_a_teacher_preset_is_trained_on_the_data_of_its_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(tmp_path)
+    recipe = with_overrides(tiny_recipe(tmp_path), {"data.train": "unset:"})
+    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
+    student = {"teacher.weights": None, "teacher.preset": "tiny-teacher", "name": "student"}
+    assert train(with_overrides(config, student)).state == "succeeded"
+    (teacher,) = [name for name in listdir(join(config.storage, "runs")) if name.startswith("tiny-teacher-")]
+    runs = {name: read_json(join(config.storage, "runs", name, "config.json")) for name in (teacher, "student")}
+    assert runs[teacher]["data"]["train"] == config.data.train
+    assert runs["student"]["teacher"]["overrides"] == {"data.train": config.data.train}
+
+
 def test_a_teacher_preset_with_a_mismatched_encoder_is_rejected_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
