@@ -53,6 +53,12 @@ class ResourceRequest(NamedTuple):
     device: str
     """Device: cpu, cuda, or auto, which uses one GPU per worker if the cluster has enough GPUs."""
 
+    def device_with(self, gpus: float) -> str:
+        """Return the device that the job uses on a cluster with this many GPUs."""
+        if self.device == "auto":
+            return "cuda" if gpus >= self.workers else "cpu"
+        return self.device
+
 
 Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
 

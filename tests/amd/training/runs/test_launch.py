@@ -28,7 +28,7 @@ from amd.training.lease import Lease
 from amd.training.process_group import ProcessGroup
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, LineWatcher, NullWatcher
-from amd.training.run_folder import RunResult, RunSpec, run_folder
+from amd.training.run_folder import RunResult, RunSpec, TeacherTraining, run_folder
 from amd.training.runs import launch
 from amd.training.runs.kinds import PRETRAINING
 from amd.training.runs.teachers import teacher_id
@@ -297,6 +297,20 @@ def test_a_teacher_preset_is_trained_first_and_only_once(tmp_path: Path, monkeyp
     assert other.state == "succeeded"
     assert listdir(join(config.storage, "runs")) == sorted([*runs, "other"])
     assert read_json(join(config.storage, "runs", teacher, "result.json")) == teacher_result
+    trained = {"run_id": teacher, "steps": 3, "seconds": teacher_result["seconds"]}
+    assert student.teacher == TeacherTraining(**trained, reused=False)
+    assert other.teacher == TeacherTraining(**trained, reused=True)
+
+
+def test_a_teacher_that_an_earlier_attempt_of_the_job_trained_is_not_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = Preset("tiny-teacher", "", "", "", tiny_recipe(tmp_path))
+    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", preset)
+    config = with_overrides(tiny_run(tmp_path), {"teacher.weights": None, "teacher.preset": "tiny-teacher"})
+    for job, name, is_reused in (("job-1", "first", False), ("job-1", "second", False), ("job-2", "third", True)):
+        monkeypatch.setenv("AMD_JOB", job)
+        assert train(with_overrides(config, {"name": name})).teacher.reused is is_reused
 
 
 def test_a_teacher_preset_is_trained_on_the_data_of_its_student(
