@@ -29,7 +29,7 @@ TUNED_LABELS = 50  # labelled images per class for fine-tuning
 TUNING: dict[str, Any] = {
     "head": {"classes": CLASSES},
     "data": {"train": "unused", "val": "unused"},
-    "optim": {"batch_size": 50, "base_lr": 5e-3, "min_lr": 1e-5, "layer_decay": 0.75, "clip_norm": 1.0},
+    "optim": {"batch_size": 50, "base_lr": 2e-2, "min_lr": 1e-5, "layer_decay": 0.75, "clip_norm": 1.0},
     "schedule": {"steps": 300, "warmup_steps": 30},
     "scaling": {"device": "cpu", "threads_per_worker": 1},
 }
