@@ -29,7 +29,7 @@ TUNED_LABELS = 50  # labelled images per class for fine-tuning
 TUNING: dict[str, Any] = {
     "head": {"classes": CLASSES},
     "data": {"train": "unused", "val": "unused"},
-    "optim": {"batch_size": 50, "base_lr": 5e-3, "min_lr": 1e-5, "layer_decay": 0.75, "clip_norm": 1.0},
+    "optim": {"batch_size": 50, "base_lr": 2e-2, "min_lr": 1e-5, "layer_decay": 0.75, "clip_norm": 1.0},
     "schedule": {"steps": 300, "warmup_steps": 30},
     "scaling": {"device": "cpu", "threads_per_worker": 1},
 }
@@ -40,7 +40,7 @@ class ScoredData(NamedTuple):
     held_out: LabelledClips
 
 
-class Scored(NamedTuple):
+class StudiedEncoder(NamedTuple):
     encoder: Encoder
     config: TrainConfig
     data: ScoredData
@@ -51,17 +51,17 @@ class Scored(NamedTuple):
         return Features(torch.cat(clips).numpy(), part.labels)
 
 
-def _knn(scored: Scored) -> float:
+def _knn(scored: StudiedEncoder) -> float:
     test = scored.features(scored.data.held_out)
     return top1(knn(scored.features(scored.data.labelled), test.values), test.labels)
 
 
-def _linear(scored: Scored) -> float:
+def _linear(scored: StudiedEncoder) -> float:
     test = scored.features(scored.data.held_out)
     return top1(linear(scored.features(scored.data.labelled), test.values), test.labels)
 
 
-def _attentive(scored: Scored) -> float:
+def _attentive(scored: StudiedEncoder) -> float:
     encoder, data, probe = scored.encoder, scored.data, AttentiveConfig()
 
     def tokens(labelled: LabelledClips) -> Iterator[tuple[Tensor, Tensor]]:
@@ -87,7 +87,7 @@ def _attentive(scored: Scored) -> float:
     return top1(scores.argmax(axis=1), labels)
 
 
-def _finetuned(scored: Scored) -> float:
+def _finetuned(scored: StudiedEncoder) -> float:
     """Fine-tune a copy of the encoder on TUNED_LABELS images per class; return its accuracy."""
     with torch.inference_mode(False):
         classifier = _tune(scored)
@@ -96,7 +96,7 @@ def _finetuned(scored: Scored) -> float:
     return top1(torch.cat(logits).argmax(dim=1).numpy(), held.labels)
 
 
-def _tune(scored: Scored) -> Classifier:
+def _tune(scored: StudiedEncoder) -> Classifier:
     values = {**TUNING, "clip": scored.config.clip, "encoder": scored.encoder.config, "seed": scored.seed}
     config = validate(FinetuneConfig, values)
     weights = scored.encoder.state_dict()
@@ -120,7 +120,7 @@ def _tune(scored: Scored) -> Classifier:
     return learner.network.eval()
 
 
-PROBES: dict[str, Callable[[Scored], float]] = {
+PROBES: dict[str, Callable[[StudiedEncoder], float]] = {
     "knn": _knn,
     "linear": _linear,
     "attentive": _attentive,
@@ -133,5 +133,5 @@ def score(
     encoder: Encoder, config: TrainConfig, data: ScoredData, probes: Iterable[str], seed: int
 ) -> dict[str, float]:
     """Return the top-1 accuracy of each probe, in percent."""
-    scored = Scored(encoder, config, data, seed)
+    scored = StudiedEncoder(encoder, config, data, seed)
     return {probe: PROBES[probe](scored) for probe in probes}
