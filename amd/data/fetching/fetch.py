@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from amd.data.fetching.cache import LocalCache
 from amd.storage import filesystem, is_outage, is_remote, local_path
+from amd.storage.credentials import store_of
 
 _T = TypeVar("_T")
 # Errors that a retry does not fix.
@@ -94,7 +95,7 @@ class Fetcher:
                 self._check_size(fs.size(path) or 0)
             end = None if offset is None else offset + (size or 0)
             # By default, s3fs asks for the size of a whole file first, which doubles the requests.
-            options = {"max_concurrency": 1} if "s3" in fs.protocol else {}
+            options = {"max_concurrency": 1} if store_of(location) == "s3" else {}
             return _complete(bytes(fs.cat_file(path, start=offset, end=end, **options)), size)
 
         return self._retry(read)

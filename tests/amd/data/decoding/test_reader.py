@@ -249,7 +249,7 @@ class _Flaky:
     def __init__(self, failures: list[Exception]) -> None:
         self.failures, self.requests = failures, 0
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: object) -> bytes:
         self.requests += 1
         if self.failures:
             raise self.failures.pop(0)
