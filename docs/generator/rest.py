@@ -122,7 +122,7 @@ MEANINGS = {
     "request_invalid": "A parameter or field is invalid; `errors` has one entry per problem.",
     "internal": "Internal error; the service's log contains the details under `request_id`.",
     "database_unavailable": "The database does not respond; nothing was changed.",
-    "storage_unavailable": "The storage root does not respond.",
+    "storage_unavailable": "The storage root, or the store of the input at position `index`, does not respond.",
     "encoder_not_deployed": "No deployment serves the encoder.",
     "encoder_unavailable": "The encoder's replicas do not respond: none runs yet, or one died during the request.",
     "lab_unavailable": "The mask lab's replica has not started yet.",

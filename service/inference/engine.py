@@ -22,6 +22,7 @@ from torch import Tensor
 from amd.config import Precision
 from amd.data.decoding.reader import BadSample
 from amd.device import choose_device
+from amd.storage import StorageUnreachable
 from service.inference.batching import Batcher, Network
 from service.inference.decoders import MIB, DecoderPool
 from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutputs
@@ -330,6 +331,9 @@ class Engine:
             queued = [PendingClip(item, number, clip, self._backlog) for number, clip in enumerate(clips)]
         elif isinstance(clips, BadSample):
             _in_loop(request.loop, request.fail, _invalid_item(item.index, clips.reason))
+        elif isinstance(clips, StorageUnreachable):
+            refusal = Refusal("storage_unavailable", f"input {item.index}: {clips}", item.index)
+            _in_loop(request.loop, request.fail, refusal)
         elif clips is not None:
             _in_loop(request.loop, request.fail, clips)
         self._batcher.put(request.network, queued)

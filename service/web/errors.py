@@ -114,7 +114,7 @@ class ClusterNotResponding(ClusterUnavailable, code="cluster_unavailable"):
 
 
 class StorageUnavailable(ServiceError, code="storage_unavailable"):
-    """The request needs the storage root, which is not responding."""
+    """The request needs the storage root or another store, which is not responding."""
 
 
 class IssuerUnavailable(ServiceError, code="issuer_unavailable"):
@@ -129,14 +129,15 @@ RefusalCode = Literal[
     "lab_unavailable",
     "not_possible",
     "overloaded",
+    "storage_unavailable",
 ]
 
 
 class Refusal(ServiceError):
     """The request cannot be served now, or its encoder cannot serve it. Raised by replicas and by the control plane.
 
-    `index` is the position of the item that cannot be encoded. `retry_after` is the number of seconds until the queue
-    is processed.
+    `index` is the position of the item that cannot be encoded or read. `retry_after` is the number of seconds until the
+    queue is processed.
     """
 
     def __init__(
