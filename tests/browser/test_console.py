@@ -331,7 +331,7 @@ PAGES = {
     "sweep": f"/sweeps/{scenes.SWEEP}",
     "encoders": "/encoders",
     "encoder": f"/encoders/{scenes.ENCODER}",
-    "compare": f"/encoders/{scenes.ENCODER}/compare?other={scenes.OTHER_ENCODER}",
+    "compare": f"/compare?encoder={scenes.ENCODER}&encoder={scenes.OTHER_ENCODER}&encoder={scenes.CLASSIFIER}",
     "deployments": "/deployments",
     "deployment": f"/deployments/{scenes.DEPLOYMENT}",
     "lab": "/lab",

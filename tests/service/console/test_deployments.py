@@ -85,3 +85,21 @@ def test_the_page_polls_until_the_deployment_is_healthy(deployed: Any, console: 
 def test_the_list_links_to_the_encoders(deployed: Any, console: ConsoleClient) -> None:
     page = console.get("/console/deployments").text
     assert '<a class="button" href="/console/encoders">Deploy an encoder</a>' in page
+
+
+def test_the_list_names_the_aliases_of_what_is_served(
+    app: Any, console: ConsoleClient, database: Engine, deployed: Any
+) -> None:
+    plain: dict[str, Any] = {"share": 0.25, "settings": ServingSettings()}
+    for name, encoder, main, candidate in (
+        ("digits", "production", "first", "second"),
+        ("plain", "first", "first", None),
+    ):
+        desired = new_deployment(name, "default", "test", encoder=encoder, candidate=candidate, **plain)
+        serving = {"main": main} | ({"candidate": candidate} if candidate else {})
+        stored, _ = deployed.put(desired, resolved=serving)
+        deployed.record_status(stored, "healthy", "", serving)
+    text = " ".join(text_of(console.get("/console/deployments").text).split())
+    assert "digits follows production first second 25 % 1 " in text
+    assert "plain production first – 1 " in text
+    deployed.delete("plain", None, "test")

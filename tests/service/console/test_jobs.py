@@ -349,6 +349,31 @@ def test_the_cluster_queue_hides_the_job_names_of_other_projects(
     assert "does not respond" in broken["problem"]
 
 
+def test_the_cluster_page_lists_the_nodes_and_what_runs_there(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    app.state.cluster.node_list = scenes.nodes()
+    page = console.get("/console/cluster").text
+    text = " ".join(text_of(page[page.index('id="nodes-title"') : page.index('id="running-title"')]).split())
+    assert "alive head-0 head 10.0.0.4 3 of 4 0 of 0 34.4 GB Mask ratios of the digits" in text
+    assert "worker-1 10.0.0.7 1.5 of 4 0 of 0 34.4 GB Digits, teacher ratio 0.6 deployment digits" in text
+    assert "lost worker-2 10.0.0.9 Expected termination: node was preempted" in text
+    assert f'href="/console/jobs/{scenes.RUNNING}"' in page
+    own = console.get("/v1/cluster", headers=key_to(database, "read")).json()["nodes"]
+    assert [(node["name"], node["jobs"], node["deployments"], node["others"]) for node in own] == [
+        ("head-0", [scenes.SWEEP], [], 0),
+        ("worker-1", [scenes.RUNNING], [scenes.DEPLOYMENT], 0),
+        ("worker-2", [], [], 0),
+    ]
+    other = console.get("/v1/cluster", headers=key_to(database, "read", project="other")).json()["nodes"]
+    assert [(node["jobs"], node["deployments"], node["others"]) for node in other] == [
+        ([], [], 1),
+        ([], [], 2),
+        ([], [], 0),
+    ]
+    app.state.cluster.node_list = []
+
+
 def test_the_cluster_page_shows_reserved_cpus_and_since_when_jobs_wait(
     console: ConsoleClient, database: Engine
 ) -> None:

@@ -15,11 +15,12 @@ from amd.storage import join, write_bytes, write_json
 from amd.training.run_folder import run_folder
 from service.db.models import Job
 from service.jobs.execution.protocol import JobFolder
+from service.jobs.execution.ray_nodes import Node
 from service.jobs.kinds import named, resolve, resources_of
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
-from service.serving.deployments import DeploymentStore, new_deployment
+from service.serving.deployments import APP_PREFIX, DeploymentStore, new_deployment
 from service.serving.schemas import ServingSettings
 from tests.support.encoders.encoder_cards import publish, score
 from tests.support.runs.pictures import write_pictures
@@ -33,6 +34,7 @@ DISTILLED = "train-20261126-010000-00000001"  # one of the ablations
 SWEEP = "search-20261129-070000-7e8f9a0b"
 ENCODER = "digits-amd-small"
 OTHER_ENCODER = "digits-mae-small"
+CLASSIFIER = "digits-classifier"
 DEPLOYMENT = "digits"
 EMBEDDED = "embed-20261128-200000-2b3c4d5e"  # added by the browser tests
 OTHER_EMBEDDED = "embed-20261128-210000-6f7a8b9c"
@@ -248,6 +250,17 @@ def trial_record(number: int, student: float, teacher: float, at: float, noise: 
     }
 
 
+def nodes() -> list[Node]:
+    """Return a head, a worker and a node that was lost."""
+    memory = 32.0 * 2**30
+    sweep, deployed = frozenset({SWEEP}), frozenset({f"{APP_PREFIX}{DEPLOYMENT}"})
+    return [
+        Node("head-0", "10.0.0.4", True, "alive", "", 4.0, 0.0, memory, 3.0, 0.0, sweep),
+        Node("worker-1", "10.0.0.7", False, "alive", "", 4.0, 0.0, memory, 1.5, 0.0, frozenset({RUNNING}), deployed),
+        Node("worker-2", "10.0.0.9", False, "lost", "Expected termination: node was preempted", 4.0, 0.0, memory),
+    ]
+
+
 def add_encoders(engine: Engine, root: str) -> None:
     teacher = {"preset": "demo-image-teacher", "encoder": {"size": "demo-teacher"}}
     publish(
@@ -259,7 +272,7 @@ def add_encoders(engine: Engine, root: str) -> None:
     )
     publish(root, OTHER_ENCODER, 800, objective="mae", scores=(score("knn", 94.8, "eval/knn_top1"),))
     head = {"classes": 10, "labels": [str(number) for number in range(10)]}
-    publish(root, "digits-classifier", 700, objective="finetune", head=head, scores=(score("test", 98.3),))
+    publish(root, CLASSIFIER, 700, objective="finetune", head=head, scores=(score("test", 98.3),))
     encoders, deployments = EncoderStore(engine), DeploymentStore(engine)
     EncoderDiscovery(encoders, root).scan()
     encoders.move_alias("default", "production", OTHER_ENCODER, "test")
