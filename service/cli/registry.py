@@ -133,7 +133,9 @@ def _print_comparison(found: EncoderComparison) -> None:
         rows.append((name, *(_score(score, position) for position in range(len(found.encoders)))))
     rows += [(difference.field, *map(json.dumps, difference.values)) for difference in found.differences]
     titles = ("", *(encoder.id for encoder in found.encoders))
-    columns = tuple(Column(title, itemgetter(position)) for position, title in enumerate(titles))
+    columns: list[Column[tuple[str, ...]]] = [
+        Column(title, itemgetter(position)) for position, title in enumerate(titles)
+    ]
     out.print(fitted_table(columns, rows, out.width))
 
 

@@ -16,7 +16,6 @@ from service.jobs.execution.reconciler import submission_id
 from service.jobs.routes import Jobs
 from service.jobs.schemas import ACTIVE, WAITING
 from service.jobs.store import JobStore
-from service.serving.deployments import APP_PREFIX
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable
 from service.web.schemas import ApiModel, utc_datetime, utc_datetime_or_none
@@ -124,7 +123,7 @@ def cluster_view(
             used_gpus=found.used_gpus,
             largest_memory_bytes=found.memory,
         )
-        deployments = {f"{APP_PREFIX}{one.name}": one for one in request.app.state.deployments.all()}
+        deployments: dict[str, Deployment] = request.app.state.deployments.applications()
         listed = calls.run_from_thread(cluster.nodes, submissions.keys())
         nodes = [_node(node, submissions, deployments, caller.project) for node in listed]
     except ClusterUnavailable as error:

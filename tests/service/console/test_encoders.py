@@ -21,7 +21,7 @@ from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
 from service.web.errors import Refusal
-from tests.support.browser.console_client import ConsoleClient, text_of
+from tests.support.browser.console_client import ConsoleClient, plain_text_of, text_of
 from tests.support.encoders.encoder_cards import index_encoder, score
 from tests.support.runs.published_students import publish_student
 
@@ -35,10 +35,6 @@ def test_the_code_for_python_embeds_clips(console: ConsoleClient, app: Any) -> N
     names: dict[str, Any] = {"clips": torch.zeros(2, 3, 1, 32, 32, dtype=torch.uint8)}
     exec(html.unescape(code), names)
     assert names["vectors"].shape == (2, 64)
-
-
-def plain_text_of(page: str) -> str:
-    return " ".join(text_of(page).split())
 
 
 def test_the_list_shows_the_alias_and_the_score_of_the_strictest_protocol(

@@ -32,6 +32,7 @@ FAILED = "train-20261128-143000-9c0d1e2f"
 QUEUED = "train-20261129-093000-3a4b5c6d"
 DISTILLED = "train-20261126-010000-00000001"  # one of the ablations
 SWEEP = "search-20261129-070000-7e8f9a0b"
+ENDED_SWEEP = "search-20261127-070000-0c1d2e3f"
 ENCODER = "digits-amd-small"
 OTHER_ENCODER = "digits-mae-small"
 CLASSIFIER = "digits-classifier"
@@ -76,6 +77,7 @@ def populate(engine: Engine, root: str) -> None:
         priority=-50,  # otherwise jobs submitted by tests could not start before it
     )
     add_sweep(store, root, now - 7200)
+    add_ended_sweep(store, root, now - 80000)
     for number in range(24):
         old = add_job(
             *(store, root, f"train-20261126-{number:02d}0000-{number:08x}", f"Ablation {number + 1}"),
@@ -215,6 +217,42 @@ def add_sweep(store: JobStore, root: str, at: float, ratios: Sequence[tuple[floa
     for number, (student, teacher) in enumerate(ratios):
         record = trial_record(number, student, teacher, at, noise)
         write_json(join(run_folder(root, SWEEP), "trials", f"{number:04d}.json"), record)
+
+
+def add_ended_sweep(store: JobStore, root: str, at: float) -> None:
+    """Add a sweep over five settings that succeeded, with its report."""
+    space = {"use": ["masking", "recipe", "generator"]}
+    config = resolve("search", "demo-image-amd", {"space": space, "budget": {"trials": 24}, "seeds": 1}, {})
+    values = named("search", config, ENDED_SWEEP, root)
+    job = store.add(
+        new_job(
+            id=ENDED_SWEEP, kind="search", name="Ratios and recipe", preset="demo-image-amd", config=values,
+            created_at=at, changed_at=at, workers=3, cpus=3.0, created_by="3f9a1c07d2be4488",
+        ),
+        "3f9a1c07d2be4488",
+    )  # fmt: skip
+    start(store, job)
+    write_json(join(run_folder(root, ENDED_SWEEP), "config.json"), values)
+    noise = random.Random(3)
+    records = []
+    for number in range(24):
+        student, teacher = 0.6 + 0.05 * (number % 8), 0.3 + 0.05 * (number % 5)
+        record = trial_record(number, student, teacher, at, noise)
+        record["state"] = record["state"].replace("running", "stopped").replace("failed", "stopped")
+        recipe = {"lr_scale": round(noise.uniform(0.3, 3), 2), "weight_decay": noise.choice([0.02, 0.05, 0.1])}
+        point = {**{f"recipe.{name}": value for name, value in recipe.items()}, "generator.depth": 1 + number % 3}
+        record["point"] |= point
+        record["ended"] = at + 60 * number + 200
+        records.append(record)
+        write_json(join(run_folder(root, ENDED_SWEEP), "trials", f"{number:04d}.json"), record)
+    best = max((one for one in records if len(one["rungs"]) == 3), key=lambda one: one["rungs"][-1]["score"])
+    verdict = f"Best of 9 trials that ran to completion: trial {best['number']}. It is not significantly better."
+    shares = {"masking.student_ratio": 0.58, "masking.teacher_ratio": 0.27, "recipe.lr_scale": 0.11}
+    report = {"verdict": verdict, "importance": {"level": 0, "trials": 24, "shares": shares}}
+    write_json(join(run_folder(root, ENDED_SWEEP), "report", "report.json"), report)
+    result = {"best": {"number": best["number"], "score": best["rungs"][-1]["score"]}, "verdict": verdict}
+    progress = {"trials": 24, "of_trials": 24}
+    finish(store, ENDED_SWEEP, "succeeded", result=result, progress=progress)
 
 
 def trial_record(number: int, student: float, teacher: float, at: float, noise: random.Random) -> dict[str, Any]:

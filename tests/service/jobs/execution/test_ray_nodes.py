@@ -72,7 +72,7 @@ def test_the_fields_that_are_read_are_those_of_rays_state_api() -> None:
 def test_a_submissions_ray_job_is_looked_up_once(monkeypatch: Any) -> None:
     lookups: list[str] = []
 
-    class Client:
+    class JobInfoClient:
         def get_job_info(self, submission_id: str) -> Any:
             lookups.append(submission_id)
             if submission_id == "unknown":
@@ -81,7 +81,7 @@ def test_a_submissions_ray_job_is_looked_up_once(monkeypatch: Any) -> None:
 
     rows, actors = [row("a", "10.0.0.1")], [{"node_id": "a", "job_id": "02000000", "name": ""}]
     cluster = RayJobs("http://127.0.0.1:1", None, "python")
-    monkeypatch.setattr(cluster, "_client", Client)
+    monkeypatch.setattr(cluster, "_client", JobInfoClient)
     answers = {"/api/v0/nodes": {"result": {"result": rows}}, "/api/v0/actors": {"result": {"result": actors}}}
     monkeypatch.setattr(cluster, "_get", lambda path: answers.get(path.partition("?")[0], {}))
     assert [node.submissions for node in cluster.nodes(["train-1", "unknown"])] == [set()]
