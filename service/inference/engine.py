@@ -332,7 +332,7 @@ class Engine:
         elif isinstance(clips, BadSample):
             _in_loop(request.loop, request.fail, _invalid_item(item.index, clips.reason))
         elif isinstance(clips, StorageUnreachable):
-            refusal = Refusal("storage_unavailable", f"input {item.index}: {clips}", item.index)
+            refusal = Refusal("input_unavailable", f"input {item.index}: {clips}", item.index)
             _in_loop(request.loop, request.fail, refusal)
         elif clips is not None:
             _in_loop(request.loop, request.fail, clips)

@@ -118,7 +118,7 @@ class LabEngine:
         except BadSample as error:
             raise Refusal("item_invalid", f"input 0: {error.reason}", 0) from None
         except StorageUnreachable as error:
-            raise Refusal("storage_unavailable", str(error)) from None
+            raise Refusal("input_unavailable", str(error)) from None
         except ConfigError as error:
             raise Refusal("not_possible", "; ".join(error.problems)) from None
         if time.monotonic() > until:

@@ -114,7 +114,7 @@ class ClusterNotResponding(ClusterUnavailable, code="cluster_unavailable"):
 
 
 class StorageUnavailable(ServiceError, code="storage_unavailable"):
-    """The request needs the storage root or another store, which is not responding."""
+    """The request needs the storage root, which is not responding."""
 
 
 class IssuerUnavailable(ServiceError, code="issuer_unavailable"):
@@ -125,11 +125,11 @@ RefusalCode = Literal[
     "deadline_exceeded",
     "encoder_not_deployed",
     "encoder_unavailable",
+    "input_unavailable",
     "item_invalid",
     "lab_unavailable",
     "not_possible",
     "overloaded",
-    "storage_unavailable",
 ]
 
 
@@ -185,6 +185,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "lab_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=5),
     "overloaded": ErrorResponse(HTTPStatus.TOO_MANY_REQUESTS, retry_after_s=1),
     "deadline_exceeded": ErrorResponse(HTTPStatus.GATEWAY_TIMEOUT, retry_after_s=1),
+    "input_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=5),
     "item_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "not_possible": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "issuer_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=1),

@@ -201,7 +201,7 @@ def test_a_store_that_does_not_respond_is_not_blamed_on_the_item(
     server.stop()
     with pytest.raises(Refusal, match=rf"input 1: {s3_root}/0\.png could not be read after 2 attempts") as unreachable:
         infer(engine, upload(folder / "0.png"), there)
-    assert (unreachable.value.code, unreachable.value.extra) == ("storage_unavailable", {"index": 1})
+    assert (unreachable.value.code, unreachable.value.extra) == ("input_unavailable", {"index": 1})
     run(engine.close())
 
 
