@@ -74,7 +74,7 @@ def parse_bytes(value: Any) -> float:
 
 
 def _node(row: Mapping[str, Any], usage: Mapping[str, Any] | None, running: set[str], serving: set[str]) -> Node:
-    total, alive = row["resources_total"], row["state"] == "ALIVE"
+    total, alive = row.get("resources_total") or {}, row["state"] == "ALIVE"
     used = {name: float(amounts[0]) for name, amounts in (usage or {}).items()} if alive else {}
     return Node(
         name=row.get("node_name") or row["node_ip"],
