@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from amd.artifacts.discovery import encoder_url
 from amd.commands import CONFIG
 from amd.config import ConfigError, ExportConfig, ImportConfig, PrepareConfig, TaskConfig, parse_overrides
-from amd.entry_point import argument_parser, run_entry_point
+from amd.entry_point import argument_parser, print_progress, run_named_command
 from amd.presets.load import load_file
 from amd.storage import join, resolve_root
 
@@ -58,7 +59,7 @@ def _output(config: ExportConfig | PrepareConfig) -> str:
 
 
 def _print_progress(done: int, total: int) -> None:
-    print(f"{done} of {total} samples", file=sys.stderr, flush=True)
+    print_progress(f"{done} of {total} samples")
 
 
 class Task(NamedTuple):
@@ -76,19 +77,14 @@ TASKS: dict[str, Task] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    name, *rest = list(sys.argv[1:] if args is None else args) or [""]
-    if name not in TASKS:
-        print(f"error: {name!r} is not a command; choose one of {', '.join(TASKS)}\n\n{__doc__}", file=sys.stderr)
-        return 2
-    options = argument_parser(f"amd.tasks {name}", CONFIG, overrides="Config overrides.").parse_args(rest)
-    return run_entry_point(
-        lambda: _run(TASKS[name], options.config, options.overrides), "keeps the parts that are finished"
-    )
+    commands = {name: partial(_run, name) for name in TASKS}
+    return run_named_command(commands, args, __doc__, "keeps the parts that are finished")
 
 
-def _run(task: Task, file: str | None, overrides: Sequence[str]) -> int:
-    config = load_file(task.config, file, parse_overrides(overrides))
-    print(json.dumps(task.run(config)), flush=True)
+def _run(name: str, args: Sequence[str]) -> int:
+    options = argument_parser(f"amd.tasks {name}", CONFIG, overrides="Config overrides.").parse_args(args)
+    config = load_file(TASKS[name].config, options.config, parse_overrides(options.overrides))
+    print(json.dumps(TASKS[name].run(config)), flush=True)
     return 0
 
 

@@ -46,6 +46,7 @@ SLOW_FILES = tuple(
         "amd/demo/test_run.py",
         "amd/downstream/embedding/test_bulk.py",
         "amd/training/runs/test_launch.py",
+        "amd/training/runs/test_teacher_presets.py",
         "amd/exchange/test_export.py",
         "service/jobs/execution/test_driver.py",
         "amd/downstream/supervised/classification/test_run.py",

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from amd.bench.commands import BATCH, HELP, SAMPLES, STEP_PRESET, STEPS, data_figures, step_figures
+from amd.bench.tables import data_table, step_table
 from amd.commands import AS_JSON, CONFIG, PRESET
 from amd.entry_point import argument_parser, print_progress, run_named_command
 
@@ -26,12 +27,7 @@ def step(args: Sequence[str]) -> int:
     parser.add_argument("--steps", type=positive_int, default=STEPS, help=with_default(HELP["steps"]))
     options = parser.parse_args(args)
     figures = step_figures(options.overrides, options.preset, options.config, batch=options.batch, steps=options.steps)
-    if options.json:
-        print(json.dumps(figures), flush=True)
-        return 0
-    from amd.bench.tables import step_table  # imports torch
-
-    print(step_table(figures), flush=True)
+    print(json.dumps(figures) if options.json else step_table(figures), flush=True)
     return 0
 
 
@@ -48,12 +44,7 @@ def data(args: Sequence[str]) -> int:
         target=options.target,
         log=print_progress,
     )
-    if options.json:
-        print(json.dumps(figures), flush=True)
-        return 0
-    from amd.bench.tables import data_table  # imports torch
-
-    print(data_table(figures), flush=True)
+    print(json.dumps(figures) if options.json else data_table(figures), flush=True)
     return 0
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from amd.bench.tables import REPEATS
 from amd.config import ClipConfig, DataConfig
 from amd.data.dataset.manifest import Manifest
 from amd.data.dataset.open import open_manifest
@@ -37,7 +38,6 @@ from amd.data.loading import frame_sampling, transforms
 from amd.data.loading.loader import ClipLoader
 from amd.storage import filesystem, is_remote, local_path
 
-REPEATS = 4  # as in AMD's recipes; the official loader then reaches 29 clips/s per core on 340x256 H.264
 GOPS = (12, 250)
 WARM_UP = 2  # samples read before measuring, to start the reader and fill caches
 

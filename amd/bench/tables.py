@@ -1,12 +1,13 @@
-"""Lay out benchmark results as rows of text. Does not depend on how the rows are printed."""
+"""Lay out benchmark results as rows of text. Does not import torch, and does not depend on how the rows are printed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from amd.bench.data import REPEATS
 from amd.config import flatten
+
+REPEATS = 4  # as in AMD's recipes; the official loader then reaches 29 clips/s per core on 340x256 H.264
 
 
 class TextTable(NamedTuple):

@@ -19,6 +19,8 @@ TargetNorm = Literal["none", "layer_norm", "l2"]
 Reduction = Literal["mean", "sum"]
 PixelTarget = Literal["per_channel", "per_patch", "normalized", "unit"]
 Positions = Literal["sincos_1d", "sincos_2d", "sincos_3d", "learned"]
+ONLY_AMD: dict[str, Any] = {"x-only-with": {"objective.kind": "amd"}}
+"""JSON schema keyword of fields that a run uses only with this value of another field."""
 Init = Literal["videomae", "xavier", "trunc_normal"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -236,7 +238,7 @@ class StudentConfig(Section):
     """Student encoder, which is published at the end of the run."""
     decoder: DecoderConfig = DecoderConfig()
     """Decoder for pixel reconstruction."""
-    generator: GeneratorConfig = GeneratorConfig()
+    generator: GeneratorConfig = Field(GeneratorConfig(), json_schema_extra=ONLY_AMD)
     """Generators for generation alignment."""
 
 
@@ -256,10 +258,11 @@ class TeacherConfig(Section):
     """Source of the teacher's weights: a file or URI (official checkpoint or safetensors), `timm:NAME`, or the ID or
     folder of a published encoder."""
     preset: str | None = None
-    """Preset with objective.kind=mae that trains the teacher before the student; the trained teacher is cached and
-    reused by later runs with the same teacher config."""
+    """Preset with objective.kind=mae that trains the teacher before the student, on the student's data; the trained
+    teacher is cached and reused by later runs with the same teacher config and data."""
     overrides: Annotated[dict[str, Any], KeyedByConfig(_recipe)] = Field(default_factory=dict)
-    """Overrides for the teacher's preset, keyed by dotted field names."""
+    """Overrides for the teacher's preset, keyed by dotted field names; data.train selects other data than the
+    student's."""
     weights_license: str | None = None
     """Licence of the teacher's weights, copied to the student's card; CC-BY-NC-4.0 for VideoMAE weights."""
 
@@ -334,9 +337,9 @@ class LossWeights(Section):
 
     reconstruction: float = Field(1.0, ge=0)
     """Weight of the pixel reconstruction loss; if 0, no decoder is built."""
-    direct: float = Field(1.0, ge=0)
+    direct: float = Field(1.0, ge=0, json_schema_extra=ONLY_AMD)
     """Weight of direct alignment, on student-visible tokens."""
-    generation: float = Field(1.0, ge=0)
+    generation: float = Field(1.0, ge=0, json_schema_extra=ONLY_AMD)
     """Weight of generation alignment, on teacher-only tokens; if 0, no generators are built."""
 
 
@@ -348,16 +351,18 @@ class ObjectiveConfig(Section):
     VideoMAE), for teachers and baselines."""
     weights: LossWeights = LossWeights()
     """Weights of the loss terms."""
-    layers: tuple[LayerPair, ...] = (LayerPair(student=6, teacher=12), LayerPair(student=12, teacher=24))
+    layers: tuple[LayerPair, ...] = Field(
+        (LayerPair(student=6, teacher=12), LayerPair(student=12, teacher=24)), json_schema_extra=ONLY_AMD
+    )
     """Layer pairs to align, numbered from 1; the paper uses the middle and the last block."""
-    distance: Distance = "l2"
+    distance: Distance = Field("l2", json_schema_extra=ONLY_AMD)
     """Distance between student and teacher features; l2 is the mean squared error."""
-    smooth_l1_beta: float = Field(1.0, gt=0)
+    smooth_l1_beta: float = Field(1.0, gt=0, json_schema_extra=ONLY_AMD)
     """Threshold between the quadratic and linear parts of smooth_l1."""
-    target_norm: TargetNorm = "none"
+    target_norm: TargetNorm = Field("none", json_schema_extra=ONLY_AMD)
     """Normalisation of features before comparison. none: raw features (AMD). layer_norm: LayerNorm without parameters
     on the teacher's features. l2: student and teacher features of every token are scaled to unit length (DMAE)."""
-    reduction: Reduction = "mean"
+    reduction: Reduction = Field("mean", json_schema_extra=ONLY_AMD)
     """Reduction over layer pairs: mean, as in the official code, or sum, as in the paper."""
     pixels: PixelTarget = "per_channel"
     """Pixel targets for reconstruction. per_channel: normalised per token and colour channel (VideoMAE). per_patch:

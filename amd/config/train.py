@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from amd.config.locations import WeightsLocation
 from amd.config.probe import RunProbeConfig
 from amd.config.run import RunConfig
-from amd.config.sections import POSITION_PARTS, MaskConfig, ObjectiveConfig, StudentConfig, TeacherConfig
+from amd.config.sections import ONLY_AMD, POSITION_PARTS, MaskConfig, ObjectiveConfig, StudentConfig, TeacherConfig
 from amd.config.training_sections import MediaConfig
 
 
@@ -14,7 +16,7 @@ class TrainConfig(RunConfig):
 
     student: StudentConfig = StudentConfig()
     """Student: the encoder, decoder and generators that are trained."""
-    teacher: TeacherConfig | None = None
+    teacher: TeacherConfig | None = Field(None, json_schema_extra=ONLY_AMD)
     """Frozen teacher; required with objective.kind=amd, not allowed with mae."""
     mask: MaskConfig = MaskConfig()
     """Asymmetric masking."""

@@ -130,6 +130,17 @@ def _demo(modality: dict[str, Any], *, epochs: int, lr: float, test: str) -> Fin
     return validate(FinetuneConfig, values)
 
 
+def _preset(data: str, size: str, accuracy: str, source: str, config: FinetuneConfig) -> Preset[FinetuneConfig]:
+    """Return a preset for one of the paper's data sets. `accuracy`: top-1 accuracy in the paper."""
+    return Preset(
+        f"{data.lower()}-vit-{size.lower()}-finetune",
+        f"ViT-{size} on {data}, {accuracy} in the paper",
+        source,
+        f"{config.scaling.workers[0]} GPUs",
+        config,
+    )
+
+
 def _presets() -> dict[str, Preset[FinetuneConfig]]:
     k400: dict[str, Any] = {"classes": 400, "batch": 512, "sampling": DENSE, "rate": 4, "views": (5, 3)}
     ssv2: dict[str, Any] = {"classes": 174, "batch": 256, "sampling": TSN, "rate": 2, "views": (2, 3), "flip": False}
@@ -148,82 +159,23 @@ def _presets() -> dict[str, Preset[FinetuneConfig]]:
     }
     hmdb: dict[str, Any] = {**ucf, "classes": 51, "rate": 2, "epochs": 50, "base_lr": 1e-3}
     paper = "AMD's scripts/finetune"
-    rows = [
-        (
-            "k400-vit-s-finetune",
-            "S",
-            "K400, 80.1 % in the paper",
-            paper,
-            _video("S", "K400", epochs=150, base_lr=1e-3, **k400),
-        ),
-        (
-            "k400-vit-b-finetune",
-            "B",
-            "K400, 82.2 % in the paper",
-            paper,
-            _video("B", "K400", epochs=90, base_lr=7e-4, **k400),
-        ),
-        (
-            "ssv2-vit-s-finetune",
-            "S",
-            "SSv2, 70.2 % in the paper",
-            paper,
-            _video("S", "SSv2", epochs=40, base_lr=1e-3, **ssv2),
-        ),
-        (
-            "ssv2-vit-b-finetune",
-            "B",
-            "SSv2, 73.3 % in the paper",
-            paper,
-            _video("B", "SSv2", epochs=30, base_lr=5e-4, **ssv2),
-        ),
-    ]
-    for size in "SB":
-        note = "AMD has no recipe: VideoMAE's for ViT-B on UCF101; our default for ViT-S"
-        rows.append(
-            (
-                f"ucf101-vit-{size.lower()}-finetune",
-                size,
-                "UCF101, B 97.1 % in the paper",
-                note,
-                _video(size, "K400", **ucf),
-            )
-        )
-        note = "AMD has no recipe: UCF101's, with VideoMAE's stride, rate and length from memory: our default"
-        rows.append(
-            (
-                f"hmdb51-vit-{size.lower()}-finetune",
-                size,
-                "HMDB51, B 79.6 % in the paper",
-                note,
-                _video(size, "K400", **hmdb),
-            )
-        )
-    note = (
+    ucf_source = "AMD has no recipe: VideoMAE's for ViT-B on UCF101; our default for ViT-S"
+    hmdb_source = "AMD has no recipe: UCF101's, with VideoMAE's stride, rate and length from memory: our default"
+    mae_source = (
         "AMD has no image recipe: MAE's FINETUNE.md for ViT-B; min_lr = 1e-6 x 256 / batch_size, as MAE's is absolute"
     )
-    rows.append(
-        (
-            "in1k-vit-b-finetune",
-            "B",
-            "IN1K, 84.6 % in the paper",
-            note,
-            _image("B", epochs=100, base_lr=5e-4, layer_decay=0.65),
-        )
-    )
-    note = "AMD has no image recipe: G2SD's length and rate for ViT-S, otherwise MAE's: our default"
-    rows.append(
-        (
-            "in1k-vit-s-finetune",
-            "S",
-            "IN1K, 82.1 % in the paper",
-            note,
-            _image("S", epochs=200, base_lr=1e-3, layer_decay=0.75),
-        )
-    )
+    g2sd_source = "AMD has no image recipe: G2SD's length and rate for ViT-S, otherwise MAE's: our default"
     found = [
-        Preset(name, f"ViT-{size} on {what}", source, f"{config.scaling.workers[0]} GPUs", config)
-        for name, size, what, source, config in rows
+        _preset("K400", "S", "80.1 %", paper, _video("S", "K400", epochs=150, base_lr=1e-3, **k400)),
+        _preset("K400", "B", "82.2 %", paper, _video("B", "K400", epochs=90, base_lr=7e-4, **k400)),
+        _preset("SSv2", "S", "70.2 %", paper, _video("S", "SSv2", epochs=40, base_lr=1e-3, **ssv2)),
+        _preset("SSv2", "B", "73.3 %", paper, _video("B", "SSv2", epochs=30, base_lr=5e-4, **ssv2)),
+        _preset("UCF101", "S", "B 97.1 %", ucf_source, _video("S", "K400", **ucf)),
+        _preset("HMDB51", "S", "B 79.6 %", hmdb_source, _video("S", "K400", **hmdb)),
+        _preset("UCF101", "B", "B 97.1 %", ucf_source, _video("B", "K400", **ucf)),
+        _preset("HMDB51", "B", "B 79.6 %", hmdb_source, _video("B", "K400", **hmdb)),
+        _preset("IN1K", "B", "84.6 %", mae_source, _image("B", epochs=100, base_lr=5e-4, layer_decay=0.65)),
+        _preset("IN1K", "S", "82.1 %", g2sd_source, _image("S", epochs=200, base_lr=1e-3, layer_decay=0.75)),
     ]
     for key, modality, what in (("image", DEMO_IMAGE, "digits"), ("video", DEMO_VIDEO, "the motion of digits")):
         config = _demo(modality, epochs=60, lr=1e-3, test="test")

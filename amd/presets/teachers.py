@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from amd.config import ClipConfig, ConfigError, TrainConfig
-from amd.presets.load import load_config
+from amd.config import ClipConfig, ConfigError, TrainConfig, flatten, with_overrides
+from amd.presets.load import find_preset, load_config
+
+STORED_DATA = ("train", "format", "root", "frame_name")  # fields of `data` that locate the files
+
+
+def with_teacher_data(config: TrainConfig) -> TrainConfig:
+    """Return the config with the location of its data in `teacher.overrides`, unless they contain `data.train`.
+
+    Values that the teacher's preset already has are omitted, so most configs do not change. A run whose teacher is
+    trained on other data after an upgrade is therefore refused, as after any change of its config.
+    Raises ConfigError if the preset is unknown.
+    """
+    teacher = config.teacher
+    if teacher is None or teacher.preset is None:
+        return config
+    try:
+        preset = find_preset(TrainConfig, teacher.preset).config
+    except ConfigError as error:
+        raise ConfigError([_located(line) for line in error.problems]) from None
+    overrides = flatten(teacher.overrides)
+    names = [name for name in STORED_DATA if getattr(config.data, name) != getattr(preset.data, name)]
+    if "data.train" in overrides or not names:
+        return config
+    data = {f"data.{name}": getattr(config.data, name) for name in names}
+    return with_overrides(config, {"teacher.overrides": {**data, **overrides}})
 
 
 def teacher_recipe(config: TrainConfig) -> TrainConfig:
     """Return the config that trains a teacher preset.
 
-    It uses the student's storage, tracking and cache, and the student's scaling and checkpoint settings unless
+    It uses the student's storage, tracking and cache, and the student's data, scaling and checkpoint settings unless
     overridden.
-    Raises ConfigError for an incomplete recipe, or if the resulting teacher would not fit the student's config.
+    Raises ConfigError for an invalid recipe, or if the resulting teacher would not fit the student's config.
     """
-    teacher = config.teacher
+    teacher = with_teacher_data(config).teacher
     assert teacher is not None, "the config has a teacher"
     assert teacher.preset is not None, "the teacher is specified by a preset"
     shared = {name: getattr(config, name).model_dump(mode="json") for name in ("scaling", "checkpoint", "tracking")}

@@ -12,7 +12,7 @@ import posixpath
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from datetime import datetime
 from itertools import chain, repeat
@@ -158,6 +158,19 @@ def _write_once(url: str, data: bytes) -> None:
 
 def read_json(url: str) -> Any:
     return json.loads(read_bytes(url))
+
+
+def read_file_manifest(url: str, keys: Set[str]) -> dict[str, Any] | None:
+    """Read a JSON object whose `files` maps file names to entries, each with at least these keys.
+
+    Returns None if the content is damaged. Raises FileNotFoundError if there is no such file.
+    """
+    try:
+        manifest: dict[str, Any] = read_json(url)
+        is_complete = all(keys <= entry.keys() for entry in manifest["files"].values())
+    except (ValueError, LookupError, TypeError, AttributeError):  # not JSON, or JSON of another form
+        return None
+    return manifest if is_complete else None
 
 
 def write_json(url: str, value: Any) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from amd.storage.credentials import credential_for, store_of
 from amd.storage.errors import StorageError
 
+S3_CONNECTIONS = 128  # botocore's default of 10 limits a process to 200 requests/s at 50 ms each, however many threads
+
 
 def default_root() -> str:
     """Return AMD_STORAGE if set, else a folder in the user's data directory."""
@@ -61,6 +63,9 @@ def filesystem(url: str) -> tuple[Any, str]:
             options["endpoint_url"] = endpoint
     if credential is not None:
         options |= credential.options(store)
+    if store == "s3":
+        configured = options.get("config_kwargs") or fsspec.config.conf.get("s3", {}).get("config_kwargs") or {}
+        options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS, **configured}
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except Exception as error:  # every backend raises its own exceptions

@@ -28,6 +28,21 @@ DAMAGED_SAMPLES = "damaged_samples.jsonl"
 LEASE = "lease.json"
 
 
+class TeacherTraining(BaseModel):
+    """Training of a run's teacher from `teacher.preset`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    run_id: str
+    """ID of the run that trained the teacher."""
+    steps: int
+    """Number of optimizer steps."""
+    seconds: float
+    """Wall time of the training, including checks and publishing; of its last part only if it was interrupted."""
+    reused: bool
+    """Whether another run had trained the teacher before, so that this run did not spend that time."""
+
+
 class RunResult(BaseModel):
     """Result of a run: `result.json`, and the last line of `amd train --json`."""
 
@@ -49,6 +64,8 @@ class RunResult(BaseModel):
     """Last logged metrics: losses, learning rate, speed."""
     restarts: dict[str, int] = {}
     """Number of restarts during this call, keyed by failure reason."""
+    teacher: TeacherTraining | None = None
+    """Training of the run's teacher; null unless `teacher.preset` is set."""
 
     @property
     def exit_code(self) -> int:
@@ -154,6 +171,12 @@ def open_run(
     }
     write_json(join(folder, FACTS), facts)
     return None
+
+
+def is_of_this_job(root: str, run_id: str) -> bool:
+    """Return whether the service job of this process created a run. False outside a job."""
+    job = os.environ.get("AMD_JOB")
+    return job is not None and read_json(join(run_folder(root, run_id), FACTS)).get("job") == job
 
 
 def _check_same(

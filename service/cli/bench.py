@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from amd.bench.commands import BATCH, HELP, SAMPLES, STEP_PRESET, STEPS, data_figures, step_figures
+from amd.bench.tables import TextTable, data_table, step_table
 from service.cli.console import out, print_progress
 from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
-
-if TYPE_CHECKING:  # imports torch
-    from amd.bench.tables import TextTable
 
 app = typer.Typer(help="Measure a training step, or the data path, on this machine.", no_args_is_help=True)
 
@@ -29,12 +27,7 @@ def step(
 ) -> None:
     """Measure a training step: samples/s, each part's share of the time, and the fraction of peak matmul throughput."""
     figures = step_figures(overrides or [], preset, config, batch=batch, steps=steps)
-    if as_json:
-        print(json.dumps(figures))
-        return
-    from amd.bench.tables import step_table
-
-    out.print(_rendered(step_table(figures)))
+    print(json.dumps(figures)) if as_json else out.print(_rendered(step_table(figures)))
 
 
 @app.command("data")
@@ -51,12 +44,7 @@ def data(
     Without a preset, a config or data.train=…, 340x256 H.264 clips are generated first.
     """
     figures = data_figures(overrides or [], preset, config, samples=samples, target=target, log=print_progress)
-    if as_json:
-        print(json.dumps(figures))
-        return
-    from amd.bench.tables import data_table
-
-    out.print(_rendered(data_table(figures)))
+    print(json.dumps(figures)) if as_json else out.print(_rendered(data_table(figures)))
 
 
 def _rendered(table: TextTable) -> Table:

@@ -37,6 +37,12 @@ def progress_text(job: JobView) -> str:
     return f"{'teacher ' if progress.teacher else ''}{progress.step or 0}/{progress.steps}{left}"
 
 
+def teacher_text(job: JobView) -> str:
+    if job.teacher is None:
+        return ""
+    return f"{job.teacher.steps} steps in {duration(job.teacher.seconds)}{', reused' if job.teacher.reused else ''}"
+
+
 def details_table(job: JobDetail) -> Table:
     return facts_table(
         [
@@ -47,6 +53,7 @@ def details_table(job: JobDetail) -> Table:
             ("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())),
             ("project", job.project),
             ("progress", progress_text(job)),
+            ("teacher", teacher_text(job)),
             ("attempt", f"{job.attempt} (up to {job.max_retries} automatic retries)" if job.attempt else ""),
             ("created", f"{ago(job.created_at)} by {job.created_by}"),
             ("run", job.run_folder),

@@ -28,12 +28,10 @@ from service.cli.contexts import context_names, login, logout
 from service.cli.data import dataset, prepare, validate
 from service.cli.demo import demo
 from service.cli.deployments import app as deployments_app
-from service.cli.detect import detect
 from service.cli.doctor import doctor
 from service.cli.embed import embed
 from service.cli.encoders import app as encoders_app
 from service.cli.exit_codes import BAD_INPUT, SUCCESS
-from service.cli.finetune import finetune
 from service.cli.gc import gc
 from service.cli.jobs import app as jobs_app
 from service.cli.keys import app as keys_app
@@ -45,7 +43,7 @@ from service.cli.projects import app as projects_app
 from service.cli.projects import audit, usage
 from service.cli.search import app as search_app
 from service.cli.stack import down, status, up
-from service.cli.train import train
+from service.cli.train import detect, finetune, train
 from service.cli.webhooks import app as webhooks_app
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user enables it

@@ -1,6 +1,6 @@
-"""`amd train`: pre-train an encoder here, on a Ray cluster, or as a job on the service.
+"""`amd train`, `amd finetune` and `amd detect`: train here, on a Ray cluster, or as a job on the service.
 
-All training commands share the same options; `amd finetune` and `amd detect` differ only in what they train.
+All training commands share the same options and differ only in what they train.
 """
 
 from __future__ import annotations
@@ -46,3 +46,5 @@ def training_command(name: JobKind) -> Callable[..., None]:
 
 
 train = training_command("train")
+finetune = training_command("finetune")
+detect = training_command("detect")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -52,3 +52,7 @@ def input_item(file: str | Path | bytes) -> dict[str, str]:
         return {"uri": file}
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     return {"base64": base64.b64encode(content).decode()}
+
+
+def input_items(files: Iterable[str | Path | bytes]) -> list[dict[str, str]]:
+    return [input_item(file) for file in files]

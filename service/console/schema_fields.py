@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -46,6 +46,9 @@ class ConfigField(NamedTuple):
     """Value from the preset, or else the default; empty if there is neither."""
     description: str
     common: bool
+    only_with: tuple[str, str] | None = None
+    """Another field and its value without which a job does not use this field."""
+    is_used: bool = True
 
 
 @cache
@@ -63,15 +66,31 @@ def with_values(fields: tuple[ConfigField, ...], values: Mapping[str, Any]) -> l
     return [field._replace(value=_shown(flat[field.key])) if field.key in flat else field for field in fields]
 
 
-def _fields(schema: Mapping[str, Any], defs: Mapping[str, Any], prefix: str) -> Iterator[ConfigField]:
+def with_use(fields: Sequence[ConfigField], given: Mapping[str, str]) -> list[ConfigField]:
+    """Return the fields, those that the job does not use marked as such. `given`: values that replace the fields' own.
+
+    Fields with a given value always count as used, so that the form shows them.
+    """
+    values = {field.key: field.value for field in fields} | dict(given)
+    marked = []
+    for field in fields:
+        is_used = field.only_with is None or field.key in given or values[field.only_with[0]] == field.only_with[1]
+        marked.append(field._replace(is_used=is_used, common=field.common and is_used))
+    return marked
+
+
+def _fields(
+    schema: Mapping[str, Any], defs: Mapping[str, Any], prefix: str, only_with: tuple[str, str] | None = None
+) -> Iterator[ConfigField]:
     for name, raw in schema.get("properties", {}).items():
         key = f"{prefix}{name}"
         if key in CHOSEN_BY_SERVICE or key.removeprefix("train.") in CHOSEN_BY_SERVICE:
             continue
+        condition = _condition(raw, prefix) or only_with
         own = _resolved(raw, defs)
         section = next((one for one in (own, *_alternatives(own, defs)) if "properties" in one), None)
         if section is not None:
-            yield from _fields(section, defs, f"{key}.")
+            yield from _fields(section, defs, f"{key}.", condition)
             continue
         alternatives = _alternatives(own, defs) or [own]
         choices = tuple(str(value) for one in alternatives for value in one.get("enum", ()))
@@ -79,7 +98,13 @@ def _fields(schema: Mapping[str, Any], defs: Mapping[str, Any], prefix: str) -> 
         if any(one.get("type") == "boolean" for one in alternatives):
             choices = ("true", "false")
         default = _shown(raw["default"]) if "default" in raw else ""
-        yield ConfigField(key, " or ".join(kinds), choices, default, str(raw.get("description", "")), False)
+        yield ConfigField(key, " or ".join(kinds), choices, default, str(raw.get("description", "")), False, condition)
+
+
+def _condition(schema: Mapping[str, Any], prefix: str) -> tuple[str, str] | None:
+    """Return the field and the value that the schema's `x-only-with` names, or None."""
+    run = "train." if prefix.startswith("train.") else ""  # a sweep's run
+    return next(((f"{run}{key}", value) for key, value in schema.get("x-only-with", {}).items()), None)
 
 
 def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutpu
 from service.inference.options import EngineSettings, InferenceOptions, InferenceResult, Item, RequestLimits
 from service.inference.reconstruction import ReconstructionNetwork
 from service.serving.protocol import ARROW
-from service.web.errors import Refusal
+from service.web.errors import Refusal, invalid_item
 
 __all__ = ["Engine", "EngineSettings", "InferenceOptions", "InferenceResult", "Item", "RequestLimits"]
 
@@ -311,9 +311,9 @@ class Engine:
         for index, item in enumerate(items):
             size = len(item.content or b"")
             if item.content is None and item.uri is None:
-                raise _invalid_item(index, "has neither content nor a URI")
+                raise invalid_item(index, "has neither content nor a URI")
             if size > limits.bytes_mib * MIB:
-                raise _invalid_item(index, f"has {size} bytes, more than the limit of {limits.bytes_mib * MIB}")
+                raise invalid_item(index, f"has {size} bytes, more than the limit of {limits.bytes_mib * MIB}")
             shares.append(BacklogShare(tokens, size, output))
         return shares
 
@@ -330,9 +330,10 @@ class Engine:
         if isinstance(clips, Tensor):
             queued = [PendingClip(item, number, clip, self._backlog) for number, clip in enumerate(clips)]
         elif isinstance(clips, BadSample):
-            _in_loop(request.loop, request.fail, _invalid_item(item.index, clips.reason))
+            _in_loop(request.loop, request.fail, invalid_item(item.index, clips.reason))
         elif isinstance(clips, StorageUnreachable):
-            refusal = Refusal("input_unavailable", f"input {item.index}: {clips}", item.index)
+            message = f"input {item.index}: {clips}"
+            refusal = Refusal("input_unavailable", message, item.index, reason=str(clips))
             _in_loop(request.loop, request.fail, refusal)
         elif clips is not None:
             _in_loop(request.loop, request.fail, clips)
@@ -370,10 +371,6 @@ def output_bytes(loaded: LoadedEncoder, plan: InferencePlan, items: int, limits:
 
 def _not_loaded(slot: str) -> Refusal:
     return Refusal("encoder_unavailable", f"no encoder is loaded as {slot!r}")
-
-
-def _invalid_item(index: int, reason: str) -> Refusal:
-    return Refusal("item_invalid", f"input {index}: {reason}", index)
 
 
 def _complete(pairs: Sequence[tuple[PendingClip, Any]]) -> None:

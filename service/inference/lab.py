@@ -39,7 +39,7 @@ from service.inference.decoders import MIB
 from service.inference.images import png_bytes
 from service.inference.model import LoadedEncoder
 from service.inference.options import RequestLimits
-from service.web.errors import Refusal
+from service.web.errors import Refusal, invalid_item
 
 MAX_WAITING = 8
 CACHED_CLIPS = 8
@@ -116,7 +116,7 @@ class LabEngine:
             frames = self._frames(call, model.card if model is not None else _unpublished_card(config))
             sets = sample_clip_sets(config, call["step"], call["position"])
         except BadSample as error:
-            raise Refusal("item_invalid", f"input 0: {error.reason}", 0) from None
+            raise invalid_item(0, error.reason) from None
         except StorageUnreachable as error:
             raise Refusal("input_unavailable", str(error)) from None
         except ConfigError as error:

@@ -118,7 +118,7 @@ def _capacity_warnings(config: BaseModel, capacity: Capacity) -> list[str]:
             f"scaling.workers: the job needs {plural(request.workers, 'GPU')}, but the cluster has {capacity.gpus:g}; "
             "the job will wait until the cluster grows"
         )
-    if request.device == "auto" and capacity.gpus < request.workers:
+    if request.device == "auto" and request.device_with(capacity.gpus) == "cpu":
         warnings.append(
             f"the job will use CPUs: the cluster has only {plural(capacity.gpus, 'GPU')} "
             f"for {plural(request.workers, 'worker')}"

@@ -7,7 +7,7 @@ from amd.flops import step_flops
 from amd.presets.preset import ASSUMED_MFU, H100_BF16_FLOPS
 from amd.presets.pretraining import PRESETS
 from service.jobs.execution.ray_jobs import Capacity
-from service.jobs.kinds import resources_of
+from service.jobs.kinds import ResourceRequest, resources_of
 from service.jobs.schemas import Estimate
 
 H100_BYTES = 80e9
@@ -35,6 +35,7 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
     return Estimate(
         student_parameters=encoder_parameters(student.encoder, config.clip.token_values),
         teacher_parameters=frozen or None,
+        device=_device(minimum, capacity),
         flops_per_step=flops * config.clips_per_step,
         memory_per_worker_bytes=memory,
         memory_fits=None if capacity is None else memory < (H100_BYTES if capacity.gpus else capacity.memory),
@@ -42,6 +43,12 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
         gpu_hours=gpu_hours,
         feasible=None if capacity is None else _fits(config, capacity),
     )
+
+
+def _device(request: ResourceRequest, capacity: Capacity | None) -> str | None:
+    if capacity is None:
+        return None if request.device == "auto" else request.device
+    return request.device_with(capacity.gpus)
 
 
 def encoder_parameters(config: EncoderConfig, token_values: int) -> int:

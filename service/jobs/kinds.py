@@ -53,6 +53,12 @@ class ResourceRequest(NamedTuple):
     device: str
     """Device: cpu, cuda, or auto, which uses one GPU per worker if the cluster has enough GPUs."""
 
+    def device_with(self, gpus: float) -> str:
+        """Return the device that the job uses on a cluster with this many GPUs."""
+        if self.device == "auto":
+            return "cuda" if gpus >= self.workers else "cpu"
+        return self.device
+
 
 Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
 
@@ -155,21 +161,23 @@ def resources_of(config: BaseModel) -> ResourceRequest:
 def locations_of(config: BaseModel) -> Iterator[ConfigLocation]:
     """Yield every location in a job's config and in the recipe that trains its teacher.
 
-    Locations in the recipe are reported as `teacher.overrides.…`, the keys that can change them. Raises ConfigError if
-    the recipe is incomplete.
+    Locations in the recipe that differ from the student's are reported as `teacher.overrides.…`, the keys that can
+    change them. Raises ConfigError if the recipe is invalid.
     """
     yield from locations(config)
     prefix, run = ("train.", config.train) if isinstance(config, SearchConfig) else ("", config)
     if isinstance(run, TrainConfig) and run.teacher is not None and run.teacher.preset is not None:
+        own = set(locations(run))
         for location in locations(teacher_recipe(run)):
-            yield location._replace(field=f"{prefix}teacher.overrides.{location.field}")
+            if location not in own:
+                yield location._replace(field=f"{prefix}teacher.overrides.{location.field}")
 
 
 def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
     """Yield (dotted field, value) for each location in a job's config, except its storage root and output folder.
 
     Includes the choices of every sweep dimension, and the teacher's recipe. Raises ConfigError if the recipe is
-    incomplete.
+    invalid.
     """
     return _uris(locations_of(config))
 

@@ -134,6 +134,19 @@ class ProgressView(ApiModel):
     at: datetime
 
 
+class TeacherView(ApiModel):
+    """Training of a job's teacher, which a job with `teacher.preset` trains before the student."""
+
+    run_id: str
+    """ID of the run that trained the teacher."""
+    steps: int
+    """Number of optimizer steps."""
+    seconds: float
+    """Wall time of the training; of its last part only if it was interrupted."""
+    reused: bool
+    """Whether an earlier job or run had trained the teacher, so that this job did not spend that time."""
+
+
 class FailureView(ApiModel):
     """Details of an attempt's failure."""
 
@@ -190,6 +203,8 @@ class JobView(ApiModel):
     started_at: datetime | None
     ended_at: datetime | None
     progress: ProgressView | None
+    teacher: TeacherView | None = None
+    """Training of the teacher of a job with kind=train and `teacher.preset`, once it has ended; null for other jobs."""
     failure: FailureView | None
     """Failure of the newest attempt."""
     result: dict[str, Any] | None
@@ -302,8 +317,12 @@ class Estimate(ApiModel):
     memory_fits: bool | None
     """Whether the job fits in a worker's memory; null if the cluster's memory is unknown."""
     hours: float | None
-    """Estimated hours with one H100 per worker at 40% of peak bf16 throughput; null if the data set size is unknown."""
+    """Estimated hours with one H100 per worker at 40% of peak bf16 throughput; null if the data set size is unknown.
+    It does not apply if `device` is `cpu`."""
     gpu_hours: float | None
+    device: str | None
+    """Device that the job would use on the cluster at its current size; null for scaling.device=auto if the cluster is
+    not responding."""
     feasible: bool | None
     """Whether the cluster, at its current size, can run the job; null if the cluster is not responding."""
 

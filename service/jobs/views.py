@@ -19,6 +19,7 @@ from service.jobs.schemas import (
     JobDetail,
     JobView,
     ProgressView,
+    TeacherView,
     TrialView,
 )
 from service.projects.usage import hours_of
@@ -94,6 +95,7 @@ def _fields(job: Job, newest: Attempt | None, root: str) -> dict[str, Any]:
         "allowed_actions": allowed_actions(job),
         **{name: utc_datetime_or_none(getattr(job, name)) for name in _TIMES},
         "progress": _progress(job),
+        "teacher": _teacher(job),
         "failure": _failure(newest) if newest is not None else None,
         "encoder": posixpath.basename(encoder) if encoder else None,
         "run_folder": run_folder(root, job.id),
@@ -114,6 +116,12 @@ def _progress(job: Job) -> ProgressView | None:
     run = job.progress.get("run")
     teacher = job.kind == "train" and run is not None and run != job.id  # a job's run has its ID
     return ProgressView(**known, teacher=teacher, at=utc_datetime(job.changed_at))
+
+
+def _teacher(job: Job) -> TeacherView | None:
+    """Return the training of a job's teacher, reported with the progress of the running attempt or with its result."""
+    found = (job.progress or {}).get("trained_teacher") or (job.result or {}).get("teacher")
+    return TeacherView(**{name: found[name] for name in TeacherView.model_fields}) if found else None
 
 
 def _failure(attempt: Attempt) -> FailureView | None:

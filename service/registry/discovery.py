@@ -20,6 +20,8 @@ from service.registry.store import EncoderStore
 logger = logging.getLogger(__name__)
 
 SCAN_INTERVAL_S = 30.0
+LOCAL_SCAN_INTERVAL_S = 2.0  # listing a local folder costs no requests
+LISTING_SHARE = 0.01  # of the time; a local root with many encoders is scanned less often
 READ_BUDGET_S = 5.0  # time limit per scan for reading cards, so that the reconciler is not delayed
 
 
@@ -31,19 +33,22 @@ class EncoderDiscovery:
         self._owners = StorageOwners(store.engine, root)
         self._unreadable: dict[str, str] = {}  # card stamps by encoder ID; logged once, then skipped
         self._last_scan = float("-inf")
+        self._listing_s = 0.0  # duration of the last listing
 
     def scan(self) -> None:
-        """Scan if SCAN_INTERVAL_S has passed or a job has succeeded since the last scan, or if cards remain to be read.
+        """Scan if the interval has passed or a job has succeeded since the last scan, or if cards remain to be read.
 
         The files of deleted encoders are always removed. Raises StorageError.
         """
         self._remove_deleted()
         now = self._clock()
-        if now - self._last_scan < SCAN_INTERVAL_S and not self._store.job_succeeded_since(self._last_scan):
+        if now - self._last_scan < self._interval_s() and not self._store.job_succeeded_since(self._last_scan):
             return
         self._last_scan = now
         known = self._store.stamps()  # before the listing, so that an encoder published in between is not dropped
+        started = time.monotonic()
         cards = dict(self._cards())
+        self._listing_s = time.monotonic() - started
         began = self._clock()  # after the listing: one that takes longer than the budget must not prevent all reads
         for encoder_id, stamp in cards.items():
             if stamp not in (known.get(encoder_id), self._unreadable.get(encoder_id)):
@@ -54,6 +59,11 @@ class EncoderDiscovery:
         missing = known.keys() - cards.keys()
         if missing and (cards or self._root_is_available()):
             self._store.remove_missing(missing)
+
+    def _interval_s(self) -> float:
+        if is_remote(self._root):
+            return SCAN_INTERVAL_S
+        return min(SCAN_INTERVAL_S, max(LOCAL_SCAN_INTERVAL_S, self._listing_s / LISTING_SHARE))
 
     def _remove_deleted(self) -> None:
         for encoder_id in self._store.pending_deletions():

@@ -5,7 +5,7 @@ Does not import torch.
 call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form", "json"}
 reply     {"encoder", "items": [{"embedding", …}], "queue_s", "batch_fill"}, with "content": bytes instead of "items" if
           the replica has serialised the response
-refusal   {"error": code, "message"}, with "index" or "retry_after"
+refusal   {"error": code, "message"}, with "index" and "reason", or "retry_after"
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def refusal_in(reply: Mapping[str, Any]) -> Refusal | None:
     if "error" not in reply:
         return None
     code: RefusalCode = reply["error"] if reply["error"] in get_args(RefusalCode) else "encoder_unavailable"
-    return Refusal(code, reply.get("message", ""), reply.get("index"), reply.get("retry_after"))
+    extra = {name: reply.get(name) for name in ("index", "retry_after", "reason")}
+    return Refusal(code, reply.get("message", ""), **extra)
 
 
 def _encode(value: Any) -> Any:

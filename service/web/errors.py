@@ -136,20 +136,31 @@ RefusalCode = Literal[
 class Refusal(ServiceError):
     """The request cannot be served now, or its encoder cannot serve it. Raised by replicas and by the control plane.
 
-    `index` is the position of the item that cannot be encoded or read. `retry_after` is the number of seconds until the
-    queue is processed.
+    `index` is the position of the item that cannot be encoded or read, and `reason` says why, without the position.
+    `retry_after` is the number of seconds until the queue is processed.
     """
 
     def __init__(
-        self, code: RefusalCode, message: str, index: int | None = None, retry_after: float | None = None
+        self,
+        code: RefusalCode,
+        message: str,
+        index: int | None = None,
+        retry_after: float | None = None,
+        reason: str | None = None,
     ) -> None:
-        extra = {"index": index, "retry_after": retry_after}
+        extra = {"index": index, "reason": reason, "retry_after": retry_after}
         super().__init__(message, **{name: value for name, value in extra.items() if value is not None})
         self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments, because the exception may be sent to another process."""
-        return Refusal, (self.code, self.message, self.extra.get("index"), self.extra.get("retry_after"))
+        extra = (self.extra.get(name) for name in ("index", "retry_after", "reason"))
+        return Refusal, (self.code, self.message, *extra)
+
+
+def invalid_item(index: int, reason: str) -> Refusal:
+    """Return the refusal of an item that cannot be encoded."""
+    return Refusal("item_invalid", f"input {index}: {reason}", index, reason=reason)
 
 
 class ErrorResponse(NamedTuple):

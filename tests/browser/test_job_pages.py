@@ -68,16 +68,6 @@ def test_the_duration_of_a_running_job_counts_up_between_updates(open_page: Open
         expect(page.locator("#curves-title")).to_have_text(re.compile(text))
 
 
-def test_a_field_search_opens_the_section_with_the_fields(open_page: OpenPage, service: ConsoleService) -> None:
-    page = open_page()
-    page.goto(path(service, "/new"))
-    expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
-    page.get_by_label("Search fields").fill("pin_steps")
-    expect(page.get_by_label("checkpoint.pin_steps")).to_be_visible()
-    page.get_by_label("Search fields").fill("")
-    expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
-
-
 def test_a_problem_disappears_with_the_next_request_of_the_user(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page(expected_error="status of 422")
     page.goto(path(service, f"/jobs/{scenes.SUCCEEDED}"))
@@ -88,7 +78,7 @@ def test_a_problem_disappears_with_the_next_request_of_the_user(open_page: OpenP
     page.evaluate("htmx.trigger('#job-head', 'refresh')")  # a background request keeps it
     page.wait_for_timeout(300)
     expect(page.locator("#toasts")).to_contain_text("Invalid input")
-    page.locator("#job-head summary", has_text="Edit").click()
+    page.locator("#edit-labels").fill("key=value")
     page.locator("#job-head form button").click()
     page.wait_for_load_state("load")
     expect(page.locator("#toasts .notice")).to_have_count(0)
@@ -139,3 +129,96 @@ def test_charts_of_fractions_are_in_percent_and_zeros_have_a_small_axis(
     ticks = {text for text in page.evaluate("drawnTexts") if text.endswith(" %")}
     assert max(float(text.removesuffix(" %")) for text in ticks) <= 100
     service.report(job_id, "succeeded")
+
+
+def metrics_of_steps(service: ConsoleService, job_id: str, steps: range) -> None:
+    """Write a chunk with two metrics that equal the step."""
+    lines = [json.dumps({"step": step, "time": 1.0, "loss/total": step, "optim/lr": step}) for step in steps]
+    name = f"{steps.start:06d}.jsonl"
+    write_bytes(join(run_folder(service.root, job_id), "metrics", name), "\n".join(lines).encode() + b"\n")
+
+
+def steps_shown(page: Page, number: int) -> tuple[int, int]:
+    """Return the first and the last step that a chart shows, read from its header while the pointer is at its sides."""
+    chart = page.locator("#curves figure").nth(number)
+    over = chart.locator(".u-over")
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    assert box is not None
+    found = []
+    for x in (1, box["width"] - 2):
+        over.hover(position={"x": x, "y": box["height"] / 2})
+        expect(chart.locator("header")).to_contain_text("step")
+        text = chart.locator("header").text_content() or ""
+        found.append(int(re.findall(r"step (\d+)", text)[0]))
+    page.mouse.move(1, 1)
+    return found[0], found[1]
+
+
+def drag_across(page: Page, number: int, start: float, end: float) -> None:
+    """Drag across a chart, from one fraction of its width to another."""
+    over = page.locator("#curves figure").nth(number).locator(".u-over")
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + start * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + end * box["width"], box["y"] + 60, steps=5)
+    page.mouse.up()
+
+
+def test_dragging_zooms_all_charts_until_the_zoom_is_reset(open_page: OpenPage, service: ConsoleService) -> None:
+    job_id = started_job(service, "zoomed")
+    metrics_of_steps(service, job_id, range(0, 101, 10))
+    page = open_page()
+    open_overview(page, service, job_id)
+    reset = page.get_by_role("button", name="Reset zoom")
+    expect(reset).to_be_hidden()
+    assert steps_shown(page, 1) == (0, 100)
+    drag_across(page, 0, 0.6, 0.2)  # in either direction
+    expect(page.get_by_label("First step shown")).to_have_value(re.compile("19|20"))
+    expect(page.get_by_label("Last step shown")).to_have_value(re.compile("60|61"))
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (20, 60)
+
+    metrics_of_steps(service, job_id, range(110, 151, 10))
+    service.report(job_id, "succeeded")
+    expect(page.locator("#curves figure").first.locator("header")).to_contain_text("150")
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (20, 60)
+    page.get_by_label("Log scale").check()
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (20, 60)
+
+    drag_across(page, 1, 0.25, 0.75)
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (30, 50)
+    reset.focus()
+    page.keyboard.press("Enter")
+    expect(reset).to_be_hidden()
+    expect(page.get_by_label("First step shown")).to_be_focused()
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (0, 150)
+
+
+def test_the_zoom_can_be_typed_and_follows_the_last_step(open_page: OpenPage, service: ConsoleService) -> None:
+    job_id = started_job(service, "typed zoom")
+    metrics_of_steps(service, job_id, range(0, 101, 10))
+    page = open_page(width=390)
+    open_overview(page, service, job_id)
+    first, last = page.get_by_label("First step shown"), page.get_by_label("Last step shown")
+    first.fill("50")
+    first.press("Enter")
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (50, 100)
+    metrics_of_steps(service, job_id, range(110, 151, 10))
+    service.report(job_id, "succeeded")
+    expect(page.locator("#curves figure").first.locator("header")).to_contain_text("150")
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (50, 150)
+    last.fill("40")
+    last.press("Enter")
+    expect(page.locator("#zoom-to:invalid")).to_have_count(1)
+    assert steps_shown(page, 0) == (50, 150)
+    last.fill("90")
+    last.press("Enter")
+    assert steps_shown(page, 0) == steps_shown(page, 1) == (50, 90)
+    first.fill("")
+    first.press("Enter")
+    last.fill("")
+    last.press("Enter")
+    expect(page.get_by_role("button", name="Reset zoom")).to_be_hidden()
+    assert steps_shown(page, 0) == (0, 150)

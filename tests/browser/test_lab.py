@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from amd.config import TrainConfig, validate, with_overrides
 from amd.presets.teachers import teacher_recipe
@@ -94,6 +94,47 @@ def test_an_image_is_masked_and_its_view_is_restored_from_the_link(
     other.get_by_role("link", name="Sweep around this point").click()
     dimensions = json.loads(parse_qs(urlsplit(other.url).query)["o.space.dimensions"][0])
     assert dimensions["masking.student_ratio"] == [0.7, 0.8, 0.9]
+
+
+def test_the_numbers_beside_the_sliders_say_what_is_drawn(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(f"{service.server.url}/console/lab?preset=demo-image-amd")
+    value = page.locator("#lab-student-value")
+    expect(value).to_have_text("0.75")
+    held: list[Route] = []
+    page.route("**/lab/masks?*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/lab/masks?*"):
+        move(page, "Student ratio", "0.9")
+    expect(value).to_have_text("0.90, drawn: 0.75")
+    page.evaluate("window.wait = setTimeout; window.setTimeout = (task, ...rest) => (window.task = task, 1)")
+    move(page, "Student ratio", "0.6")  # while the picture of 0.9 is being drawn
+    held[0].continue_()
+    expect(value).to_have_text("0.60, drawn: 0.90")
+    expect(page.get_by_label("Student ratio")).to_have_value("0.6")
+    page.evaluate("window.setTimeout = window.wait; window.task()")
+    expect(value).to_have_text("0.60")
+
+
+def test_a_slider_that_moves_another_one_says_why(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(f"{service.server.url}/console/lab?preset=demo-image-amd")
+    expect(page.locator("#lab-teacher-value")).to_have_text("0.50")
+    student, teacher = page.locator("#lab-student-note"), page.locator("#lab-teacher-note")
+    move(page, "Teacher ratio", "0.6")
+    expect(student).to_be_hidden()
+    move(page, "Teacher ratio", "0.85")
+    expect(page.get_by_label("Student ratio")).to_have_value("0.85")
+    expect(student).to_have_text("Set to the teacher's ratio: the teacher must not hide more than the student.")
+    expect(teacher).to_be_hidden()
+    move(page, "Student ratio", "0.84")
+    expect(student).to_be_hidden()
+    expect(teacher).to_have_text("Set to the student's ratio: the teacher must not hide more than the student.")
+    move(page, "Student ratio", "0.86")
+    expect(teacher).to_have_text(
+        "Set to the student's ratio: ratios that hide the same number of the 16 cells must be equal."
+    )
+    page.get_by_role("button", name="Reset", exact=True).click()
+    expect(teacher).to_be_hidden()
 
 
 def test_the_percentages_of_visible_and_hidden_tokens_add_up(open_page: OpenPage, service: ConsoleService) -> None:

@@ -35,6 +35,7 @@ from amd.data.fetching.read_ahead import FileRange, ReadAhead, frame_files
 
 Pixels = npt.NDArray[np.uint8]
 _GRACE_S = 30  # in addition to the parent's time limit
+_STACK_BYTES = 1 << 20  # per thread; the usual 8 MiB would use up the limited address space
 
 
 class SharedMemory:
@@ -254,6 +255,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # macOS reserves more addresses for every process than any limit allows
         _limit_memory(options["read_memory_mib"] << 20)
+    threading.stack_size(_STACK_BYTES)
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     av.logging.set_level(None)  # FFmpeg errors are returned as reasons
     connection = Connection(socket)

@@ -93,7 +93,9 @@ class Fetcher:
             if self._max_bytes is not None and offset is None:
                 self._check_size(fs.size(path) or 0)
             end = None if offset is None else offset + (size or 0)
-            return _complete(bytes(fs.cat_file(path, start=offset, end=end)), size)
+            # By default, s3fs asks for the size of a whole file first, which doubles the requests.
+            options = {"max_concurrency": 1} if "s3" in fs.protocol else {}
+            return _complete(bytes(fs.cat_file(path, start=offset, end=end, **options)), size)
 
         return self._retry(read)
 

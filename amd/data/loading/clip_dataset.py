@@ -23,7 +23,7 @@ from amd.data.decoding.reader import BadSample, ReadFacts
 from amd.data.faults import DamagedSample, DataFault, LoaderCrash, LoadingFault, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
 from amd.data.loading.order import SampleRange
-from amd.storage import StorageUnreachable, is_remote
+from amd.storage import StorageUnreachable
 
 
 class Sample(Protocol):
@@ -76,7 +76,16 @@ class WorkItem(NamedTuple):
     run: int
     sample_range: SampleRange
     records: list[Sample]  # records with the numbers in sample_range.numbers
-    following: tuple[WorkItem, ...] = ()  # next items for the same loader process, whose samples are fetched ahead
+    following: tuple[WorkItem, ...] | None = None
+    """Next items for the same loader process, whose samples are fetched ahead; None: as an earlier item said."""
+
+    def with_following(self, items: Iterable[WorkItem] | None) -> WorkItem:
+        """Add the next items, without their substitute records, which are not fetched ahead."""
+        if items is None:
+            return self
+        return self._replace(
+            following=tuple(item._replace(records=item.records[: item.sample_range.size]) for item in items)
+        )
 
 
 class ClipDataset(Dataset[Any]):
@@ -113,8 +122,8 @@ class ClipDataset(Dataset[Any]):
             if self._is_outdated(item):
                 break
             try:
-                if i == 0:
-                    self._expect(item)
+                if i == 0 and item.following is not None:
+                    self._expect(item, *item.following)
                 found = self._fill(clips[len(labels) :][:repeats], item, i, bad, extras)
             except (DataFault, LoaderCrash, StorageUnreachable) as fault:
                 return fault  # returned, because torch adds a traceback to the message of a raised exception
@@ -131,15 +140,13 @@ class ClipDataset(Dataset[Any]):
             self._reader.close()
             self._reader = None
 
-    def _expect(self, item: WorkItem) -> None:
-        """Start fetching the remote samples for this item and the next ones. Substitutes are not fetched ahead."""
-        if not self.data.read_ahead_mib or not is_remote(item.records[0].name):
-            return
+    def _expect(self, *items: WorkItem) -> None:
+        """Start fetching the remote samples for these items."""
         samples = []
-        for part in (item, *item.following):
-            for i, number in enumerate(part.sample_range.numbers[: part.sample_range.size]):
+        for item in items:
+            for i, number in enumerate(item.sample_range.numbers[: item.sample_range.size]):
                 if number not in self._unreadable:
-                    samples.append((part.records[i], partial(self._frames_of, part.sample_range, i)))
+                    samples.append((item.records[i], partial(self._frames_of, item.sample_range, i)))
         self._reader_of_process().expect(samples)
 
     def _frames_of(self, sample_range: SampleRange, i: int, total: int) -> npt.NDArray[np.int64]:

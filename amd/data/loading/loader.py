@@ -161,10 +161,9 @@ class ClipLoader:
         ranges = self.plan.sample_ranges(self._steps.start, self._steps.stop)
         items = (WorkItem(run, one, [self.manifest[number] for number in one.numbers]) for one in ranges)
         if self.data.read_ahead_mib and is_remote(self.manifest[0].name):
-            # torch hands items to its processes in turn, so a process reads item n + loader_workers after item n.
-            count = math.ceil(READ_AHEAD_SAMPLES / self.plan.micro_batch)
-            pairs = order.with_following(items, max(1, self.data.loader_workers), count)
-            items = (item._replace(following=following) for item, following in pairs)
+            distance = math.ceil(READ_AHEAD_SAMPLES / self.plan.micro_batch)
+            pairs = order.with_following(items, max(1, self.data.loader_workers), distance)  # as torch distributes them
+            items = (item.with_following(following) for item, following in pairs)
         yield from items
 
     def _drop_pending(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -52,12 +52,20 @@ def micro_batches(positions: range, most: int) -> list[range]:
     return [positions[i : i + most] for i in range(0, len(positions), most)]
 
 
-def with_following(items: Iterable[T], distance: int, count: int) -> Iterator[tuple[T, tuple[T, ...]]]:
-    """Yield each item together with up to `count` later ones, which are `distance` places apart."""
+def with_following(items: Iterable[T], processes: int, distance: int) -> Iterator[tuple[T, tuple[T, ...] | None]]:
+    """Yield items that are handed to processes in turn, some of them with the next items for the same process.
+
+    A process always knows at least the next `distance` items, if there are as many. Each of its items would repeat most
+    of the previous item's list, so only one in distance / 2 has a longer list; the others have None.
+    """
+    every = max(1, distance // 2)
     source = iter(items)
-    waiting = deque(islice(source, distance * count + 1))
-    while waiting:
-        following = tuple(islice(waiting, distance, None, distance))
+    waiting = deque(islice(source, processes * (distance + every - 1) + 1))
+    for number in count():
+        if not waiting:
+            return
+        has_list = number // processes % every == 0
+        following = tuple(islice(waiting, processes, None, processes)) if has_list else None
         yield waiting.popleft(), following
         waiting.extend(islice(source, 1))
 

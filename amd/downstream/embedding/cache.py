@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 from amd.config import ClipConfig, Interpolation, Precision
 from amd.data.faults import DamagedSample, UnreadableSample
 from amd.downstream.arrays import Array, Labels
-from amd.storage import exists, join, read_bytes, read_json, remove, write_bytes, write_json
+from amd.storage import exists, join, read_bytes, read_file_manifest, remove, write_bytes, write_json
 
 MANIFEST = "manifest.json"
 ROWS = 4096  # records per part
@@ -109,23 +109,15 @@ def write_parts(folder: str, key: FeatureKey, parts: Iterable[Part]) -> Iterator
     write_json(join(folder, MANIFEST), {"key": key.model_dump(mode="json"), "files": dict(sorted(files.items()))})
 
 
-def _files(manifest: str) -> dict[str, dict[str, Any]]:
-    """Read the entries of a manifest. Raises DamagedFeatures if it is damaged."""
-    try:
-        entries: dict[str, dict[str, Any]] = read_json(manifest)["files"]
-        if all({"start", "sha256", "left_out"} <= entry.keys() for entry in entries.values()):
-            return entries
-    except (ValueError, LookupError, TypeError, AttributeError):  # not JSON, or JSON of another form
-        pass
-    raise DamagedFeatures(f"{manifest} is damaged")
-
-
 def read_parts(folder: str) -> Iterator[Part]:
     """Yield each part of a committed folder after verifying its digest.
 
     Raises DamagedFeatures if a file is missing or damaged.
     """
-    for name, entry in _files(join(folder, MANIFEST)).items():
+    manifest = read_file_manifest(join(folder, MANIFEST), {"start", "sha256", "left_out"})
+    if manifest is None:
+        raise DamagedFeatures(f"{join(folder, MANIFEST)} is damaged")
+    for name, entry in manifest["files"].items():
         url = join(folder, name)
         try:
             data = read_bytes(url)

@@ -25,6 +25,15 @@ Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float3
 """Record (n,), number within the record (n,) and outputs (n, C) of each row."""
 
 
+class Predictions(NamedTuple):
+    """Rows of one rank or of all ranks, and the samples that could not be read completely."""
+
+    records: npt.NDArray[np.int64]  # (n,)
+    numbers: npt.NDArray[np.int64]  # (n,) number of the view or box within the record
+    outputs: npt.NDArray[np.float32]  # (n, C)
+    faults: FaultySamples
+
+
 class EvaluationContext(NamedTuple):
     """Settings of an evaluation: the process group, the precision, and a callback that returns whether to stop."""
 
@@ -83,8 +92,8 @@ def evaluation_loader(
 @torch.inference_mode()
 def predict_rows(
     network: EncoderWithHead, loader: ClipLoader, forward: Callable[[Batch], Rows], on: EvaluationContext
-) -> tuple[Rows, FaultySamples]:
-    """Call `forward` on every batch with the model in eval mode; return all rows and the unreadable samples.
+) -> Predictions:
+    """Call `forward` on every batch with the model in eval mode; return all rows and the faulty samples.
 
     Raises Interrupted on all ranks once `on.stopped` is true on any of them.
     """
@@ -106,4 +115,4 @@ def predict_rows(
     finally:
         network.train(training)
     records, numbers, outputs = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return (records, numbers, outputs), faults
+    return Predictions(records, numbers, outputs, faults)

@@ -91,5 +91,5 @@ class SupervisedTask(ABC):
         """Describe what the test covers, as a suffix to "testing step 12"."""
 
     @abstractmethod
-    def write_report(self, folder: str, scored: Any, data: Any, step: int, **settings: Any) -> None:
-        """Write the test reports, and include `settings` in the test result. Called on rank 0."""
+    def write_reports(self, folder: str, scored: Any, data: Any) -> dict[str, Any]:
+        """Write the test reports; return the settings of the test for its result. Called on rank 0."""

@@ -8,7 +8,7 @@ from amd.data.loading.clip_dataset import Records
 from amd.data.loading.loader import ClipLoader
 from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
 from amd.downstream.supervised.learner import SupervisedLearner, load_start
-from amd.downstream.supervised.report import TEST, damaged_warning, selection_warning, unreadable_warning
+from amd.downstream.supervised.report import TEST, damaged_warning, selection_warning, unreadable_warning, write_result
 from amd.downstream.supervised.task import SupervisedTask
 from amd.flops import encoder_flops
 from amd.storage import join
@@ -77,11 +77,10 @@ class SupervisedTraining(Training):
         if scored.faults.damaged:
             self.emit("warning", text=damaged_warning(data, scored.faults.damaged))
         if group.is_main:
-            selection = {
-                "checkpoint": self.config.evaluation.checkpoint,
-                "selected_on_test": self.task.selected_on_test,
-            }
-            self.task.write_report(folder, scored, data, tested, **selection)
+            settings = self.task.write_reports(folder, scored, data)
+            settings["checkpoint"] = self.config.evaluation.checkpoint
+            settings["selected_on_test"] = self.task.selected_on_test
+            write_result(folder, data, scored, tested, **settings)
         return {name.replace("eval/", "test/"): value for name, value in scored.figures.items()}
 
     def _warn_of_unreadable(self, scored: EvaluationScores, data: EvaluationData) -> None:

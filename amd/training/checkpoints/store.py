@@ -35,7 +35,7 @@ from amd.storage import (
     is_remote,
     join,
     local_path,
-    read_json,
+    read_file_manifest,
     remove,
     remove_leftovers,
     retry_on_outage,
@@ -117,14 +117,12 @@ class CheckpointStore:
     def _manifest(self, step: int) -> dict[str, Any]:
         url = self.url(step)
         try:
-            manifest: dict[str, Any] = read_json(join(url, MANIFEST))
-            if all("sha256" in facts for facts in manifest["files"].values()):
-                return manifest
+            manifest = read_file_manifest(join(url, MANIFEST), {"sha256"})
         except FileNotFoundError:
             raise DamagedCheckpoint(f"{url}: checkpoint not found") from None
-        except (ValueError, LookupError, TypeError, AttributeError):  # not JSON, or JSON of another form
-            pass
-        raise DamagedCheckpoint(f"{url}: {MANIFEST} is corrupt")
+        if manifest is None:
+            raise DamagedCheckpoint(f"{url}: {MANIFEST} is corrupt")
+        return manifest
 
     def _fetch(self, step: int) -> dict[str, Path]:
         """Return the local paths of a checkpoint's verified files, keyed by name.

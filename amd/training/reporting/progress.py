@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-Event = dict[str, Any]  # {"kind": "start" | "step" | "checkpoint" | "warning", …}: plain data, to cross processes
+Event = dict[str, Any]  # {"kind": "teacher" | "start" | "step" | "checkpoint" | "warning", …}, to cross processes
 
 PROGRESS_FILE = "AMD_PROGRESS_FILE"
 MIN_PACE_S = 5.0  # the first seconds are slower or faster than the rest, e.g. while other ranks and jobs start
@@ -146,12 +146,15 @@ class ProgressFileWatcher:
         self._watcher = watcher
         self._pace = PaceEstimator()
         self._run_id = ""
+        self._teacher: dict[str, Any] | None = None
         self._written = float("-inf")
 
     def on_event(self, event: Event) -> None:
         self._watcher.on_event(event)
         self._pace.on_event(event)
-        if event["kind"] == "start":
+        if event["kind"] == "teacher":
+            self._teacher = event["training"]
+        elif event["kind"] == "start":
             self._run_id = event["run_id"]
             self._note(event["done"], None)
         elif event["kind"] == "step" and (event["step"] == self._pace.steps or time.monotonic() >= self._written + 1):
@@ -166,6 +169,7 @@ class ProgressFileWatcher:
     def _note(self, step: int, speed: float | None) -> None:
         self._written = time.monotonic()
         progress = {"run": self._run_id, "step": step, "steps": self._pace.steps, "samples_per_s": speed}
+        progress["trained_teacher"] = self._teacher
         write_progress({**progress, "seconds_left": self._pace.seconds_left(step)})
 
 

@@ -17,13 +17,25 @@ from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
 from amd.data.dataset.manifest_cache import ManifestCache, keep_manifests
+from amd.presets.teachers import with_teacher_data
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_json
 from amd.training.failures import RunError, Stalled, Verdict
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
 from amd.training.reporting.progress import Watcher, choose_watcher, duration
-from amd.training.run_folder import LEASE, RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
+from amd.training.run_folder import (
+    LEASE,
+    RESULT,
+    RunResult,
+    RunSpec,
+    TeacherTraining,
+    is_of_this_job,
+    new_run_id,
+    open_run,
+    run_folder,
+    spec_of,
+)
 from amd.training.runs.attempts import Attempt, attempt_until_done
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
 from amd.training.runs.forks import find_parent
@@ -36,7 +48,7 @@ from amd.training.trainer.open_data import MANIFESTS
 
 def train(config: TrainConfig, **options: Any) -> RunResult:
     """Pre-train an encoder as configured, and publish it. `options` are passed to `launch`."""
-    return launch(config, PRETRAINING, **options)
+    return launch(with_teacher_data(config), PRETRAINING, **options)
 
 
 def launch(
@@ -104,6 +116,8 @@ class _Runner:
         self.watcher = watcher
         self._stack = ExitStack()
         self._on_cluster = False
+        self._teacher: TeacherTraining | None = None
+        self._already_trained: set[str] = set()
 
     def close(self) -> None:
         self._stack.close()
@@ -143,6 +157,7 @@ class _Runner:
             parent_run = parent[0] if parent else None
             previous = open_run(self.root, run_id, config, kind=kind.name, data=facts, parent=parent_run)
             if previous is not None:
+                self._already_trained.add(run_id)
                 self.watcher.log(f"{run_id} has already succeeded; its encoder is {previous.encoder_folder}")
                 return previous
             folder = run_folder(self.root, run_id)
@@ -211,6 +226,9 @@ class _Runner:
         if result.state == "succeeded":
             took = f"{result.steps} steps in {duration(result.seconds)}"
             self.watcher.log(f"the teacher is trained ({took}); training the student")
+            reused = run_id in self._already_trained and not is_of_this_job(self.root, run_id)
+            self._teacher = TeacherTraining(run_id=run_id, steps=result.steps, seconds=result.seconds, reused=reused)
+            self.watcher.on_event({"kind": "teacher", "training": self._teacher.model_dump(mode="json")})
         return result
 
     def _attempt(self, config: RunConfig, kind: RunKind) -> Attempt:
@@ -293,7 +311,8 @@ class _Runner:
         figures = {name: value for name, value in last.items() if "/" in name}
         facts.setdefault("steps", last.get("step", 0))
         seconds = round(time.monotonic() - started, 3)
-        return RunResult(state=state, run_id=run_id, run_folder=folder, figures=figures, seconds=seconds, **facts)
+        facts |= {"figures": figures, "seconds": seconds, "teacher": self._teacher}
+        return RunResult(state=state, run_id=run_id, run_folder=folder, **facts)
 
     @contextmanager
     def _exclusive(self, run_id: str, wait: bool) -> Iterator[bool]:

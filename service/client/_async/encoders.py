@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from service.client._async.requests import AsyncApiMethods
-from service.client.messages import ANY, api_path, fields_of, idempotency
+from service.client.messages import ANY, idempotency
 from service.jobs.schemas import JobView
 from service.registry.schemas import (
     AliasDetail,
@@ -24,6 +24,8 @@ from service.registry.schemas import (
 
 
 class AsyncEncoders(AsyncApiMethods):
+    _resource = ("encoders",)
+
     def list(
         self,
         *,
@@ -36,52 +38,49 @@ class AsyncEncoders(AsyncApiMethods):
     ) -> AsyncIterator[EncoderView]:
         """List matching encoders, newest first; pages are fetched as needed."""
         query = {"objective": objective, "size": size, "alias": alias, "job": job, "project": project, "limit": page}
-        return self._pages(api_path("encoders"), EncoderPage, query)
+        return self._pages(EncoderPage, query=query)
 
     async def get(self, name: str, project: str | None = None) -> EncoderDetail:
         """Get an encoder by ID or alias. `project` selects the alias if the key covers all projects."""
-        return await self._request("GET", api_path("encoders", name), EncoderDetail, query={"project": project})
+        return await self._request("GET", EncoderDetail, name, query={"project": project})
 
     async def import_(self, request: ImportRequest, key: str | None = None) -> JobView:
         """Start a job that publishes external weights as an encoder.
 
         `key` is the Idempotency-Key; by default one is generated.
         """
-        body, headers = fields_of(request), idempotency(key)
-        return await self._request("POST", api_path("encoders"), JobView, body=body, headers=headers)
+        return await self._request("POST", JobView, body=request, headers=idempotency(key))
 
     async def delete(self, encoder_id: str) -> None:
         """Delete an encoder and its weights. Fails while it is in use."""
-        await self._send("DELETE", api_path("encoders", encoder_id))
+        await self._send("DELETE", encoder_id)
 
     async def compare(self, name: str, other: str, project: str | None = None) -> CompareView:
-        path = api_path("encoders", name, "compare", other)
-        return await self._request("GET", path, CompareView, query={"project": project})
+        return await self._request("GET", CompareView, name, "compare", other, query={"project": project})
 
     async def compare_several(self, names: Sequence[str], project: str | None = None) -> EncoderComparison:
         """Compare two to six encoders, named by ID or alias."""
         first, *others = names
         query = {"other": others, "project": project}
-        return await self._request("GET", api_path("encoders", first, "compare"), EncoderComparison, query=query)
+        return await self._request("GET", EncoderComparison, first, "compare", query=query)
 
     async def download(self, name: str, to: str | Path, file: str | None = None, project: str | None = None) -> Path:
         """Download an encoder to the path `to`, atomically: all files as a tar, or only `file`.
 
         Resumes if the connection drops and the service supports byte ranges.
         """
-        query = {"file": file, "project": project}
-        return await self._download(api_path("encoders", name, "download"), Path(to), query)
+        return await self._download(Path(to), name, "download", query={"file": file, "project": project})
 
 
 class AsyncAliases(AsyncApiMethods):
+    _resource = ("encoders", "aliases")
+
     async def list(self, project: str | None = None) -> list[AliasView]:
-        path = api_path("encoders", "aliases")
-        return (await self._request("GET", path, AliasList, query={"project": project})).items
+        return (await self._request("GET", AliasList, query={"project": project})).items
 
     async def get(self, alias: str, project: str | None = None) -> AliasDetail:
         """Get an alias with its history."""
-        path = api_path("encoders", "aliases", alias)
-        return await self._request("GET", path, AliasDetail, query={"project": project})
+        return await self._request("GET", AliasDetail, alias, query={"project": project})
 
     async def move(
         self, alias: str, encoder: str, *, expected: str | None = ANY, project: str | None = None
@@ -92,9 +91,9 @@ class AsyncAliases(AsyncApiMethods):
         condition does not hold, the call fails with `alias_moved`.
         """
         condition = {} if expected is ANY else {"expected": expected}
-        body = fields_of(AliasRequest(encoder=encoder, project=project, **condition))
-        return await self._request("PUT", api_path("encoders", "aliases", alias), AliasView, body=body)
+        body = AliasRequest(encoder=encoder, project=project, **condition)
+        return await self._request("PUT", AliasView, alias, body=body)
 
     async def delete(self, alias: str, project: str | None = None) -> None:
         """Delete an alias; its history is kept."""
-        await self._send("DELETE", api_path("encoders", "aliases", alias), query={"project": project})
+        await self._send("DELETE", alias, query={"project": project})

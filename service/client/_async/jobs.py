@@ -13,7 +13,7 @@ from typing import Any
 from httpx_sse import ServerSentEvent
 
 from service.client._async.requests import POLL_INTERVAL_S, AsyncApiMethods
-from service.client.messages import api_path, fields_of, idempotency, input_item, parse, present
+from service.client.messages import idempotency, input_item, parse, present
 from service.jobs.details.schemas import ArtifactList, ForkRequest, MediaStepView
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import (
@@ -36,39 +36,38 @@ MAX_POLL_INTERVAL_S = 3.0  # upper bound for the growing polling interval of `wa
 
 
 class AsyncJobs(AsyncApiMethods):
+    _resource = ("jobs",)
+
     async def submit(self, request: JobRequest, key: str | None = None) -> JobView:
         """Submit a job. `key` is the Idempotency-Key; by default one is generated."""
-        headers = idempotency(key)
-        return await self._request("POST", api_path("jobs"), JobView, body=fields_of(request), headers=headers)
+        return await self._request("POST", JobView, body=request, headers=idempotency(key))
 
     async def get(self, job_id: str) -> JobDetail:
-        return await self._request("GET", api_path("jobs", job_id), JobDetail)
+        return await self._request("GET", JobDetail, job_id)
 
     async def cancel(self, job_id: str, deadline_s: float | None = None) -> JobView:
         """Cancel a job after a final checkpoint, which must be saved within `deadline_s`."""
-        body = CancelRequest(deadline_s=deadline_s).model_dump(mode="json", exclude_none=True)
-        path = api_path("jobs", job_id, "cancel")
-        return await self._request("POST", path, JobView, body=body, repeatable=True)
+        body = CancelRequest(deadline_s=deadline_s)
+        return await self._request("POST", JobView, job_id, "cancel", body=body, repeatable=True)
 
     async def pause(self, job_id: str) -> JobView:
         """Pause a job after a final checkpoint, from which `resume` continues."""
-        return await self._request("POST", api_path("jobs", job_id, "pause"), JobView, repeatable=True)
+        return await self._request("POST", JobView, job_id, "pause", repeatable=True)
 
     async def resume(self, job_id: str) -> JobView:
-        return await self._request("POST", api_path("jobs", job_id, "resume"), JobView)
+        return await self._request("POST", JobView, job_id, "resume")
 
     async def retry(self, job_id: str) -> JobView:
         """Retry a failed or cancelled job from its newest checkpoint."""
-        return await self._request("POST", api_path("jobs", job_id, "retry"), JobView)
+        return await self._request("POST", JobView, job_id, "retry")
 
     async def fork(self, job_id: str, request: ForkRequest, key: str | None = None) -> JobView:
         """Submit a copy of a job that starts from one of its checkpoints. `key` is the Idempotency-Key."""
-        path, headers = api_path("jobs", job_id, "fork"), idempotency(key)
-        return await self._request("POST", path, JobView, body=fields_of(request), headers=headers)
+        return await self._request("POST", JobView, job_id, "fork", body=request, headers=idempotency(key))
 
     async def delete(self, job_id: str) -> None:
         """Delete a job that has ended."""
-        await self._send("DELETE", api_path("jobs", job_id))
+        await self._send("DELETE", job_id)
 
     async def wait(self, job_id: str, timeout_s: float | None = None) -> JobDetail:
         """Wait until a job ends. Raises TimeoutError after the timeout."""
@@ -98,9 +97,8 @@ class AsyncJobs(AsyncApiMethods):
         `rank`: stream this rank's output across all attempts instead of an attempt's log. With `follow`, this stream
         continues until the current attempt ends.
         """
-        path = api_path("jobs", job_id, "logs")
         if not follow:
-            response = await self._send("GET", path, query={"attempt": attempt, "tail": tail, "rank": rank})
+            response = await self._send("GET", job_id, "logs", query={"attempt": attempt, "tail": tail, "rank": rank})
             yield response.text
             return
         followed_attempt = 0
@@ -109,7 +107,7 @@ class AsyncJobs(AsyncApiMethods):
             if job.attempt > followed_attempt:
                 first, followed_attempt = followed_attempt == 0, attempt or job.attempt
                 query = {"follow": "true", "attempt": followed_attempt, "tail": tail if first else None, "rank": rank}
-                async with aclosing(self._events(path, _log_chunk, query)) as chunks:
+                async with aclosing(self._events(_log_chunk, job_id, "logs", query=query)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 if attempt is not None or rank is not None:
@@ -121,46 +119,44 @@ class AsyncJobs(AsyncApiMethods):
 
     def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[EventView]:
         """Stream the history of a job until the job ends. `after`: ID of the last event to skip."""
-        last_id = str(after) if after else None
-        return self._events(api_path("jobs", job_id, "events"), _job_event, {}, last_id)
+        return self._events(_job_event, job_id, "events", last_id=str(after) if after else None)
 
     async def metrics(self, job_id: str, names: Sequence[str] = (), max_points: int | None = None) -> MetricsView:
         query = {"names": ",".join(names) or None, "max_points": max_points}
-        return await self._request("GET", api_path("jobs", job_id, "metrics"), MetricsView, query=query)
+        return await self._request("GET", MetricsView, job_id, "metrics", query=query)
 
     async def report(self, job_id: str) -> str:
         """Get a report on a run or a sweep: one self-contained HTML file without scripts."""
-        return (await self._send("GET", api_path("jobs", job_id, "report"))).text
+        return (await self._send("GET", job_id, "report")).text
 
     async def trials(self, job_id: str) -> list[TrialView]:
-        return await self._request("GET", api_path("jobs", job_id, "trials"), list[TrialView])
+        return await self._request("GET", list[TrialView], job_id, "trials")
 
     async def stop_trial(self, job_id: str, number: int) -> TrialView:
         """Stop a running trial of a sweep after a final checkpoint. Its scores are kept, and the sweep continues."""
-        path = api_path("jobs", job_id, "trials", str(number), "stop")
-        return await self._request("POST", path, TrialView, repeatable=True)
+        return await self._request("POST", TrialView, job_id, "trials", str(number), "stop", repeatable=True)
 
     async def checkpoints(self, job_id: str) -> list[CheckpointView]:
-        return await self._request("GET", api_path("jobs", job_id, "checkpoints"), list[CheckpointView])
+        return await self._request("GET", list[CheckpointView], job_id, "checkpoints")
 
     async def media(self, job_id: str) -> list[MediaStepView]:
         """List the pictures that a run writes while it trains, by step."""
-        return await self._request("GET", api_path("jobs", job_id, "media"), list[MediaStepView])
+        return await self._request("GET", list[MediaStepView], job_id, "media")
 
     async def picture(self, job_id: str, step: int, name: str) -> bytes:
         """Get a picture as a WebP file. `name` is one of the step's files that `media` lists."""
-        return (await self._send("GET", api_path("jobs", job_id, "media", str(step), name))).content
+        return (await self._send("GET", job_id, "media", str(step), name)).content
 
     async def artifacts(self, job_id: str) -> ArtifactList:
         """List the files that a job has written: reports, metrics, test results and embeddings, but not checkpoints."""
-        return await self._request("GET", api_path("jobs", job_id, "artifacts"), ArtifactList)
+        return await self._request("GET", ArtifactList, job_id, "artifacts")
 
     async def download(self, job_id: str, artifact: str, to: str | Path) -> Path:
         """Download one of the files that `artifacts` lists, by its path, to the path `to`, atomically.
 
         Resumes if the connection drops and the service supports byte ranges.
         """
-        return await self._download(api_path("jobs", job_id, "artifacts", *artifact.split("/")), Path(to))
+        return await self._download(Path(to), job_id, "artifacts", *artifact.split("/"))
 
     async def neighbours(
         self,
@@ -182,10 +178,8 @@ class AsyncJobs(AsyncApiMethods):
             "vector": None if vector is None else list(vector),
             "input": None if file is None else input_item(file),
         }
-        body = {**present(query), "k": k}
-        path = api_path("jobs", job_id, "neighbours")
-        options = {"body": body, "repeatable": True, "deadline_s": DEADLINE_S}
-        return await self._request("POST", path, list[NeighbourView], **options)
+        options = {"body": {**present(query), "k": k}, "repeatable": True, "deadline_s": DEADLINE_S}
+        return await self._request("POST", list[NeighbourView], job_id, "neighbours", **options)
 
     def list(  # the last method, since the class hides the builtin from here on
         self,
@@ -199,7 +193,7 @@ class AsyncJobs(AsyncApiMethods):
         """List matching jobs, newest first; pages are fetched as needed."""
         pairs = [f"{key}={value}" for key, value in (labels or {}).items()]
         query = {"kind": kind, "state": state, "label": pairs or None, "project": project, "limit": page}
-        return self._pages(api_path("jobs"), JobPage, query)
+        return self._pages(JobPage, query=query)
 
 
 def _log_chunk(event: ServerSentEvent) -> str | None:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
 from service.client._async.requests import AsyncApiMethods
-from service.client.messages import api_path
 from service.projects.schemas import (
     ActivityPage,
     ActivityView,
@@ -23,15 +22,14 @@ from service.projects.schemas import (
 class AsyncProjects(AsyncApiMethods):
     async def list(self) -> list[ProjectView]:
         """List the projects that have a policy."""
-        return (await self._request("GET", api_path("projects"), ProjectList)).items
+        return (await self._request("GET", ProjectList, "projects")).items
 
     async def get(self, name: str) -> ProjectView:
-        return await self._request("GET", api_path("projects", name), ProjectView)
+        return await self._request("GET", ProjectView, "projects", name)
 
     async def put(self, name: str, policy: ProjectPolicy) -> ProjectView:
         """Create a project, or replace its policy."""
-        body = policy.model_dump(mode="json")
-        return await self._request("PUT", api_path("projects", name), ProjectView, body=body)
+        return await self._request("PUT", ProjectView, "projects", name, body=policy)
 
     async def usage(
         self,
@@ -44,7 +42,7 @@ class AsyncProjects(AsyncApiMethods):
     ) -> UsageList:
         """Sum up the hours for which jobs reserved resources. Default period: the current month (UTC)."""
         query = {"by": by, "since": _text(since), "until": _text(until), "project": project, "limit": limit}
-        return await self._request("GET", api_path("usage"), UsageList, query=query)
+        return await self._request("GET", UsageList, "usage", query=query)
 
     def changes(
         self,
@@ -62,7 +60,7 @@ class AsyncProjects(AsyncApiMethods):
         """
         query = {"target": target, "action": action, "actor": actor, "project": project}
         query |= {"since": _text(since), "until": _text(until)}
-        return self._pages(api_path("audit"), AuditPage, query)
+        return self._pages(AuditPage, "audit", query=query)
 
     def events(
         self, *, types: Sequence[str] = (), since: datetime | None = None, project: str | None = None
@@ -72,7 +70,7 @@ class AsyncProjects(AsyncApiMethods):
         `types`: types such as `job.failed`, or kinds such as `job`. Pages are fetched as needed.
         """
         query = {"type": list(types) or None, "since": _text(since), "project": project}
-        return self._pages(api_path("events"), ActivityPage, query)
+        return self._pages(ActivityPage, "events", query=query)
 
 
 def _text(at: datetime | None) -> str | None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from service.client._sync.requests import TIMEOUT, ApiMethods
 from service.client._sync.webhooks import Webhooks
 from service.client.discovery import find_service
 from service.client.inference import accepted_media_types, parse_embeddings, parse_items
-from service.client.messages import api_path, fields_of, input_item
+from service.client.messages import input_item, input_items, parse
 from service.client.retries import Patience
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
@@ -72,47 +72,45 @@ class Client(ApiMethods):
         self._http.close()
 
     def presets(self) -> list[dict[str, Any]]:
-        return self._request("GET", api_path("presets"), list[dict[str, Any]])
+        return self._request("GET", list[dict[str, Any]], "presets")
 
     def preset(self, name: str) -> dict[str, Any]:
-        return self._request("GET", api_path("presets", name), dict[str, Any])
+        return self._request("GET", dict[str, Any], "presets", name)
 
     def schema(self, kind: JobKind) -> dict[str, Any]:
         """Get the JSON schema of a job kind's config."""
-        return self._request("GET", api_path("schemas", kind), dict[str, Any])
+        return self._request("GET", dict[str, Any], "schemas", kind)
 
     def validate(self, request: JobRequest) -> ValidateView:
         """Resolve a request and estimate its cost, without running it."""
-        body = fields_of(request)
-        return self._request("POST", api_path("validate"), ValidateView, body=body, repeatable=True)
+        return self._request("POST", ValidateView, "validate", body=request, repeatable=True)
 
     def me(self) -> CallerView:
         """Get the caller: its key, project and scopes."""
-        return self._request("GET", api_path("me"), CallerView)
+        return self._request("GET", CallerView, "me")
 
     def console_link(self) -> ConsoleLinkView:
         """Create a single-use link that opens the web console with the API key's scopes and project."""
-        return self._request("POST", api_path("console-links"), ConsoleLinkView)
+        return self._request("POST", ConsoleLinkView, "console-links")
 
     def collect_garbage(self, request: GcRequest, deadline_s: float = GC_DEADLINE_S) -> GcReport:
         """Remove what the retention policy no longer keeps, or report it with `dry_run`.
 
         Requires an admin key for all projects. The service continues even if the deadline passes.
         """
-        body = fields_of(request)
-        return self._request("POST", api_path("gc"), GcReport, body=body, deadline_s=deadline_s)
+        return self._request("POST", GcReport, "gc", body=request, deadline_s=deadline_s)
 
     def retention(self, limit: int | None = None) -> RetentionView:
         """Get the retention policy and the latest garbage collections. Requires an admin key for all projects."""
-        return self._request("GET", api_path("gc"), RetentionView, query={"limit": limit})
+        return self._request("GET", RetentionView, "gc", query={"limit": limit})
 
     def doctor(self) -> Diagnosis:
         """Run all checks of the service and its dependencies. Requires an admin key for all projects."""
-        return self._request("GET", api_path("doctor"), Diagnosis)
+        return self._request("GET", Diagnosis, "doctor")
 
     def health(self) -> dict[str, Any]:
         """Get the readiness of each part of the service. Does not raise if a part is not ready."""
-        return self._request("GET", "/readyz", dict[str, Any], accepted=(503,))
+        return self._request("GET", dict[str, Any], path="/readyz", accepted=(503,))
 
     def embeddings(self, encoder: str, files: Sequence[str | Path | bytes], **options: Any) -> list[EmbeddingView]:
         """Embed images and videos with a deployed encoder, identified by ID, alias or deployment name.
@@ -121,21 +119,23 @@ class Client(ApiMethods):
         `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds `deadline_s`
         (in seconds) fails and is not retried.
         """
+        body = {**options, "input": input_items(files)}
         headers = {"Accept": accepted_media_types(options)}
-        response = self._infer(encoder, "embeddings", files, options, headers)
-        return parse_embeddings(response)
+        return parse_embeddings(self._infer(body, "encoders", encoder, "embeddings", headers=headers))
 
     def classifications(
         self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ClassificationView]:
         """Predict the most likely labels with a deployed fine-tuned encoder. `options`: top_k and deadline_s."""
-        return parse_items(ClassificationView, self._infer(encoder, "classifications", files, options))
+        body = {**options, "input": input_items(files)}
+        return parse_items(ClassificationView, self._infer(body, "encoders", encoder, "classifications"))
 
     def reconstructions(
         self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ReconstructionView]:
         """Mask and reconstruct files with a deployed encoder. `options`: mask_ratio, seed and deadline_s."""
-        return parse_items(ReconstructionView, self._infer(encoder, "reconstructions", files, options))
+        body = {**options, "input": input_items(files)}
+        return parse_items(ReconstructionView, self._infer(body, "encoders", encoder, "reconstructions"))
 
     def masks(self, file: str | Path | bytes | None = None, **options: Any) -> LabView:
         """Draw masks in the mask lab for an image or a video, for a sample of a job's data, or without any input.
@@ -143,19 +143,11 @@ class Client(ApiMethods):
         `file`: a local path, bytes or a URI. `options`: fields of the request, such as preset="demo-image-amd",
         student_ratio=0.75, job=… with record=0 and checkpoint=…, or deadline_s=300.
         """
-        body: dict[str, Any] = {"deadline_s": DEADLINE_S, **options}
-        body |= {"input": input_item(file)} if file is not None else {}
-        path, deadline_s = api_path("lab", "masks"), float(body["deadline_s"])
-        return self._request("POST", path, LabView, body=body, repeatable=True, deadline_s=deadline_s)
+        body = options if file is None else {**options, "input": input_item(file)}
+        return parse(LabView, (self._infer(body, "lab", "masks")).content)
 
-    def _infer(
-        self,
-        encoder: str,
-        task: str,
-        files: Sequence[str | Path | bytes],
-        options: Mapping[str, Any],
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
-        body: dict[str, Any] = {"deadline_s": DEADLINE_S, **options, "input": [input_item(file) for file in files]}
-        path, deadline_s = api_path("encoders", encoder, task), float(body["deadline_s"])
-        return self._send("POST", path, body=body, headers=headers, repeatable=True, deadline_s=deadline_s)
+    def _infer(self, body: dict[str, Any], *segments: str, **options: Any) -> httpx.Response:
+        """Send a request that the service answers by the deadline in its body. `options` are passed to `_send`."""
+        body = {"deadline_s": DEADLINE_S, **body}
+        options |= {"body": body, "repeatable": True, "deadline_s": float(body["deadline_s"])}
+        return self._send("POST", *segments, **options)

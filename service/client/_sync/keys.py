@@ -5,19 +5,20 @@ from __future__ import annotations
 
 from service.auth.api_keys import KeyList, KeyRequest, KeyView, NewKeyView
 from service.client._sync.requests import ApiMethods
-from service.client.messages import api_path
 
 
 class Keys(ApiMethods):
+    _resource = ("keys",)
+
     def create(self, request: KeyRequest) -> NewKeyView:
         """Create a key. Only this response contains it.
 
         Never retried once sent, because a lost response would leave a key that nobody knows.
         """
-        return self._request("POST", api_path("keys"), NewKeyView, body=request.model_dump(mode="json"))
+        return self._request("POST", NewKeyView, body=request)
 
     def list(self) -> list[KeyView]:
-        return (self._request("GET", api_path("keys"), KeyList)).items
+        return (self._request("GET", KeyList)).items
 
     def revoke(self, key_id: str) -> None:
-        self._send("DELETE", api_path("keys", key_id))
+        self._send("DELETE", key_id)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from service.client._sync.requests import ApiMethods
-from service.client.messages import api_path
 from service.projects.schemas import (
     ActivityPage,
     ActivityView,
@@ -24,15 +23,14 @@ from service.projects.schemas import (
 class Projects(ApiMethods):
     def list(self) -> list[ProjectView]:
         """List the projects that have a policy."""
-        return (self._request("GET", api_path("projects"), ProjectList)).items
+        return (self._request("GET", ProjectList, "projects")).items
 
     def get(self, name: str) -> ProjectView:
-        return self._request("GET", api_path("projects", name), ProjectView)
+        return self._request("GET", ProjectView, "projects", name)
 
     def put(self, name: str, policy: ProjectPolicy) -> ProjectView:
         """Create a project, or replace its policy."""
-        body = policy.model_dump(mode="json")
-        return self._request("PUT", api_path("projects", name), ProjectView, body=body)
+        return self._request("PUT", ProjectView, "projects", name, body=policy)
 
     def usage(
         self,
@@ -45,7 +43,7 @@ class Projects(ApiMethods):
     ) -> UsageList:
         """Sum up the hours for which jobs reserved resources. Default period: the current month (UTC)."""
         query = {"by": by, "since": _text(since), "until": _text(until), "project": project, "limit": limit}
-        return self._request("GET", api_path("usage"), UsageList, query=query)
+        return self._request("GET", UsageList, "usage", query=query)
 
     def changes(
         self,
@@ -63,7 +61,7 @@ class Projects(ApiMethods):
         """
         query = {"target": target, "action": action, "actor": actor, "project": project}
         query |= {"since": _text(since), "until": _text(until)}
-        return self._pages(api_path("audit"), AuditPage, query)
+        return self._pages(AuditPage, "audit", query=query)
 
     def events(
         self, *, types: Sequence[str] = (), since: datetime | None = None, project: str | None = None
@@ -73,7 +71,7 @@ class Projects(ApiMethods):
         `types`: types such as `job.failed`, or kinds such as `job`. Pages are fetched as needed.
         """
         query = {"type": list(types) or None, "since": _text(since), "project": project}
-        return self._pages(api_path("events"), ActivityPage, query)
+        return self._pages(ActivityPage, "events", query=query)
 
 
 def _text(at: datetime | None) -> str | None:

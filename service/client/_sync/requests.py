@@ -7,14 +7,15 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
+from pydantic import BaseModel
 from tenacity import Retrying
 
 from service.client.errors import NoAnswer, translated_errors
-from service.client.messages import parse, present
+from service.client.messages import api_path, fields_of, parse, present
 from service.client.retries import Patience, retry_options
 
 T = TypeVar("T")
@@ -30,22 +31,28 @@ END_EVENT = "end"  # the stream's last event
 class ApiMethods:
     """Base class of the client and its method groups."""
 
+    _resource: ClassVar[tuple[str, ...]] = ()
+    """Segments with which the paths of the group's requests begin."""
+
     def __init__(self, http: httpx.Client, patience: Patience) -> None:
         self._http = http
         self._patience = patience
 
-    def _request(self, method: str, path: str, kind: type[T], **options: Any) -> T:
+    def _path(self, *segments: str) -> str:
+        return api_path(*self._resource, *segments)
+
+    def _request(self, method: str, kind: type[T], *segments: str, **options: Any) -> T:
         """Send a request and parse its response. `options` are passed to `_send`."""
-        response = self._send(method, path, **options)
+        response = self._send(method, *segments, **options)
         return parse(kind, response.content)
 
     def _send(
         self,
         method: str,
-        path: str,
-        *,
+        *segments: str,
+        path: str | None = None,
         query: Mapping[str, Any] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: BaseModel | Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         accepted: tuple[int, ...] = (),
         repeatable: bool = False,
@@ -53,17 +60,22 @@ class ApiMethods:
     ) -> httpx.Response:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
+        `segments`: segments of the path after those of `_resource`.
+        `path`: the entire path instead, for a resource outside `/v1`.
         `accepted`: error statuses for which the response is returned instead of raising ApiError.
-        `repeatable`: whether a POST is safe to retry, e.g. because it has an Idempotency-Key; other methods are safe to
-        retry unless they have an If-Match.
+        `repeatable`: whether a POST is safe to retry; other methods, and a POST with an Idempotency-Key, always are. A
+        request with an If-Match never is.
         `deadline_s`: time that the service may take to respond. After a timeout, the request is not repeated, since the
         service may still be working on it.
         """
-        given = headers or {}  # a repeated change with If-Match fails, since the first one has changed the ETag
-        repeatable = repeatable or (method != "POST" and "If-Match" not in given) or "Idempotency-Key" in given
+        path = path or self._path(*segments)
+        given = headers or {}
+        repeatable = repeatable or method != "POST" or "Idempotency-Key" in given
+        repeatable = repeatable and "If-Match" not in given  # the first change modifies the ETag, so a second one fails
+        content = fields_of(body) if isinstance(body, BaseModel) else body
         timeout = TIMEOUT if deadline_s is None else response_timeout(deadline_s)
         request = self._http.build_request(
-            method, path, params=present(query or {}), json=body, headers=headers, timeout=timeout
+            method, path, params=present(query or {}), json=content, headers=headers, timeout=timeout
         )
 
         def attempt() -> httpx.Response:
@@ -73,11 +85,11 @@ class ApiMethods:
         with translated_errors():
             return self._retrying(repeatable, after_timeout=deadline_s is None)(attempt)
 
-    def _pages(self, path: str, kind: type[Any], query: Mapping[str, Any]) -> Iterator[Any]:
+    def _pages(self, kind: type[Any], *segments: str, query: Mapping[str, Any]) -> Iterator[Any]:
         """Yield the items of a listing, fetching pages as needed."""
         cursor: str | None = None
         while True:
-            page = self._request("GET", path, kind, query={**query, "cursor": cursor})
+            page = self._request("GET", kind, *segments, query={**query, "cursor": cursor})
             for item in page.items:
                 yield item
             cursor = page.next_cursor
@@ -86,15 +98,16 @@ class ApiMethods:
 
     def _events(
         self,
-        path: str,
         read: Callable[[ServerSentEvent], T | None],
-        query: Mapping[str, Any],
+        *segments: str,
+        query: Mapping[str, Any] | None = None,
         last_id: str | None = None,
     ) -> Generator[T]:
         """Yield the result of `read` for each event of a stream until its `end` event, skipping None.
 
         If the connection drops, the stream resumes after the last event.
         """
+        path = self._path(*segments)
         with translated_errors():
             for attempt in self._retrying(repeatable=True):
                 headers = present({"Accept": "text/event-stream", "Last-Event-ID": last_id})
@@ -110,18 +123,18 @@ class ApiMethods:
                         last_id = event.id or last_id
                     raise NoAnswer(f"{path}: the stream was interrupted repeatedly before its end")
 
-    def _download(self, path: str, target: Path, query: Mapping[str, Any] | None = None) -> Path:
+    def _download(self, target: Path, *segments: str, query: Mapping[str, Any] | None = None) -> Path:
         """Write the response body to a file, atomically."""
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
             with part.open("wb") as written:
-                self._download_into(written, path, query or {})
+                self._download_into(written, self._path(*segments), query)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
         return target
 
-    def _download_into(self, into: BinaryIO, path: str, query: Mapping[str, Any]) -> None:
+    def _download_into(self, into: BinaryIO, path: str, query: Mapping[str, Any] | None) -> None:
         """Write the response body to a file. Resumes if the connection drops and the service supports byte ranges."""
         tag: str | None = None
         with translated_errors():
@@ -139,10 +152,10 @@ class ApiMethods:
                         into.write(chunk)
 
     @contextmanager
-    def _open(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    def _open(self, path: str, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         """Open a streaming response; its body is read only if it is an error. Raises HTTPStatusError."""
-        query = present(query)
-        with self._http.stream("GET", path, params=query, headers=headers, timeout=STREAM_TIMEOUT) as response:
+        given = present(query or {})
+        with self._http.stream("GET", path, params=given, headers=headers, timeout=STREAM_TIMEOUT) as response:
             if not response.is_success:
                 response.read()
                 response.raise_for_status()

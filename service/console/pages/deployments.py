@@ -207,8 +207,8 @@ async def try_encoder(
     try:
         reply = await gateway.infer(request, encoder, caller.project, [item], options, DEADLINE_S, exact=False)
     except Refusal as refusal:
-        if "index" in refusal.extra:  # the file cannot be encoded
-            refusal.message = f"{file.filename}: {refusal.message.removeprefix('input 0: ')}"
+        if "reason" in refusal.extra:  # the file cannot be encoded
+            refusal.message = f"{file.filename}: {refusal.extra['reason']}"
         raise
     vector = [float(value) for value in reply.items[0]["embedding"]]
     classes = await _classes(request, encoder, caller, gateway, item)

@@ -20,12 +20,12 @@ from service.auth.authentication import Principal, Submitter
 from service.auth.sessions import PREFIX
 from service.console.forms import FormDep, FormValues, parse
 from service.console.rendering import redirect, render
-from service.console.schema_fields import config_fields, with_values
+from service.console.schema_fields import config_fields, with_use, with_values
 from service.console.security import ConsoleRoute
 from service.jobs import catalog
 from service.jobs import routes as jobs_api
 from service.jobs.details.changes import clone_request
-from service.jobs.details.commands import preset_arguments
+from service.jobs.details.commands import amd_command, ray_command
 from service.jobs.details.config_diff import preset_values
 from service.jobs.details.schemas import CloneRequest
 from service.jobs.kinds import KINDS, JobKind
@@ -40,7 +40,20 @@ FIELD = "o."  # prefix of the names of config fields in the form
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
 COPY_SUFFIX = " (copy)"
 MAX_NAME = 200  # characters of a job's name
+RAY_NOTE = (
+    "Ray starts this run at once, outside the service's queue: labels, priority, project and retries do not apply. The "
+    "name becomes the run's ID, so each run needs another name. The service lists the run in the project default."
+)
 PRESET_KINDS = {"search": "train"}  # kinds that use the presets of another kind
+
+
+class EquivalentCommand(NamedTuple):
+    """A command that does the same as the form."""
+
+    tool: str
+    text: str
+    note: str = ""
+    """What the command does differently."""
 
 
 class CheckResult(NamedTuple):
@@ -86,7 +99,8 @@ def clone_job(request: Request, job: Visible, caller: Submitter) -> Response:
 
 def _form(request: Request, **context: Any) -> Response:
     given = {name.removeprefix(FIELD): text for name, text in request.query_params.items() if name.startswith(FIELD)}
-    return render(request, "new_job.html", kinds=list(KINDS), given=given, **context)
+    fields = with_use(context.pop("fields"), given)
+    return render(request, "new_job.html", kinds=list(KINDS), given=given, fields=fields, **context)
 
 
 @router.post("/new/check")
@@ -99,10 +113,10 @@ def check_job(
     form: FormDep,
 ) -> Response:
     """Validate the current form, and show the estimate and the equivalent commands."""
-    commands: dict[str, str] = {}
+    commands: list[EquivalentCommand] = []
     try:
         body = _request_of(form, jobs, caller)
-        commands = _commands(body, form, str(request.base_url).rstrip("/"))
+        commands = _commands(body, form, str(request.base_url).rstrip("/"), settings.root)
         found = CheckResult(catalog.validate_request(body, caller, settings, policy, request), (), {})
     except (ServiceError, ConfigError) as error:
         found = _problems(error)
@@ -127,22 +141,26 @@ def submit_job(
 def _request_of(form: FormValues, jobs: JobStore, caller: Principal) -> JobRequest:
     """Build a request from a form. Raises NotFound, or ConfigError or RequestValidationError for invalid fields."""
     overrides = _overrides(form)
-    labels = dict(part.strip().split("=", 1) for part in form.text("labels").split(",") if "=" in part)
-    common: dict[str, Any] = {
-        "labels": labels,
-        "priority": form.text("priority") or 0,
-        "name": form.text("name") or None,
-    }
     if form.text("original"):
-        job = jobs.get(form.text("original"), caller.project)
-        return clone_request(job, parse(CloneRequest, {"overrides": overrides, **common}))
+        return clone_request(jobs.get(form.text("original"), caller.project), _changes_of(form))
     kind, preset = form.text("kind"), form.text("preset") or None
     config: dict[str, Any] | None = None if preset else {}
     if kind == "search":  # its preset is the run that it varies
         config = _nested({key: value for key, value in overrides.items() if not key.startswith("train.")})
         overrides = {key: value for key, value in overrides.items() if key.startswith("train.")}
-    values = {"kind": kind, "preset": preset, "config": config, "overrides": overrides, **common}
-    return parse(JobRequest, {**values, "project": form.text("project") or None})
+    values = {"kind": kind, "preset": preset, "config": config, "overrides": overrides, **_metadata(form)}
+    return parse(JobRequest, {**values, "priority": values["priority"] or 0, "project": form.text("project") or None})
+
+
+def _changes_of(form: FormValues) -> CloneRequest:
+    """Build the changes of a copy from a form. Raises RequestValidationError for invalid fields."""
+    return parse(CloneRequest, {"overrides": _overrides(form), **_metadata(form)})
+
+
+def _metadata(form: FormValues) -> dict[str, Any]:
+    """Return the form's name, labels and priority; the name and the priority are null if they are empty."""
+    labels = dict(part.strip().split("=", 1) for part in form.text("labels").split(",") if "=" in part)
+    return {"labels": labels, "priority": form.text("priority") or None, "name": form.text("name") or None}
 
 
 def _overrides(form: FormValues) -> dict[str, Any]:
@@ -181,21 +199,22 @@ def _name(location: Sequence[Any]) -> str:
     return ".".join(map(str, location[1:])) or "the form"
 
 
-def _commands(request: JobRequest, form: FormValues, url: str) -> dict[str, str]:
+def _commands(request: JobRequest, form: FormValues, url: str, root: str) -> list[EquivalentCommand]:
     """Return the equivalent curl, `amd` and Ray commands for a job."""
-    original = form.text("original")
-    overrides = _overrides(form)
+    if original := form.text("original"):
+        body = _changes_of(form).model_dump(mode="json", exclude_none=True)
+        return [EquivalentCommand("curl", _curl(f"{url}/v1/jobs/{original}/clone", body))]
     body = request.model_dump(mode="json", exclude_defaults=True)
-    if original:
-        body = {name: value for name, value in {"overrides": overrides, "name": request.name}.items() if value}
-    path = f"/v1/jobs/{original}/clone" if original else "/v1/jobs"
-    found = {
-        "curl": f'curl -X POST {url}{path} -H "Authorization: Bearer $AMD_KEY" \\\n'
-        f"     -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
-    }
-    if request.preset and request.config is None and not original:
-        rest = preset_arguments(request.preset, overrides)
-        found["amd"] = f"amd {request.kind} {rest} --submit"
+    found = [EquivalentCommand("curl", _curl(f"{url}/v1/jobs", body))]
+    if request.preset and request.config is None:
+        found.append(EquivalentCommand("amd", amd_command(request)))
         if request.kind == "train":
-            found["ray job submit"] = f"ray job submit -- python -m amd.training {rest}"
+            found.append(EquivalentCommand("ray job submit", ray_command(request, root), RAY_NOTE))
     return found
+
+
+def _curl(url: str, body: dict[str, Any]) -> str:
+    return (
+        f'curl -X POST {url} -H "Authorization: Bearer $AMD_KEY" \\\n'
+        f"     -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    )

@@ -35,8 +35,7 @@
   // A shown problem disappears with the user's next request, or when the request that failed succeeds.
   let failed = null;
   document.addEventListener("htmx:beforeRequest", (event) => {
-    const trigger = event.detail.requestConfig.triggeringEvent?.type;
-    if (trigger && !/^(refresh$|sse:)/.test(trigger)) dismissProblem();
+    if (!isBackground(event.detail.requestConfig)) dismissProblem();
   });
   document.addEventListener("htmx:afterRequest", (event) => {
     const { xhr, pathInfo } = event.detail;
@@ -56,13 +55,39 @@
     setTimeout(() => { button.textContent = before; }, 1500);
   }
 
-  // Lists refresh while the page is visible, unless the user reads a menu or has selected text in them.
+  // Lists refresh while the page is visible.
   setInterval(() => {
-    if (document.visibilityState !== "visible" || !getSelection().isCollapsed) return;
-    for (const element of document.querySelectorAll("[data-refresh]")) {
-      if (!element.querySelector("details[open]")) htmx.trigger(element, "refresh");
-    }
+    if (document.visibilityState !== "visible") return;
+    for (const element of document.querySelectorAll("[data-refresh]")) htmx.trigger(element, "refresh");
   }, 4000);
+
+  // A part of the page that refreshes by itself waits while the user has a menu open, types, or selects text in it.
+  const postponed = new Set();
+  const isBackground = (request) => !request.triggeringEvent || /^(refresh$|sse:)/.test(request.triggeringEvent.type);
+  const IN_USE = ":is(details[open], dialog[open], :popover-open, input:focus, textarea:focus, select:focus)"; // :is ignores what a browser does not know
+  function inUse(element) {
+    const selection = getSelection();
+    if (!selection.isCollapsed && element.contains(selection.anchorNode)) return true;
+    return Boolean(element.querySelector(IN_USE));
+  }
+  function postpone(event) {
+    const { elt, target, requestConfig } = event.detail;
+    if (!isBackground(requestConfig) || !inUse(target)) return;
+    event.preventDefault();
+    postponed.add(elt);
+  }
+  function refreshPostponed() {
+    for (const element of postponed) {
+      if (element.isConnected && inUse(element)) continue;
+      postponed.delete(element);
+      if (element.isConnected) htmx.trigger(element, "refresh");
+    }
+  }
+  document.addEventListener("htmx:beforeRequest", postpone);
+  document.addEventListener("htmx:beforeSwap", postpone);
+  for (const type of ["toggle", "close", "focusout", "selectionchange"]) {
+    document.addEventListener(type, () => setTimeout(refreshPostponed), true);
+  }
 
   // Durations that have not ended count up between the updates from the service. They start with the service's
   // number of seconds, because the clock of the browser may differ.
@@ -116,7 +141,7 @@
     if (section) openWhileSearching(section, Boolean(wanted));
     let shown = 0;
     for (const row of rows) {
-      row.hidden = Boolean(wanted) && !row.dataset.text.toLowerCase().includes(wanted);
+      row.hidden = wanted ? !row.dataset.text.toLowerCase().includes(wanted) : "unused" in row.dataset;
       shown += row.hidden ? 0 : 1;
     }
     const count = document.getElementById(field.dataset.count || "");
@@ -138,15 +163,21 @@
     if (field) document.getElementById(field.dataset.onlyChanged).classList.toggle("only-changed", field.checked);
   });
 
-  // What scrolls sideways can be reached with the keyboard.
+  // What scrolls sideways can be reached with the keyboard. Its sides fade where more follows.
   function markScrolling() {
     for (const element of document.querySelectorAll(".table, .tabs, .nav")) {
       if (element.scrollWidth > element.clientWidth) element.tabIndex = 0;
       else element.removeAttribute("tabindex");
+      markMore(element);
     }
+  }
+  function markMore(element) {
+    element.classList.toggle("more-left", element.scrollLeft > 1);
+    element.classList.toggle("more-right", element.scrollLeft + element.clientWidth < element.scrollWidth - 1);
   }
   window.addEventListener("resize", markScrolling);
   document.addEventListener("htmx:afterSettle", markScrolling);
+  document.addEventListener("scroll", (event) => { if (event.target.matches?.(".table, .tabs, .nav")) markMore(event.target); }, true);
   markScrolling();
   document.querySelector(".nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 

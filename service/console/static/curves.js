@@ -1,5 +1,6 @@
 // Live curves of a job: one chart per group of metrics, refreshed by the job's event stream. Another job can be overlaid,
-// and the baseline, a job that the browser stores per project, is drawn on the pages of all jobs.
+// and the baseline, a job that the browser stores per project, is drawn on the pages of all jobs. Dragging across a chart
+// or the fields above the charts select the steps that all charts show.
 (function () {
   "use strict";
   const place = document.getElementById("curves");
@@ -9,6 +10,8 @@
   const logScale = document.getElementById("log-scale");
   const overlayField = document.getElementById("overlay");
   const overlayNote = document.getElementById("overlay-note");
+  const zoomFrom = document.getElementById("zoom-from"), zoomTo = document.getElementById("zoom-to");
+  const resetZoom = document.getElementById("reset-zoom");
   const MAX_POINTS = 1600; // of a metric in memory
   const GROUPED = ["loss"]; // prefixes whose metrics share a chart
   const ORDER = ["loss", "eval", "optim", "speed", "time", "data", "rank"];
@@ -23,6 +26,7 @@
   const baselineKey = `amd-baseline-${place.dataset.project}`;
   const charts = new Map(); // group → {plot, element}
   let lastStep = -1;
+  let zoom = null; // {min, max}: the steps that all charts show, with a max of null for the last step; null for all steps
 
   function merge(target, found) {
     for (const one of found.series) {
@@ -104,12 +108,45 @@
     const isZero = data.slice(1).every((values) => values.every((value) => !value));
     const key = JSON.stringify([isZero, rows.map((row) => row.label), tables.length, logScale.checked, document.documentElement.dataset.theme]);
     let chart = charts.get(group);
-    if (chart && chart.key === key) { chart.plot.setData(data); showLast(chart, rows, data); return; }
-    if (chart) { chart.plot.destroy(); } else { chart = create(group); }
-    chart.key = key;
-    chart.plot = new uPlot(options(chart, rows, tables.length, isZero), data, chart.target);
-    charts.set(group, chart);
+    if (chart && chart.key === key) {
+      chart.plot.setData(data, !zoom);
+    } else {
+      if (chart) { chart.plot.destroy(); } else { chart = create(group); }
+      chart.key = key;
+      chart.plot = new uPlot(options(chart, rows, tables.length, isZero), data, chart.target);
+      charts.set(group, chart);
+    }
+    if (zoom) showZoom(chart.plot);
     showLast(chart, rows, data);
+  }
+
+  function showZoom(plot) {
+    plot.setScale("x", { min: zoom.min, max: Math.max(zoom.max ?? lastStep, zoom.min + 1) });
+  }
+
+  function selectSteps(plot) {
+    const [from, to] = [plot.select.left, plot.select.left + plot.select.width].map((x) => plot.posToVal(x, "x"));
+    plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    const min = Math.max(0, Math.floor(from));
+    setZoom({ min, max: Math.max(min + 1, Math.ceil(to)) });
+  }
+
+  function setZoom(range) {
+    zoom = range;
+    for (const { plot } of charts.values()) {
+      if (zoom) showZoom(plot);
+      else plot.setData(plot.data); // shows all steps
+    }
+    zoomFrom.value = zoom?.min ?? "";
+    zoomTo.value = zoom?.max ?? "";
+    zoomTo.setCustomValidity("");
+    resetZoom.hidden = !zoom;
+  }
+
+  function readZoom() {
+    const min = Number(zoomFrom.value), max = zoomTo.value ? Number(zoomTo.value) : null;
+    zoomTo.setCustomValidity(max === null || max > min ? "" : "Enter a step after the first one.");
+    if (zoomFrom.reportValidity() && zoomTo.reportValidity()) setZoom(min > 0 || max !== null ? { min, max } : null);
   }
 
   function create(group) {
@@ -179,11 +216,14 @@
     return {
       width: Math.max(200, target.clientWidth), height: target.clientHeight || 190,
       legend: { show: false }, padding: [10, 14, 0, 0],
-      cursor: { sync: { key: "steps" }, points: { size: 6 } },
+      cursor: {
+        sync: { key: "steps", filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
+        points: { size: 6 }, drag: { setScale: false }, bind: { dblclick: () => () => setZoom(null) },
+      },
       scales: { x: { time: false }, y: isZero ? { range: [0, 1] } : { distr: logScale.checked ? 3 : 1 } },
       axes: [{ ...axis, size: 24, values: (_, ticks) => ticks.map(short) }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : tickText(tick))) }],
       series: [{ label: "step" }, ...lines],
-      hooks: { setCursor: [(plot) => showCursor(plot, rows, chart)] },
+      hooks: { setCursor: [(plot) => showCursor(plot, rows, chart)], setSelect: [selectSteps] },
     };
   }
 
@@ -269,6 +309,11 @@
   logScale.addEventListener("change", draw);
   overlayField.addEventListener("change", overlay);
   document.getElementById("pin").addEventListener("click", () => setBaseline(place.dataset.job));
+  for (const field of [zoomFrom, zoomTo]) field.addEventListener("change", readZoom);
+  resetZoom.addEventListener("click", () => {
+    setZoom(null);
+    zoomFrom.focus({ preventScroll: true }); // the button, which had the focus, is hidden
+  });
   document.getElementById("unpin").addEventListener("click", () => setBaseline(null));
   window.addEventListener("storage", (event) => { if (event.key === baselineKey) showBaseline().catch(() => {}); });
   document.addEventListener("theme", draw);

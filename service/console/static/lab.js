@@ -15,7 +15,9 @@
   const alignment = byId("alignment");
   const checkpoint = byId("checkpoint"), steps = checkpoint ? checkpoint.dataset.steps.split(",") : [];
   let changed = {};  // settings that differ from those of the source
-  let view = null, sheets = {}, request = null, timer = 0;
+  let view = null, sheets = {}, request = null;
+  let timer = 0;  // of the next request; 0 if none is scheduled
+  let isDrawn = false;  // whether the layers show the settings of the controls
 
   // State in the URL
 
@@ -65,9 +67,15 @@
   function schedule() {
     clearTimeout(timer);
     timer = setTimeout(load, WAIT_MS);
+    isDrawn = false;
+    showSliders();
   }
 
   async function load() {
+    clearTimeout(timer);
+    timer = 0;
+    isDrawn = false;
+    const sent = Object.fromEntries(SETTINGS.map((name) => [name, controls[name].value]));
     request?.abort();
     request = new AbortController();
     const own = request;
@@ -80,7 +88,7 @@
     try {
       const response = await fetch(`${page.dataset.url}?${requestQuery()}`, { method: "POST", headers, body, signal: own.signal });
       if (response.ok && response.status !== 204) {
-        await show(await response.json());
+        await show(await response.json(), sent);
         byId("problem").replaceChildren();
       } else if (response.headers.get("HX-Redirect")) {
         location.href = response.headers.get("HX-Redirect");
@@ -96,15 +104,17 @@
     }
   }
 
-  async function show(found) {
+  // Shows a response. `sent`: values of the controls at the request; those that the user has changed since are kept.
+  async function show(found, sent) {
     const images = await Promise.all(Object.values(found.layers).map(decode));
     view = found;
+    isDrawn = !timer;
     sheets = Object.fromEntries(Object.keys(found.layers).map((name, index) => [name, images[index]]));
     const frame = byId("frame");
     frame.max = found.clip.frames - 1;
     if (Number(frame.value) > found.clip.frames - 1) frame.value = 0;
     byId("frame-field").hidden = found.clip.frames === 1;
-    fillControls();
+    fillControls(sent);
     fillLayers();
     fillFacts();
     byId("download").disabled = false;
@@ -122,8 +132,11 @@
 
   // Controls
 
-  function fillControls() {
-    for (const name of SETTINGS) if (controls[name] !== document.activeElement || controls[name].type === "range") controls[name].value = view.mask[name];
+  function fillControls(sent) {
+    for (const name of SETTINGS) {
+      const control = controls[name], isTyped = control === document.activeElement && control.type !== "range";
+      if (control.value === sent[name] && !isTyped) control.value = view.mask[name];
+    }
     byId("position").max = view.mask.clips_per_step - 1;
     byId("decoder-ratio-field").hidden = view.mask.decoder !== "running_cell";
     byId("teacher").disabled = !("teacher" in view.layers);
@@ -139,9 +152,13 @@
 
   function showSliders() {
     showCheckpoint();
-    byId("student-value").textContent = Number(controls.student_ratio.value).toFixed(2);
-    byId("teacher-value").textContent = Number(controls.teacher_ratio.value).toFixed(2);
+    for (const role of ["student", "teacher"]) {
+      const chosen = ratio(controls[`${role}_ratio`].value), drawn = view ? ratio(view.mask[`${role}_ratio`]) : chosen;
+      byId(`${role}-value`).textContent = isDrawn || drawn === chosen ? drawn : `${chosen}, drawn: ${drawn}`;
+    }
   }
+
+  const ratio = (value) => Number(value).toFixed(Number.isInteger(Number((100 * value).toFixed(6))) ? 2 : 3);
 
   function select(list, names, value) {
     list.replaceChildren(...names.map((name) => new Option(NAMES[name], name)));
@@ -297,25 +314,33 @@
 
   // Events
 
+  function clearNotes(...roles) {
+    for (const role of roles) byId(`${role}-note`).textContent = "";
+  }
+
   function change(name, value) {
     changed[name] = value;
     if (name === "student_ratio" || name === "teacher_ratio") {
       const student = Number(controls.student_ratio.value), teacher = Number(controls.teacher_ratio.value);
+      clearNotes(name === "student_ratio" ? "student" : "teacher");
       const cells = view ? view.clip.grid.slice(controls.strategy.value === "tube" ? 1 : 0).reduce((product, count) => product * count, 1) : 0;
       // The teacher sees at least what the student sees; ratios that hide equally many cells must be equal.
       if (teacher > student || Math.floor(teacher * cells) === Math.floor(student * cells)) {
-        const [from, to] = name === "student_ratio" ? ["student_ratio", "teacher_ratio"] : ["teacher_ratio", "student_ratio"];
-        controls[to].value = changed[to] = controls[from].value;
+        const [from, to] = name === "student_ratio" ? ["student", "teacher"] : ["teacher", "student"];
+        const rule = teacher > student ? "the teacher must not hide more than the student" : `ratios that hide the same number of the ${cells} cells must be equal`;
+        if (teacher !== student) byId(`${to}-note`).textContent = `Set to the ${from}'s ratio: ${rule}.`;
+        controls[`${to}_ratio`].value = changed[`${to}_ratio`] = value;
       }
-      showSliders();
     }
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", (event) => {
     const control = event.target;
-    if (control === source) changed = {};
-    else if (control === checkpoint) showCheckpoint();
+    if (control === source) {
+      changed = {};
+      clearNotes("student", "teacher");
+    } else if (control === checkpoint) showCheckpoint();
     else if (!control.checkValidity()) {
       control.reportValidity();
       return;
@@ -342,7 +367,11 @@
   byId("job")?.addEventListener("change", (event) => {
     location.search = new URLSearchParams(event.target.value ? { job: event.target.value } : { preset: page.dataset.default });
   });
-  byId("reset").addEventListener("click", () => { changed = {}; load(); });
+  byId("reset").addEventListener("click", () => {
+    changed = {};
+    clearNotes("student", "teacher");
+    load();
+  });
   byId("download").addEventListener("click", download);
   byId("copy").addEventListener("click", async (event) => {
     const button = event.target;

@@ -1,11 +1,40 @@
-"""Arguments of the `amd` command that is equivalent to a job with a preset."""
+"""Commands that are equivalent to a job: `amd` submits the same job, `ray job submit` runs it outside the service."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
+
+from service.jobs.schemas import JobRequest
+
+MAX_RUN_NAME = 100
+
+
+def amd_command(request: JobRequest) -> str:
+    """Return the `amd` command that submits the same job as a request with a preset."""
+    options: list[tuple[str, str | None]] = [
+        ("name", request.name),
+        *(("label", f"{key}={value}") for key, value in request.labels.items()),
+        ("priority", str(request.priority) if request.priority else None),
+        ("project", request.project),
+    ]
+    given = "".join(f" --{option} {shlex.quote(value)}" for option, value in options if value is not None)
+    return f"amd {request.kind} {preset_arguments(str(request.preset), request.overrides)} --submit{given}"
+
+
+def ray_command(request: JobRequest, root: str) -> str:
+    """Return the `ray job submit` command that runs a training request with a preset under this storage root."""
+    name = {"name": run_name(request.name)} if request.name and run_name(request.name) else {}
+    values = {**request.overrides, **name, "storage": root}
+    return f"ray job submit -- python -m amd.training {preset_arguments(str(request.preset), values)}"
+
+
+def run_name(text: str) -> str:
+    """Return a valid run ID that resembles a display name; empty if nothing of it can be kept."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-_")[:MAX_RUN_NAME].lower()
 
 
 def preset_arguments(preset: str, overrides: Mapping[str, Any]) -> str:

@@ -265,12 +265,15 @@ def test_jobs_are_listed_as_text_and_as_json(service: Service, amd: Command) -> 
 
 
 def test_a_job_id_may_be_shortened_if_it_is_unambiguous(service: Service, amd: Command) -> None:
-    job = service.ended(state="failed", reason="nan_loss", message="the loss is not finite", log_tail="last lines")
+    result = {"teacher": {"run_id": "t-1", "steps": 3, "seconds": 42.0, "reused": True}}
+    failure = {"state": "failed", "reason": "nan_loss", "message": "the loss is not finite", "log_tail": "last lines"}
+    job = service.ended(**failure, result=result)
     for text in (job.id, job.id[:-2], short(job), short(job)[:5]):
         code, out, _ = amd("jobs", "show", text)
         assert code == 0
         for part in (job.id, "failed (nan_loss): the loss is not finite", "last lines", "team=video", "retry, delete"):
             assert part in out
+        assert "3 steps in 42 s, reused" in out
     other = service.ended(state="succeeded")
     code, _, err = amd("jobs", "show", "train-")
     assert code == 2

@@ -90,7 +90,7 @@ def test_events_do_not_depend_on_chunk_boundaries(sent: list[tuple[int, str]], c
     respond = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, content=iter(chunks)))
     expected = [(str(n), "log", text) for n, text in sent]
     with Client("http://service", transport=respond) as client:
-        assert list(client._events("/events", lambda event: (event.id, event.event, event.data), {})) == expected
+        assert list(client._events(lambda event: (event.id, event.event, event.data), "events")) == expected
 
 
 def test_a_stream_that_always_ends_early_raises_an_error() -> None:

@@ -20,7 +20,7 @@ from service.db.models import RegisteredEncoder
 from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
-from service.web.errors import Refusal
+from service.web.errors import invalid_item
 from tests.support.browser.console_client import ConsoleClient, plain_text_of, text_of
 from tests.support.encoders.encoder_cards import index_encoder, score
 from tests.support.runs.published_students import publish_student
@@ -186,7 +186,7 @@ def test_a_file_that_cannot_be_encoded_is_named(
     console: ConsoleClient, app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*args: Any, **options: Any) -> Any:
-        raise Refusal("item_invalid", "input 0: is neither an image nor a video", 0)
+        raise invalid_item(0, "is neither an image nor a video")
 
     monkeypatch.setattr(app.state.gateway, "infer", refuse)
     headers = {"X-CSRF-Token": csrf_token(console.session), "HX-Request": "true"}

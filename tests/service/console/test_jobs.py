@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Engine
 
 from service.console.pages import operations
-from service.console.schema_fields import ConfigField
 from service.jobs.actions import ACTIONS, act
 from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
@@ -201,6 +200,21 @@ def test_an_action_on_a_finished_job_is_rejected_with_an_explanation(console: Co
     assert "<html" not in response.text
 
 
+def test_the_page_and_the_api_show_how_long_the_teachers_training_took(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    headers = key_to(database, "read")
+    assert console.get(f"/v1/jobs/{scenes.RUNNING}", headers=headers).json()["teacher"] == scenes.TEACHER
+    page = text_of(console.get(f"/console/jobs/{scenes.RUNNING}").text)
+    assert "Teacher 1 min 11 s 2 000 steps, trained before the student" in " ".join(page.split())
+    result = {"teacher": {**scenes.TEACHER, "reused": True}}
+    app.state.jobs.change(app.state.jobs.get(scenes.FAILED), "failed", result=result)
+    assert console.get(f"/v1/jobs/{scenes.FAILED}", headers=headers).json()["teacher"] == result["teacher"]
+    page = text_of(console.get(f"/console/jobs/{scenes.FAILED}").text)
+    assert "Teacher Reused 2 000 steps, trained earlier in 1 min 11 s" in " ".join(page.split())
+    assert console.get(f"/v1/jobs/{scenes.SUCCEEDED}", headers=headers).json()["teacher"] is None
+
+
 def test_a_job_in_another_project_is_not_found(app: Any, database: Engine) -> None:
     client = ConsoleClient(app)
     client.sign_in(key_to(database, "read", project="other")["Authorization"])
@@ -209,39 +223,6 @@ def test_a_job_in_another_project_is_not_found(app: Any, database: Engine) -> No
     assert response.status_code == 404
     assert "there is no job" in response.text
     assert "<h1>Not found</h1>" in response.text
-
-
-# The form for a new job
-
-
-def test_the_form_for_a_sweep_has_its_own_title(console: ConsoleClient) -> None:
-    for path, title in (("", "New job"), ("?kind=search", "New sweep")):
-        page = console.get(f"/console/new{path}").text
-        assert f"<title>{title} · AMD</title>" in page
-        assert f"<h1>{title}</h1>" in page
-
-
-def test_code_in_help_texts_is_marked_up_and_escaped(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not re.search(r'class="hint"[^>]*>[^<]*`', console.get("/console/new?kind=detect").text)
-    field = ConfigField("seed", "integer", (), "0", "A `<script>` and <b>text</b>.", True)
-    monkeypatch.setattr("service.console.pages.new_job.config_fields", lambda kind: (field,))
-    page = console.get("/console/new").text
-    assert "A <code>&lt;script&gt;</code> and &lt;b&gt;text&lt;/b&gt;." in page
-
-
-@pytest.mark.parametrize("preset", ["demo-image-amd", "demo-image-mae"])
-def test_a_presets_summary_ends_with_one_full_stop(console: ConsoleClient, preset: str) -> None:
-    assert ".;" not in console.get(f"/console/new?preset={preset}").text
-
-
-@pytest.mark.parametrize(("device", "is_shown"), [("cpu", False), ("cuda", True)])
-def test_the_estimated_duration_on_gpus_is_shown_only_for_jobs_that_may_use_them(
-    console: ConsoleClient, device: str, is_shown: bool
-) -> None:
-    values = {"o.scaling.device": device, "o.schedule.steps": "100000"}
-    page = console.submit("/console/new/check", kind="train", preset="demo-image-amd", **values).text
-    assert "This job can be submitted" in page
-    assert ("on one H100 per worker" in page) is is_shown
 
 
 # Details in the REST API

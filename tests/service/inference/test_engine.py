@@ -174,7 +174,8 @@ def test_a_bad_item_fails_only_its_own_request(engine: Engine, folder: Path) -> 
     mixed, alone, missing, nothing, empty = run(infer_all())
     assert isinstance(mixed, Refusal)
     assert str(mixed) == "input 1: is neither an image nor a video that can be opened; it may be truncated"
-    assert (mixed.code, mixed.extra) == ("item_invalid", {"index": 1})
+    assert (mixed.code, mixed.extra["index"]) == ("item_invalid", 1)
+    assert str(mixed) == f"input 1: {mixed.extra['reason']}"
     assert isinstance(alone, InferenceResult)
     assert isinstance(missing, Refusal)
     assert str(missing) == "input 0: does not exist"
@@ -201,7 +202,8 @@ def test_a_store_that_does_not_respond_is_not_blamed_on_the_item(
     server.stop()
     with pytest.raises(Refusal, match=rf"input 1: {s3_root}/0\.png could not be read after 2 attempts") as unreachable:
         infer(engine, upload(folder / "0.png"), there)
-    assert (unreachable.value.code, unreachable.value.extra) == ("input_unavailable", {"index": 1})
+    assert (unreachable.value.code, unreachable.value.extra["index"]) == ("input_unavailable", 1)
+    assert unreachable.value.extra["reason"].startswith(f"{s3_root}/0.png could not be read")
     run(engine.close())
 
 

@@ -84,7 +84,7 @@ async def problems(engine: Engine, case: HostileFile, found: np.ndarray | Refusa
     if isinstance(found, Refusal):
         if found.code != "item_invalid":
             return [f"refused as {found.code}"]
-        reason = found.message.removeprefix("input 0: ")
+        reason = found.extra["reason"]
         if case.rejection is None and (case.decodable or case.expected_png is not None):
             return [f"rejected: {reason}"]
         if case.rejection is not None and not re.search(case.rejection, reason):

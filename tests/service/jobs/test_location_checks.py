@@ -205,19 +205,20 @@ def test_data_locations_in_a_teacher_preset_are_checked(service: JobService, mon
     from amd.presets import pretraining
     from amd.presets.preset import Preset
 
-    recipe = mae(tiny_image_config(), data__train="/etc/teacher", student__encoder=run_values()["teacher"]["encoder"])
+    probe = {"data": {"train": "/etc/labelled", "test": "demo:digits"}}
+    recipe = mae(tiny_image_config(probe=probe), student__encoder=run_values()["teacher"]["encoder"])
     monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
     body = {"kind": "train", "config": run_values(), "overrides": {"teacher.preset": "tiny-teacher"}}
-    service.assert_refused(body, "teacher.overrides.data.train")
-    body["overrides"] |= {"teacher.overrides": {"data.train": f"{service.root}/teacher"}}
+    service.assert_refused(body, "teacher.overrides.probe.data.train")
+    body["overrides"] |= {"teacher.overrides": {"probe.data.train": f"{service.root}/labelled"}}
     assert service.post("/jobs", body).status_code == 202
 
 
-def test_an_incomplete_teacher_recipe_is_rejected_on_submission(service: JobService) -> None:
+def test_an_unsuitable_teacher_recipe_is_rejected_on_submission(service: JobService) -> None:
     overrides = {"teacher.preset": "k400-vit-l-teacher"}
     response = service.post("/jobs", {"kind": "train", "preset": "demo-video-amd", "overrides": overrides})
     assert (response.status_code, response.json()["code"]) == (422, "config_invalid")
-    assert response.json()["detail"].startswith("teacher.overrides.data.train: ")
+    assert response.json()["detail"].startswith("teacher.preset=k400-vit-l-teacher trains ")
 
 
 def test_importing_weights_from_a_forbidden_location_is_rejected(service: JobService) -> None:

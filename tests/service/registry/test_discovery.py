@@ -168,6 +168,7 @@ def test_a_job_that_succeeds_triggers_a_scan_ahead_of_schedule(
     engine: Engine, store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discovery, "SCAN_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(discovery, "LOCAL_SCAN_INTERVAL_S", 3600.0)
     jobs, root, encoder_discovery = JobStore(engine), str(tmp_path), EncoderDiscovery(store, str(tmp_path))
     job = queued(jobs)
     encoder_discovery.scan()
@@ -182,6 +183,29 @@ def test_a_job_that_succeeds_triggers_a_scan_ahead_of_schedule(
     publish(root, "by-hand", hours=1)
     later.scan()
     assert listed(store) == ["by-hand", job.id]
+
+
+def test_a_local_root_is_scanned_often_unless_listing_it_is_slow(
+    store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "SCAN_INTERVAL_S", 30.0)
+    now = 0.0
+    encoder_discovery = EncoderDiscovery(store, str(tmp_path), clock=lambda: now)
+
+    def delay(name: str) -> float:
+        """Publish an encoder; return the seconds until it is listed."""
+        nonlocal now
+        publish(str(tmp_path), name)
+        published = now
+        while name not in listed(store):
+            now += 1.0
+            encoder_discovery.scan()
+        return now - published
+
+    encoder_discovery.scan()
+    assert delay("soon") <= 2
+    monkeypatch.setattr(discovery, "LISTING_SHARE", 1e-12)
+    assert delay("later") == 30
 
 
 def test_many_encoders_are_read_in_several_scans(

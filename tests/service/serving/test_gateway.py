@@ -17,7 +17,7 @@ from service.serving.gateway import LOOKUP_CACHE_S, Gateway
 from service.serving.protocol import pack, pack_refusal, unpack
 from service.serving.schemas import ServingSettings
 from service.web import error_handlers
-from service.web.errors import Refusal
+from service.web.errors import Refusal, invalid_item
 
 ServeReply = Callable[[httpx.Request], httpx.Response]
 
@@ -119,7 +119,7 @@ def test_lookups_are_cached_briefly_even_for_names_without_a_deployment(
 @pytest.mark.parametrize(
     ("refusal", "status", "retry_after", "members"),
     [
-        (Refusal("item_invalid", "input 2: is empty", index=2), 422, None, {"index": 2}),
+        (invalid_item(2, "is empty"), 422, None, {"index": 2, "reason": "is empty"}),
         (Refusal("input_unavailable", "input 2: s3://a/b could not be read", index=2), 503, "5", {"index": 2}),
         (Refusal("not_possible", "layers=9: first has 2 blocks"), 422, None, {}),
         (Refusal("overloaded", "the queue is full", retry_after=2.6), 429, "3", {"retry_after": 2.6}),

@@ -19,8 +19,9 @@ def test_every_error_has_a_status() -> None:
 
 @pytest.mark.parametrize("code", get_args(RefusalCode))
 def test_a_refusal_can_be_pickled(code: RefusalCode) -> None:
-    refusal = Refusal(code, "why", index=0, retry_after=1.5)
+    refusal = Refusal(code, "why", index=0, retry_after=1.5, reason="w")
     copy = pickle.loads(pickle.dumps(refusal))
     assert type(copy) is Refusal
-    assert (str(copy), copy.code, copy.message, copy.extra) == ("why", code, "why", {"index": 0, "retry_after": 1.5})
+    assert (str(copy), copy.code, copy.message, copy.extra) == ("why", code, "why", refusal.extra)
+    assert copy.extra == {"index": 0, "retry_after": 1.5, "reason": "w"}
     assert pickle.loads(pickle.dumps(Refusal(code, "why"))).extra == {}

@@ -37,6 +37,7 @@ ENCODER = "digits-amd-small"
 OTHER_ENCODER = "digits-mae-small"
 CLASSIFIER = "digits-classifier"
 DEPLOYMENT = "digits"
+TEACHER = {"run_id": "demo-image-teacher-5d1e0f7a9b3c", "steps": 2000, "seconds": 71.4, "reused": False}
 EMBEDDED = "embed-20261128-200000-2b3c4d5e"  # added by the browser tests
 OTHER_EMBEDDED = "embed-20261128-210000-6f7a8b9c"
 
@@ -50,7 +51,13 @@ def populate(engine: Engine, root: str) -> None:
         labels={"team": "vision", "study": "ratios"},
         state="running",
         started_at=now - 840,
-        progress={"step": 1320, "steps": 2000, "samples_per_s": 812.4, "seconds_left": 431.0},
+        progress={
+            "step": 1320,
+            "steps": 2000,
+            "samples_per_s": 812.4,
+            "seconds_left": 431.0,
+            "trained_teacher": TEACHER,
+        },
     )
     start(store, job)
     write_metrics(root, RUNNING, 1320)

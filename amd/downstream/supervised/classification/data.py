@@ -29,17 +29,13 @@ class LabelledSplit(NamedTuple):
 
     field: str
     url: str
-    manifest: Manifest
+    records: Manifest
     labels: Labels  # (n,) numbered as in data.train; the lowest of several labels
     names: tuple[str, ...] | None  # class names, in the order of data.train
     sets: LabelSets | None  # all labels of every sample, if multi-label
 
-    @property
-    def records(self) -> Manifest:
-        return self.manifest
-
     def digest(self) -> str:
-        own = self.manifest.digest()
+        own = self.records.digest()
         # the manifest holds only one label per sample
         return own if self.sets is None else f"{own}-{self.sets.digest()}"
 
@@ -114,11 +110,11 @@ def check_splits(config: FinetuneConfig, splits: dict[str, LabelledSplit]) -> No
     train = splits["data.train"]
     problems: list[str] = []
     for split in splits.values():
-        if not len(split.manifest):
+        if not len(split.records):
             problems.append(f"{split.field}={split.url}: has no samples; check it with `amd validate`")
         elif split.sets is None and (split.labels < 0).any():
             unlabelled = np.flatnonzero(split.labels < 0)
-            first = split.manifest[int(unlabelled[0])].name
+            first = split.records[int(unlabelled[0])].name
             problems.append(
                 f"{split.field}={split.url}: {len(unlabelled)} samples have no label (first: {first}); "
                 "use one folder per class, or a list of `path label` lines, with labels starting at 0"
@@ -166,7 +162,7 @@ def _out_of_range(split: LabelledSplit, classes: int) -> list[str]:
         labels = split.labels[records]
     if not len(records):
         return []
-    first = split.manifest[int(records[0])].name
+    first = split.records[int(records[0])].name
     return [
         f"{split.field}={split.url}: {len(records)} labels are out of range (first: {labels[0]} of {first}); "
         f"there are {classes} classes, numbered from 0 (from head.classes, else from data.train)"
@@ -175,7 +171,7 @@ def _out_of_range(split: LabelledSplit, classes: int) -> list[str]:
 
 def _too_short(config: FinetuneConfig, split: LabelledSplit) -> list[str]:
     """Report a data set whose samples are all shorter than a clip, so that every clip would repeat frames."""
-    frames, manifest = config.clip.frames, split.manifest
+    frames, manifest = config.clip.frames, split.records
     if frames == 1:
         return []
     numbers = np.unique(np.linspace(0, len(manifest) - 1, PROBED_SAMPLES).astype(int)).tolist()

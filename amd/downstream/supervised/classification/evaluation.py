@@ -20,18 +20,9 @@ from amd.data.loading.loader import Batch
 from amd.device import autocast
 from amd.downstream.supervised.classification import metrics
 from amd.downstream.supervised.classification.data import LabelledSplit
-from amd.downstream.supervised.evaluation import EvaluationContext, Rows, evaluation_loader, predict_rows
+from amd.downstream.supervised.evaluation import EvaluationContext, Predictions, Rows, evaluation_loader, predict_rows
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
-
-
-class ViewPredictions(NamedTuple):
-    """Logits of one rank's views."""
-
-    records: npt.NDArray[np.int64]  # (n,)
-    views: npt.NDArray[np.int64]  # (n,) segment x crops + crop
-    logits: npt.NDArray[np.float32]  # (n, C)
-    faults: FaultySamples
 
 
 class ClassificationScores(NamedTuple):
@@ -45,10 +36,10 @@ class ClassificationScores(NamedTuple):
 
 def predict(
     classifier: Classifier, config: FinetuneConfig, split: LabelledSplit, views: ViewsConfig, on: EvaluationContext
-) -> ViewPredictions:
-    """Predict this rank's share of a data set with the classifier in eval mode.
+) -> Predictions:
+    """Predict this rank's share of a data set with the classifier in eval mode; the outputs are logits.
 
-    Raises Interrupted on all ranks once `on.stopped` is true on any of them.
+    A view's number is segment x crops + crop. Raises Interrupted on all ranks once `on.stopped` is true on any of them.
     """
     count = views.segments * views.crops
     micro_batch = max(1, config.evaluation.batch_size // count)
@@ -60,20 +51,19 @@ def predict(
             logits = classifier(*whole_clips(classifier.encoder, config.clip, clips))
         return batch.records.numpy(), np.arange(len(clips)) % count, logits.float().cpu().numpy()
 
-    rows, faults = predict_rows(classifier, loader, forward, on)
-    return ViewPredictions(*rows, faults)
+    return predict_rows(classifier, loader, forward, on)
 
 
 def score(
-    predictions: ViewPredictions, split: LabelledSplit, config: FinetuneConfig, group: ProcessGroup
+    predictions: Predictions, split: LabelledSplit, config: FinetuneConfig, group: ProcessGroup
 ) -> ClassificationScores:
     """Merge the samples from all ranks and score them. All ranks must call this, and all get the same result."""
     multi_label = config.head.multi_label
-    mine = metrics.merge(predictions.records, predictions.views, predictions.logits, multi_label)
+    mine = metrics.merge(predictions.records, predictions.numbers, predictions.outputs, multi_label)
     gathered = group.gather((mine, predictions.faults))
     merged = metrics.join([part for part, _ in gathered])
     faults = FaultySamples.merge(found for _, found in gathered)
-    classes, total = merged.probabilities.shape[1], len(split.manifest)
+    classes, total = merged.probabilities.shape[1], len(split.records)
     truth = split.truth(merged.records, classes)
     if multi_label:
         every = np.zeros((total, classes))  # unreadable samples rank last in every class

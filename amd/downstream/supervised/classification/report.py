@@ -16,36 +16,30 @@ import numpy as np
 from amd.config import FinetuneConfig, ViewsConfig
 from amd.downstream.supervised.classification import metrics
 from amd.downstream.supervised.classification.data import LabelledSplit
-from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions
-from amd.downstream.supervised.report import write_csv, write_result
+from amd.downstream.supervised.classification.evaluation import ClassificationScores
+from amd.downstream.supervised.evaluation import Predictions
+from amd.downstream.supervised.report import write_csv
 from amd.storage import join, write_bytes
 
 
-def write_views(folder: str, predictions: ViewPredictions, split: LabelledSplit, views: ViewsConfig, rank: int) -> None:
+def write_views(folder: str, predictions: Predictions, split: LabelledSplit, views: ViewsConfig, rank: int) -> None:
     """Write one rank's views with their logits."""
     columns = {
-        "sample": [split.manifest[int(record)].name for record in predictions.records],
+        "sample": [split.records[int(record)].name for record in predictions.records],
         "record": predictions.records,
         "label": _labels(split, predictions.records),
-        "segment": predictions.views // views.crops,
-        "crop": predictions.views % views.crops,
-        "logits": list(predictions.logits),
+        "segment": predictions.numbers // views.crops,
+        "crop": predictions.numbers % views.crops,
+        "logits": list(predictions.outputs),
     }
     _parquet(join(folder, f"views-{rank:04d}.parquet"), columns)
 
 
-def write_report(
-    folder: str,
-    scored: ClassificationScores,
-    split: LabelledSplit,
-    config: FinetuneConfig,
-    step: int,
-    **settings: Any,
-) -> None:
-    """Write the per-sample and per-class reports and the metrics."""
+def write_reports(folder: str, scored: ClassificationScores, split: LabelledSplit, config: FinetuneConfig) -> None:
+    """Write the per-sample and per-class reports."""
     merged = scored.merged
     columns = {
-        "sample": [split.manifest[int(record)].name for record in merged.records],
+        "sample": [split.records[int(record)].name for record in merged.records],
         "label": _labels(split, merged.records),
         "prediction": merged.probabilities.argmax(axis=1),
         "probabilities": list(merged.probabilities.astype(np.float32)),
@@ -58,8 +52,6 @@ def write_report(
         write_csv(join(folder, "confusion.csv"), matrix.tolist())
         rows = metrics.class_report(matrix, split.names)
         write_csv(join(folder, "classes.csv"), [rows[0], *(row.values() for row in rows)])
-    views = config.evaluation.views
-    write_result(folder, split, scored, step, views=str(views), sampling=views.sampling, **settings)
 
 
 def _labels(split: LabelledSplit, records: Any) -> list[Any]:

@@ -40,7 +40,7 @@ class FinetuneTask(SupervisedTask):
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config, self.splits = config, open_splits(config)
-        self.train = self.splits["data.train"].manifest
+        self.train = self.splits["data.train"].records
         self.validation = self.splits.get("data.val")
         self.test = self.splits.get("data.test") or self.validation
 
@@ -83,12 +83,12 @@ class FinetuneTask(SupervisedTask):
         return score(predictions, data, self.config, on.group)
 
     def test_note(self, data: LabelledSplit) -> str:
-        return f": {self.config.evaluation.views} views of {len(data.manifest)} samples"
+        return f": {self.config.evaluation.views} views of {len(data.records)} samples"
 
-    def write_report(
-        self, folder: str, scored: ClassificationScores, data: LabelledSplit, step: int, **settings: Any
-    ) -> None:
-        report.write_report(folder, scored, data, self.config, step, **settings)
+    def write_reports(self, folder: str, scored: ClassificationScores, data: LabelledSplit) -> dict[str, Any]:
+        report.write_reports(folder, scored, data, self.config)
+        views = self.config.evaluation.views
+        return {"views": str(views), "sampling": views.sampling}
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:

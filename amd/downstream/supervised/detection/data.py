@@ -20,7 +20,7 @@ class EvaluationSet:
     """Key frames in data.val: the frames to predict, and their ground truth."""
 
     url: str
-    key_frames: KeyFrames
+    records: KeyFrames
     """Key frames with the boxes to classify, either detected or annotated."""
     annotated: dict[KeyFrameId, PersonBoxes]
     """All scored key frames; those without a detected box count as missed."""
@@ -29,12 +29,8 @@ class EvaluationSet:
     def field(self) -> str:
         return "data.val"
 
-    @property
-    def records(self) -> KeyFrames:
-        return self.key_frames
-
     def digest(self) -> str:
-        return self.key_frames.digest()
+        return self.records.digest()
 
     def truth(self, numbers: dict[KeyFrameId, int]) -> AnnotatedActions:
         """Return the ground truth, with key frames identified by number."""
@@ -49,7 +45,7 @@ class EvaluationSet:
 
     def numbers(self) -> dict[KeyFrameId, int]:
         """Number all key frames: first the ones to predict, in manifest order, then the rest."""
-        every = dict.fromkeys([*self.key_frames.frame_ids, *self.annotated])
+        every = dict.fromkeys([*self.records.frame_ids, *self.annotated])
         return {frame_id: number for number, frame_id in enumerate(every)}
 
 

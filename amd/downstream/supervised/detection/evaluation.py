@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from amd.artifacts.weights import whole_clips
 from amd.config import DetectionConfig
@@ -21,17 +20,8 @@ from amd.downstream.supervised.detection.data import EvaluationSet, reader_of
 from amd.downstream.supervised.detection.frame_map import DetectedActions, average_precisions
 from amd.downstream.supervised.detection.learner import rois_of
 from amd.downstream.supervised.detection.model import Detector, resized_detector
-from amd.downstream.supervised.evaluation import EvaluationContext, Rows, evaluation_loader, predict_rows
+from amd.downstream.supervised.evaluation import EvaluationContext, Predictions, Rows, evaluation_loader, predict_rows
 from amd.training.process_group import ProcessGroup
-
-
-class BoxPredictions(NamedTuple):
-    """Predictions from one rank or all ranks."""
-
-    records: npt.NDArray[np.int64]  # (n,) key frames of val.key_frames
-    numbers: npt.NDArray[np.int64]  # (n,) box numbers within the key frame
-    scores: npt.NDArray[np.float32]  # (n, C)
-    faults: FaultySamples
 
 
 class DetectionScores(NamedTuple):
@@ -40,15 +30,12 @@ class DetectionScores(NamedTuple):
     figures: dict[str, float]
     precisions: dict[int, float]
     """Average precision, in percent, of each evaluated action with annotations."""
-    predictions: BoxPredictions
-
-    @property
-    def faults(self) -> FaultySamples:
-        return self.predictions.faults
+    predictions: Predictions
+    faults: FaultySamples
 
 
-def predict(detector: Detector, config: DetectionConfig, val: EvaluationSet, on: EvaluationContext) -> BoxPredictions:
-    """Predict this rank's share of the key frames with the detector in eval mode.
+def predict(detector: Detector, config: DetectionConfig, val: EvaluationSet, on: EvaluationContext) -> Predictions:
+    """Predict this rank's share of the key frames with the detector in eval mode; the outputs are probabilities.
 
     Raises Interrupted on all ranks once `on.stopped` is true on any of them.
     """
@@ -65,34 +52,31 @@ def predict(detector: Detector, config: DetectionConfig, val: EvaluationSet, on:
         numbers = np.concatenate([clip_boxes.numbers for clip_boxes in batch.extras])
         return records, numbers, logits.float().sigmoid().cpu().numpy()
 
-    rows, faults = predict_rows(tested, loader, forward, on)
-    return BoxPredictions(*rows, faults)
+    return predict_rows(tested, loader, forward, on)
 
 
-def score(
-    predictions: BoxPredictions, val: EvaluationSet, evaluated: list[int], group: ProcessGroup
-) -> DetectionScores:
+def score(predictions: Predictions, val: EvaluationSet, evaluated: list[int], group: ProcessGroup) -> DetectionScores:
     """Merge the predictions from all ranks and score them. All ranks must call this."""
     gathered = group.gather(predictions)
     faults = FaultySamples.merge(rank.faults for rank in gathered)
-    records, numbers, scores = (
-        np.concatenate([getattr(rank, name) for rank in gathered]) for name in ("records", "numbers", "scores")
+    records, numbers, outputs = (
+        np.concatenate([getattr(rank, name) for rank in gathered]) for name in ("records", "numbers", "outputs")
     )
     order = np.lexsort((numbers, records))  # ties must not depend on the distribution over ranks
-    whole = BoxPredictions(records[order], numbers[order], scores[order], faults)
+    whole = Predictions(records[order], numbers[order], outputs[order], faults)
     truth, boxes = val.truth(val.numbers()), boxes_of(whole, val)
     precisions: dict[int, float] = {}
     for action in evaluated:  # one at a time: AVA's 60 actions together make millions of rows
-        found = DetectedActions(whole.records, boxes, np.full(len(boxes), action), whole.scores[:, action - 1])
+        found = DetectedActions(whole.records, boxes, np.full(len(boxes), action), whole.outputs[:, action - 1])
         precisions |= average_precisions(truth, found, [action])
     precisions = {action: 100 * value for action, value in precisions.items()}
     figures = {"eval/map": float(np.mean(list(precisions.values()))), "eval/unreadable": float(len(faults.bad))}
-    return DetectionScores(figures, precisions, whole)
+    return DetectionScores(figures, precisions, whole, faults)
 
 
-def boxes_of(predictions: BoxPredictions, val: EvaluationSet) -> Boxes:
+def boxes_of(predictions: Predictions, val: EvaluationSet) -> Boxes:
     """Return the original boxes (n, 4) as fractions of the frame, neither extended nor rounded to pixels."""
-    persons = val.key_frames.persons
+    persons = val.records.persons
     rows = [
         persons[r].boxes[i] for r, i in zip(predictions.records.tolist(), predictions.numbers.tolist(), strict=True)
     ]

@@ -8,36 +8,25 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from typing import Any
 
-from amd.config import DetectionConfig
 from amd.downstream.supervised.detection.data import DetectionData, EvaluationSet
-from amd.downstream.supervised.detection.evaluation import BoxPredictions, DetectionScores, boxes_of
-from amd.downstream.supervised.report import write_csv, write_result
+from amd.downstream.supervised.detection.evaluation import DetectionScores, boxes_of
+from amd.downstream.supervised.evaluation import Predictions
+from amd.downstream.supervised.report import write_csv
 from amd.storage import join, write_bytes
 
 
-def write_report(
-    folder: str,
-    scored: DetectionScores,
-    val: EvaluationSet,
-    data: DetectionData,
-    config: DetectionConfig,
-    step: int,
-    **settings: Any,
-) -> None:
-    """Write the detections, the per-action report and the metrics."""
+def write_reports(folder: str, scored: DetectionScores, val: EvaluationSet, data: DetectionData) -> None:
+    """Write the detections and the per-action report."""
     write_bytes(join(folder, "results.csv"), _results(scored.predictions, val, data.evaluated).encode())
     write_csv(join(folder, "classes.csv"), _classes(scored, data, val))
-    size = list(config.evaluation.size or config.clip.size)
-    write_result(folder, val, scored, step, boxes=config.data.boxes or "annotated", size=size, **settings)
 
 
-def _results(predictions: BoxPredictions, val: EvaluationSet, evaluated: list[int]) -> str:
+def _results(predictions: Predictions, val: EvaluationSet, evaluated: list[int]) -> str:
     out = io.StringIO()
-    frame_ids = val.key_frames.frame_ids
+    frame_ids = val.records.frame_ids
     for record, box, scores in zip(
-        predictions.records.tolist(), boxes_of(predictions, val), predictions.scores, strict=True
+        predictions.records.tolist(), boxes_of(predictions, val), predictions.outputs, strict=True
     ):
         place = ",".join([str(frame_ids[record]), *(f"{value:.6g}" for value in box)])
         out.writelines(f"{place},{action},{scores[action - 1]:.6g}\n" for action in evaluated)

@@ -67,12 +67,12 @@ class DetectionTask(SupervisedTask):
         return score(predictions, data, self.data.evaluated, on.group)
 
     def test_note(self, data: EvaluationSet) -> str:
-        return f" on {len(data.key_frames)} key frames"
+        return f" on {len(data.records)} key frames"
 
-    def write_report(
-        self, folder: str, scored: DetectionScores, data: EvaluationSet, step: int, **settings: Any
-    ) -> None:
-        report.write_report(folder, scored, data, self.data, self.config, step, **settings)
+    def write_reports(self, folder: str, scored: DetectionScores, data: EvaluationSet) -> dict[str, Any]:
+        report.write_reports(folder, scored, data, self.data)
+        size = list(self.config.evaluation.size or self.config.clip.size)
+        return {"boxes": self.config.data.boxes or "annotated", "size": size}
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:

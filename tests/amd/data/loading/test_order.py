@@ -4,7 +4,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amd.data.loading.order import EpochPlan, SampleRange, epoch_order, micro_batches, sample_draws, share
+from amd.data.loading.order import (
+    EpochPlan,
+    SampleRange,
+    epoch_order,
+    micro_batches,
+    sample_draws,
+    share,
+    with_following,
+)
 
 
 def _plan(records: int, batch: int, rank: int, world: int, micro: int, train: bool = True) -> EpochPlan:
@@ -82,3 +90,21 @@ def test_the_order_for_a_given_seed_and_epoch_never_changes() -> None:
 def test_rank_shares_are_equal_and_micro_batches_are_consecutive() -> None:
     assert [share(10, rank, 4) for rank in range(4)] == [range(2), range(2, 5), range(5, 7), range(7, 10)]
     assert micro_batches(range(4, 11), 3) == [range(4, 7), range(7, 10), range(10, 11)]
+
+
+@given(st.integers(0, 60), st.integers(1, 4), st.integers(1, 9))
+def test_each_process_knows_its_next_items_from_few_lists(items: int, processes: int, distance: int) -> None:
+    known: dict[int, list[int]] = {}
+    lists = 0
+    for number, (item, following) in enumerate(with_following(range(items), processes, distance)):
+        assert item == number
+        process = number % processes
+        if following is None:
+            assert known[process].pop(0) == item
+        else:
+            known[process] = list(following)
+            lists += 1
+        next_items = list(range(number + processes, items, processes))
+        assert known[process][:distance] == next_items[:distance]
+    assert lists <= processes * (1 + items // processes // max(1, distance // 2))
+    assert number + 1 == items if items else not known

@@ -95,7 +95,10 @@ def test_damaged_features_are_logged_and_computed_again(
     assert same(list(cached_parts(folder, key(), never)), some_parts())
 
 
-@pytest.mark.parametrize("manifest", ["", '{"fi', "[]", "{}", '{"files": []}', '{"files": {"rows-00000000": 1}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    ["", '{"fi', "[]", "{}", '{"files": []}', '{"files": {"rows-00000000": 1}}', '{"files": {"x": {"sha256": "0"}}}'],
+)
 def test_features_with_a_damaged_manifest_are_computed_again(manifest: str, tmp_path: Path) -> None:
     folder = key().folder(str(tmp_path))
     list(cached_parts(folder, key(), some_parts))

@@ -12,7 +12,7 @@ import torch
 from amd.config import EncoderConfig, TokenGrid
 from amd.data.faults import UnreadableSample
 from amd.data.loading.loader import Batch
-from amd.downstream.supervised.evaluation import EvaluationContext, Rows, predict_rows
+from amd.downstream.supervised.evaluation import EvaluationContext, Predictions, Rows, predict_rows
 from amd.models.classifier import Classifier
 from amd.training.trainer.run_hooks import Interrupted
 
@@ -54,7 +54,7 @@ def network() -> Classifier:
     return Classifier(EncoderConfig(width=24, depth=1, heads=3), TokenGrid(1, 2, 2), 48, 5)
 
 
-def predict(network: Classifier, loader: Any, group: Any, modes: list[bool]) -> tuple[Rows, list[UnreadableSample]]:
+def predict(network: Classifier, loader: Any, group: Any, modes: list[bool]) -> Predictions:
     def forward(given: Batch) -> Rows:
         modes.append(network.training)
         assert torch.is_inference_mode_enabled()
@@ -69,7 +69,7 @@ def test_readable_batches_are_predicted_in_eval_mode_and_the_mode_is_restored(
     network: Classifier, training: bool
 ) -> None:
     loader, modes = BatchList([batch(0, 1), batch(bad=[BAD]), batch(2)]), list[bool]()
-    (records, numbers, outputs), faults = predict(network.train(training), loader, OtherRank(), modes)
+    records, numbers, outputs, faults = predict(network.train(training), loader, OtherRank(), modes)
     assert (records.tolist(), numbers.tolist(), outputs.shape) == ([0, 1, 2], [0, 0, 0], (3, 5))
     assert (faults.bad, modes) == ([BAD], [False, False])
     assert network.training is network.encoder.training is training
@@ -77,7 +77,7 @@ def test_readable_batches_are_predicted_in_eval_mode_and_the_mode_is_restored(
 
 
 def test_a_rank_without_readable_samples_returns_empty_arrays_with_one_column_per_class(network: Classifier) -> None:
-    (records, numbers, outputs), faults = predict(network, BatchList([batch(bad=[BAD])]), OtherRank(), [])
+    records, numbers, outputs, faults = predict(network, BatchList([batch(bad=[BAD])]), OtherRank(), [])
     assert (len(records), len(numbers), outputs.shape, len(faults.bad)) == (0, 0, (0, 5), 1)
     assert (records.dtype, outputs.dtype) == (np.int64, np.float32)
 

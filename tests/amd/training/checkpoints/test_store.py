@@ -66,7 +66,18 @@ def test_a_damaged_checkpoint_is_skipped(root: str) -> None:
     assert checkpoints.load_newest()[0] == 10
 
 
-@pytest.mark.parametrize("manifest", [b"", b'{"step": 30, "fi', b"[]", b"{}", b'{"files": []}', b'{"files": {"x": 1}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b'{"step": 30, "fi',
+        b"[]",
+        b"{}",
+        b'{"files": []}',
+        b'{"files": {"x": 1}}',
+        b'{"files": {"x": {"bytes": 1}}}',
+    ],
+)
 def test_a_checkpoint_with_a_corrupt_manifest_is_skipped(root: str, manifest: bytes) -> None:
     checkpoints = store(root, [10, 20, 30], keep_last=3)
     write_bytes(join(checkpoints.url(30), MANIFEST), manifest)

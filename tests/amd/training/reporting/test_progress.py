@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -73,6 +75,21 @@ def test_a_terminal_shows_a_progress_bar() -> None:
     bar.close()
     assert "70/100" in out.getvalue()
     assert "waiting for data 25%" in out.getvalue()
+
+
+def test_the_progress_file_keeps_the_training_of_the_teacher(
+    clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, training = tmp_path / "progress.json", {"run_id": "teacher-1", "steps": 3, "seconds": 7.5, "reused": False}
+    monkeypatch.setenv(progress.PROGRESS_FILE, str(file))
+    watcher = progress.choose_watcher(quiet=True)
+    watcher.on_event({**START, "run_id": "teacher-1"})
+    assert json.loads(file.read_text())["trained_teacher"] is None
+    watcher.on_event({"kind": "teacher", "training": training})
+    watcher.on_event(START)
+    watcher.on_event({"kind": "step", "step": 100, "values": VALUES})
+    written = json.loads(file.read_text())
+    assert (written["run"], written["step"], written["trained_teacher"]) == ("one", 100, training)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,6 @@ from safetensors import safe_open
 
 from amd.artifacts.weights import load_decoder, load_encoder
 from amd.config import ConfigError, TrainConfig, with_overrides
-from amd.presets import pretraining
-from amd.presets.preset import Preset
-from amd.presets.teachers import teacher_recipe
 from amd.storage import join, listdir, read_bytes, read_json
 from amd.training.checkpoints.listing import newest_step
 from amd.training.lease import Lease
@@ -31,10 +27,8 @@ from amd.training.reporting.progress import Event, LineWatcher, NullWatcher
 from amd.training.run_folder import RunResult, RunSpec, run_folder
 from amd.training.runs import launch
 from amd.training.runs.kinds import PRETRAINING
-from amd.training.runs.teachers import teacher_id
 from amd.training.trainer.pretraining import work
 from amd.training.trainer.run_hooks import LoopResult, RunHooks
-from tests.support.runs.configs import mae, tiny_image_config
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run
 
 
@@ -270,45 +264,6 @@ def test_a_decoder_that_is_not_installed_is_rejected_before_the_run_is_created(
     assert not (tmp_path / "storage" / "runs").exists()
 
 
-def tiny_recipe(folder: Path) -> TrainConfig:
-    """Return a config that trains the tiny teacher in 3 steps."""
-    wide = {"width": 64, "depth": 4, "heads": 2, "class_token": True, "positions": "sincos_2d"}
-    return mae(tiny_image_config(), student__encoder=wide, data__train=str(folder / "images"), schedule__steps=3)
-
-
-def test_a_teacher_preset_is_trained_first_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[str] = []
-    monkeypatch.setattr(NullWatcher, "log", lambda self, text: logged.append(text))
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: NullWatcher())
-    config = tiny_run(tmp_path)
-    recipe = tiny_recipe(tmp_path)
-    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
-    teacher_from_preset = {"teacher.weights": None, "teacher.preset": "tiny-teacher", "teacher.overrides": {"seed": 5}}
-    student = train(with_overrides(config, {**teacher_from_preset, "name": "student"}))
-    assert student.state == "succeeded"
-    assert [text for text in logged if text.startswith("the teacher is trained (3 steps in ")]
-    runs = listdir(join(config.storage, "runs"))
-    (teacher,) = [name for name in runs if name.startswith("tiny-teacher-")]
-    assert read_json(join(config.storage, "runs", teacher, "config.json"))["seed"] == 5
-    _, card = load_encoder(student.encoder_folder)
-    assert (card.teacher["preset"], card.teacher["run"], card.weights_license) == ("tiny-teacher", teacher, None)
-    teacher_result = read_json(join(config.storage, "runs", teacher, "result.json"))
-    other = train(with_overrides(config, {**teacher_from_preset, "name": "other", "seed": 1}))
-    assert other.state == "succeeded"
-    assert listdir(join(config.storage, "runs")) == sorted([*runs, "other"])
-    assert read_json(join(config.storage, "runs", teacher, "result.json")) == teacher_result
-
-
-def test_a_teacher_preset_with_a_mismatched_encoder_is_rejected_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_run(tmp_path)
-    recipe = mae(tiny_image_config(), data__train=str(tmp_path / "images"))
-    monkeypatch.setitem(pretraining.PRESETS, "small-teacher", Preset("small-teacher", "", "", "", recipe))
-    with pytest.raises(ConfigError, match=r"small-teacher trains a different encoder .*width 48, not 64"):
-        train(with_overrides(config, {"teacher.weights": None, "teacher.preset": "small-teacher"}))
-
-
 def test_a_collapsing_student_triggers_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
 
@@ -325,29 +280,6 @@ def test_a_collapsing_student_triggers_warnings(tmp_path: Path, monkeypatch: pyt
     last = read_metrics(result.run_folder)[-1]
     assert 0 < last["guard/feature_rank"] < 1
     assert last["guard/feature_spread"] > 0
-
-
-def test_a_run_waits_for_a_teacher_that_another_process_is_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_run(tmp_path)
-    recipe = tiny_recipe(tmp_path)
-    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
-    config = with_overrides(config, {"teacher.weights": None, "teacher.preset": "tiny-teacher", "name": "student"})
-    teacher = teacher_id("tiny-teacher", teacher_recipe(config))
-    lease = Lease(join(run_folder(config.storage, teacher), "lease.json"))
-    messages: list[str] = []
-
-    class LeaseReleasingWatcher(NullWatcher):
-        def log(self, text: str) -> None:
-            if text.startswith("waiting"):
-                messages.append(text)
-                lease.release()  # as if the other process had exited
-
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: LeaseReleasingWatcher())
-    assert lease.acquire()
-    assert launch.train(config, local=True).state == "succeeded"
-    assert messages == [f"waiting for {teacher}, which process {os.getpid()} on {socket.gethostname()} is training"]
 
 
 def test_a_run_that_exhausts_gpu_memory_continues_with_half_the_micro_batch(

@@ -12,9 +12,9 @@ from sklearn.metrics import average_precision_score
 
 from amd.config import FinetuneConfig, ViewsConfig, validate
 from amd.downstream.supervised.classification.data import open_splits
-from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions, predict, score
+from amd.downstream.supervised.classification.evaluation import ClassificationScores, predict, score
 from amd.downstream.supervised.classification.learner import new_classifier
-from amd.downstream.supervised.evaluation import EvaluationContext
+from amd.downstream.supervised.evaluation import EvaluationContext, Predictions
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.run_hooks import Interrupted
@@ -34,7 +34,7 @@ def classifier_of(config: FinetuneConfig) -> Classifier:
 
 def scored(
     config: FinetuneConfig, group: ProcessGroup, views: ViewsConfig = VIEWS
-) -> tuple[ViewPredictions, ClassificationScores]:
+) -> tuple[Predictions, ClassificationScores]:
     split = open_splits(config)["data.val"]
     predictions = predict(classifier_of(config), config, split, views, EvaluationContext(group, "fp32"))
     return predictions, score(predictions, split, config, group)
@@ -73,7 +73,7 @@ def test_any_number_of_ranks_predicts_each_sample_once_and_returns_the_same_metr
         rows = [
             tuple(row)
             for predictions, _ in results
-            for row in np.stack([predictions.records, predictions.views], axis=1).tolist()
+            for row in np.stack([predictions.records, predictions.numbers], axis=1).tolist()
         ]
         assert len(rows) == len(set(rows)) == 10 * 3, "no padding, no duplicates"
         assert all(predictions.records.size for predictions, _ in results), "every rank has samples"
@@ -149,7 +149,7 @@ def test_a_classifier_is_scored_in_eval_mode_and_returns_to_its_previous_mode(
     assert set(modes) == {False}
     assert classifier.training is classifier.encoder.blocks[1].training is training
     assert np.array_equal(
-        first.logits, predict(classifier, config, split, VIEWS, EvaluationContext(ProcessGroup(), "fp32")).logits
+        first.outputs, predict(classifier, config, split, VIEWS, EvaluationContext(ProcessGroup(), "fp32")).outputs
     )
 
 

@@ -135,7 +135,7 @@ def test_excluded_key_frames_are_neither_predicted_nor_scored(tmp_path: Path) ->
     assert whole is not None
     assert val is not None
     excluded = KeyFrameId("v7", 2.0)
-    assert set(whole.key_frames.frame_ids) - set(val.key_frames.frame_ids) == {excluded}
+    assert set(whole.records.frame_ids) - set(val.records.frame_ids) == {excluded}
     assert set(whole.annotated) - set(val.annotated) == {excluded}
     assert val.digest() != whole.digest()
 

@@ -1,6 +1,6 @@
 """Draw the results of the value study: accuracy against the CPU time of training, a mark per arm.
 
-    python -m tests.benchmarks.value_study_chart OUT/confirm docs/images/value-study.svg [--probe linear]
+    python -m tests.benchmarks.value_study.chart OUT/confirm docs/images/value-study.svg [--probe linear]
 
 A mark shows the mean over the seeds, and its line ± one standard deviation. The time of the teacher is not included.
 """

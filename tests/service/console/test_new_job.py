@@ -1,0 +1,164 @@
+"""Tests for the form for a new job: its fields, the estimate, and the equivalent commands."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli.main import app as cli
+from service.console.schema_fields import ConfigField, config_fields
+from service.jobs.schemas import JobRequest
+from tests.support.browser.console_client import ConsoleClient
+
+METADATA = {"name": "Digits' teacher, 2", "labels": "team=vision, note=two words", "priority": "7"}
+
+
+def check(console: ConsoleClient, **values: str) -> str:
+    return console.submit("/console/new/check", **{"kind": "train", "preset": "demo-image-amd", **values}).text
+
+
+def submit(console: ConsoleClient, **values: str) -> str:
+    """Submit the form, and return the ID of the new job."""
+    response = console.submit("/console/new", **{"kind": "train", **values})
+    return response.headers["hx-redirect"].rpartition("/")[2]
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return the arguments of each equivalent command in the result of a check."""
+    return [shlex.split(text) for text in re.findall(r'<pre id="code-\d"[^>]*>(.*?)</pre>', html.unescape(page), re.S)]
+
+
+def shown(page: str) -> set[str]:
+    """Return the keys of the fields that the form shows at first."""
+    fields = re.findall(r'<div class="field" data-text="[^"]*"([^>]*)>\s*<label for="f-([^"]+)"', page)
+    return {key for attributes, key in fields if "hidden" not in attributes}
+
+
+def test_the_form_for_a_sweep_has_its_own_title(console: ConsoleClient) -> None:
+    for path, title in (("", "New job"), ("?kind=search", "New sweep")):
+        page = console.get(f"/console/new{path}").text
+        assert f"<title>{title} · AMD</title>" in page
+        assert f"<h1>{title}</h1>" in page
+
+
+def test_code_in_help_texts_is_marked_up_and_escaped(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not re.search(r'class="hint"[^>]*>[^<]*`', console.get("/console/new?kind=detect").text)
+    field = ConfigField("seed", "integer", (), "0", "A `<script>` and <b>text</b>.", True)
+    monkeypatch.setattr("service.console.pages.new_job.config_fields", lambda kind: (field,))
+    page = console.get("/console/new").text
+    assert "A <code>&lt;script&gt;</code> and &lt;b&gt;text&lt;/b&gt;." in page
+
+
+@pytest.mark.parametrize("preset", ["demo-image-amd", "demo-image-mae"])
+def test_a_presets_summary_ends_with_one_full_stop(console: ConsoleClient, preset: str) -> None:
+    assert ".;" not in console.get(f"/console/new?preset={preset}").text
+
+
+@pytest.mark.parametrize(("device", "is_shown"), [("cpu", False), ("cuda", True)])
+def test_the_estimated_duration_on_gpus_is_shown_only_for_jobs_that_may_use_them(
+    console: ConsoleClient, device: str, is_shown: bool
+) -> None:
+    values = {"o.scaling.device": device, "o.schedule.steps": "100000"}
+    page = console.submit("/console/new/check", kind="train", preset="demo-image-amd", **values).text
+    assert "This job can be submitted" in page
+    assert ("on one H100 per worker" in page) is is_shown
+
+
+def test_the_estimate_names_no_gpu_hours_if_the_cluster_has_no_gpus(console: ConsoleClient, app: Any) -> None:
+    assert app.state.cluster.capacity().gpus == 0
+    page = check(console, **{"o.scaling.device": "auto"})
+    assert "the job will use CPUs" in page
+    assert "not estimated for CPUs" in page
+    assert "H100" not in page
+
+
+@pytest.mark.parametrize(
+    ("query", "is_shown"),
+    [
+        ("preset=demo-image-amd", True),
+        ("preset=demo-image-mae", False),
+        ("preset=demo-image-mae&o.objective.kind=amd", True),
+        ("kind=search&preset=demo-image-mae", False),
+    ],
+)
+def test_fields_that_need_a_teacher_are_shown_only_for_jobs_that_have_one(
+    console: ConsoleClient, query: str, is_shown: bool
+) -> None:
+    page = console.get(f"/console/new?{query}").text
+    prefix = "train." if "search" in query else ""
+    for key in ("teacher.weights", "teacher.encoder.size", "student.generator.depth", "objective.weights.direct"):
+        assert (f"{prefix}{key}" in shown(page)) is is_shown, key
+        assert f'id="f-{prefix}{key}"' in page  # a search finds it
+    assert f"{prefix}objective.weights.reconstruction" in shown(page)
+
+
+def test_a_field_with_a_given_value_is_always_shown(console: ConsoleClient) -> None:
+    assert "teacher.weights" in shown(console.get("/console/new?preset=demo-image-mae&o.teacher.weights=x").text)
+
+
+def test_every_condition_names_a_field_of_the_same_form() -> None:
+    for kind in ("train", "search"):
+        fields = {field.key: field for field in config_fields(kind)}
+        conditions = {field.only_with for field in fields.values() if field.only_with is not None}
+        assert conditions
+        assert all(value in fields[key].choices for key, value in conditions)
+
+
+def test_the_equivalent_commands_submit_the_same_job(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[JobRequest] = []
+    monkeypatch.setattr("service.cli.submission.connected", lambda *args, **options: NoService(sent))
+    page = check(console, project="vision", **METADATA, **{"o.seed": "5"})
+    curl, amd, ray = commands(page)
+    expected = {
+        "kind": "train",
+        "preset": "demo-image-amd",
+        "overrides": {"seed": 5},
+        "project": "vision",
+        "name": METADATA["name"],
+        "labels": {"team": "vision", "note": "two words"},
+        "priority": 7,
+    }
+    assert json.loads(curl[-1]) == expected
+    CliRunner().invoke(cli, amd[1:])
+    assert [request.model_dump(exclude_defaults=True) for request in sent] == [expected]
+    assert {"seed=5", "name=digits-teacher-2"} < set(ray)
+    assert "labels, priority, project and retries do not apply" in page
+
+
+def test_the_ray_command_writes_to_the_storage_root_of_the_service(console: ConsoleClient, app: Any) -> None:
+    _, _, ray = commands(check(console))
+    assert f"storage={app.state.settings.root}" in ray
+    assert not [argument for argument in ray if argument.startswith("name=")]
+
+
+def test_a_copy_keeps_the_priority_and_its_command_sends_the_same_changes(console: ConsoleClient, app: Any) -> None:
+    original = submit(console, preset="demo-image-mae", priority="-9", labels="a=1")
+    assert 'placeholder="-9"' in console.get(f"/console/jobs/{original}/clone").text
+    page = check(console, original=original, labels="a=2", name="copy")
+    ((*_, body),) = commands(page)
+    assert json.loads(body) == {"overrides": {}, "labels": {"a": "2"}, "name": "copy"}
+    copy = app.state.jobs.get(submit(console, original=original, labels="a=2", name="copy"))
+    assert (copy.name, copy.labels, copy.priority) == ("copy", {"a": "2"}, -9)
+
+
+class NoService:
+    """A connection whose client records the requests."""
+
+    def __init__(self, sent: list[JobRequest]) -> None:
+        self.jobs, self._sent = self, sent
+
+    def submit(self, request: JobRequest) -> Any:
+        self._sent.append(request)
+        raise SystemExit
+
+    def __enter__(self) -> NoService:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
