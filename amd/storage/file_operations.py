@@ -69,8 +69,8 @@ def is_outage(error: Exception) -> bool:
     ):
         return False
     status = getattr(error, "code", getattr(error, "status", None))  # of gcsfs, or of aiohttp
-    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
-        return False
+    if isinstance(status, int) and status >= 400:
+        return status >= 500 or status in (408, 429)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return False
     names = {cls.__name__ for cls in type(error).__mro__}

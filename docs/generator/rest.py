@@ -128,6 +128,8 @@ MEANINGS = {
     "lab_unavailable": "The mask lab's replica has not started yet.",
     "overloaded": "The replicas' queues are full.",
     "deadline_exceeded": "The request's own deadline has passed.",
+    "input_unavailable": "The store of an input does not respond; `index` is the input's position in the request, and "
+    "`reason` says why.",
     "item_invalid": "A file cannot be encoded; `index` is its position in the request, and `reason` says why.",
     "not_possible": "The encoder does not support the request, for example because it has no head or too few layers.",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +18,15 @@ from service.cli.options import AsJson
 from service.cli.tables import Column, fitted_table
 
 if TYPE_CHECKING:
-    from service.registry.schemas import AliasView, CompareView, MoveView
+    from service.registry.schemas import AliasView, EncoderComparison, MoveView, ScoreValues
 
 IdOrAlias = Annotated[
     str,
     typer.Argument(metavar="ENCODER", help="Encoder registered with the service: ID, ID prefix or alias."),
+]
+OtherEncoders = Annotated[
+    list[str],
+    typer.Argument(metavar="ENCODER...", help="One to five encoders to compare with: ID, ID prefix or alias."),
 ]
 Project = Annotated[str | None, typer.Option(help="Project; default: the project of the context or the API key.")]
 ALIASES: Listing[AliasView] = Listing(
@@ -83,12 +88,15 @@ def aliases(
         print_service_list(MOVES, lambda client: client.aliases.get(name, selected).history, output, watch, as_json)
 
 
-def compare(first: IdOrAlias, second: IdOrAlias, project: Project = None, as_json: AsJson = False) -> None:
-    """Compare two encoders: size, scores by protocol, and differing training settings."""
+def compare(first: IdOrAlias, others: OtherEncoders, project: Project = None, as_json: AsJson = False) -> None:
+    """Compare two to six encoders: size, scores by protocol, and differing training settings."""
     project = default_project(project)
     with connected(as_json) as client:
-        a, b = (find_encoder(client, encoder, project) for encoder in (first, second))
-        found = client.encoders.compare(a, b, project)
+        names = [find_encoder(client, encoder, project) for encoder in (first, *others)]
+        if as_json and len(names) == 2:
+            print(client.encoders.compare(names[0], names[1], project).model_dump_json())
+            return
+        found = client.encoders.compare_several(names, project)
     if as_json:
         print(found.model_dump_json())
     else:
@@ -117,15 +125,22 @@ def download(
     print(json.dumps(facts) if as_json else f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
-def _print_comparison(found: CompareView) -> None:
-    rows: list[tuple[str, ...]] = [(figure.name, f"{figure.a:,.0f}", f"{figure.b:,.0f}") for figure in found.figures]
-    for pair in found.scores:
-        name = f"{pair.protocol} {pair.metric.removeprefix('eval/')}, {pair.data}"
-        rows.append((name, *("" if value is None else f"{value:.2f}" for value in (pair.a, pair.b))))
-    rows += [(difference.field, json.dumps(difference.a), json.dumps(difference.b)) for difference in found.differences]
-    columns: tuple[Column[tuple[str, ...]], ...] = (
-        Column("", lambda row: row[0]),
-        Column(found.a.id, lambda row: row[1]),
-        Column(found.b.id, lambda row: row[2]),
-    )
+def _print_comparison(found: EncoderComparison) -> None:
+    rows = [(figure.name, *(f"{value:,.0f}" for value in figure.values)) for figure in found.figures]
+    for score in found.scores:
+        views = f" {score.views}" if score.views else ""
+        name = f"{score.protocol}{views} {score.metric.removeprefix('eval/')}, {score.data}"
+        rows.append((name, *(_score(score, position) for position in range(len(found.encoders)))))
+    rows += [(difference.field, *map(json.dumps, difference.values)) for difference in found.differences]
+    titles = ("", *(encoder.id for encoder in found.encoders))
+    columns: list[Column[tuple[str, ...]]] = [
+        Column(title, itemgetter(position)) for position, title in enumerate(titles)
+    ]
     out.print(fitted_table(columns, rows, out.width))
+
+
+def _score(score: ScoreValues, position: int) -> str:
+    value = score.values[position]
+    if value is None:
+        return ""
+    return f"{value:.2f} (best)" if position in score.best else f"{value:.2f}"

@@ -10,6 +10,7 @@ from amd.training.reporting.media_files import PictureName
 from service.jobs.schemas import EventView
 from service.jobs.store import SERVICE
 from service.projects.schemas import ActivityView
+from service.registry.schemas import FigureName
 from service.web.errors import Problem
 from service.web.formats import number, percent
 
@@ -41,6 +42,8 @@ TONES: dict[str, str] = {
     "cancelled": "idle",
     "deleting": "idle",
     "deleted": "idle",
+    "alive": "good",
+    "lost": "bad",
     "healthy": "good",
     "deploying": "busy",
     "unhealthy": "bad",
@@ -76,6 +79,13 @@ PICTURES: dict[PictureName, str] = {
     "input.webp": "Input",
     "student.webp": "Student's view",
     "rebuilt.webp": "Rebuilt",
+}
+
+FIGURES: dict[FigureName, str] = {
+    "parameters": "Parameters",
+    "width": "Width",
+    "depth": "Depth",
+    "flops_per_clip": "FLOPs per clip",
 }
 
 ACTIONS: dict[str, str] = {

@@ -22,6 +22,7 @@ from torch import Tensor
 from amd.config import Precision
 from amd.data.decoding.reader import BadSample
 from amd.device import choose_device
+from amd.storage import StorageUnreachable
 from service.inference.batching import Batcher, Network
 from service.inference.decoders import MIB, DecoderPool
 from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutputs
@@ -330,6 +331,10 @@ class Engine:
             queued = [PendingClip(item, number, clip, self._backlog) for number, clip in enumerate(clips)]
         elif isinstance(clips, BadSample):
             _in_loop(request.loop, request.fail, invalid_item(item.index, clips.reason))
+        elif isinstance(clips, StorageUnreachable):
+            message = f"input {item.index}: {clips}"
+            refusal = Refusal("input_unavailable", message, item.index, reason=str(clips))
+            _in_loop(request.loop, request.fail, refusal)
         elif clips is not None:
             _in_loop(request.loop, request.fail, clips)
         self._batcher.put(request.network, queued)

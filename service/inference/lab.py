@@ -32,7 +32,7 @@ from amd.lab.layers import sprite_columns, sprite_sheet
 from amd.lab.view import Autoencoder, Distillation, MaskView, sample_clip_sets, view_masks
 from amd.models.student import Student
 from amd.models.teachers.frozen import Teacher
-from amd.storage import join, resolve_root
+from amd.storage import StorageUnreachable, join, resolve_root
 from amd.training.checkpoints.store import CheckpointStore, DamagedCheckpoint
 from amd.training.runs.teachers import with_trained_teacher
 from service.inference.decoders import MIB
@@ -117,6 +117,8 @@ class LabEngine:
             sets = sample_clip_sets(config, call["step"], call["position"])
         except BadSample as error:
             raise invalid_item(0, error.reason) from None
+        except StorageUnreachable as error:
+            raise Refusal("input_unavailable", str(error)) from None
         except ConfigError as error:
             raise Refusal("not_possible", "; ".join(error.problems)) from None
         if time.monotonic() > until:

@@ -17,7 +17,7 @@ from service.jobs.routes import Config, Locations, project_of, resolved
 from service.jobs.schemas import JobRequest, ValidateView
 from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable, NotFound
-from service.web.formats import counted
+from service.web.formats import plural
 from service.web.schemas import ApiModel
 from tune_spaces.config import SearchConfig
 
@@ -110,17 +110,17 @@ def _capacity_warnings(config: BaseModel, capacity: Capacity) -> list[str]:
     warnings = []
     if request.cpus > capacity.cpus:
         warnings.append(
-            f"scaling.workers: the job needs {counted(request.cpus, 'CPU')}, but the cluster has {capacity.cpus:g}; "
+            f"scaling.workers: the job needs {plural(request.cpus, 'CPU')}, but the cluster has {capacity.cpus:g}; "
             "the job will wait until the cluster grows"
         )
     if request.device == "cuda" and request.workers > capacity.gpus:
         warnings.append(
-            f"scaling.workers: the job needs {counted(request.workers, 'GPU')}, but the cluster has {capacity.gpus:g}; "
+            f"scaling.workers: the job needs {plural(request.workers, 'GPU')}, but the cluster has {capacity.gpus:g}; "
             "the job will wait until the cluster grows"
         )
     if request.device == "auto" and request.device_with(capacity.gpus) == "cpu":
         warnings.append(
-            f"the job will use CPUs: the cluster has only {counted(capacity.gpus, 'GPU')} "
-            f"for {counted(request.workers, 'worker')}"
+            f"the job will use CPUs: the cluster has only {plural(capacity.gpus, 'GPU')} "
+            f"for {plural(request.workers, 'worker')}"
         )
     return warnings

@@ -290,6 +290,8 @@ class TrialView(ApiModel):
     number: int
     state: str
     point: dict[str, Any]
+    overrides: dict[str, Any]
+    """Config keys that the trial sets, with their values."""
     score: float | None
     rungs: list[dict[str, Any]]
     message: str

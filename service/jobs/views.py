@@ -72,6 +72,7 @@ def trial_view(record: Mapping[str, Any], stops: Collection[int]) -> TrialView:
         number=record["number"],
         state=record["state"],
         point=record["point"],
+        overrides=record.get("overrides") or {},
         score=rungs[-1]["score"] if rungs else None,
         rungs=rungs,
         message=record.get("message") or "",

@@ -1,14 +1,18 @@
-"""Route /v1/cluster: the cluster's resources, which jobs use them, and which jobs wait for them."""
+"""Route /v1/cluster: the cluster's resources and nodes, which jobs use them, and which jobs wait for them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Literal
 
 from fastapi import APIRouter, Request
 
 from service.auth.authentication import Principal, Reader
-from service.db.models import Job
+from service.db.models import Deployment, Job
 from service.jobs.execution.ray_jobs import Cluster
+from service.jobs.execution.ray_nodes import Node
+from service.jobs.execution.reconciler import submission_id
 from service.jobs.routes import Jobs
 from service.jobs.schemas import ACTIVE, WAITING
 from service.jobs.store import JobStore
@@ -30,6 +34,34 @@ class ResourcesView(ApiModel):
     used_gpus: float
     largest_memory_bytes: float
     """Memory of the largest node."""
+
+
+class NodeView(ApiModel):
+    """A node of the cluster."""
+
+    name: str
+    address: str
+    """IP address of the node."""
+    head: bool
+    """Whether Ray's head process runs on the node."""
+    state: Literal["alive", "lost"]
+    """State of the node; nodes that were lost are listed for an hour."""
+    message: str
+    """Reason why the node was lost; empty if it is alive."""
+    cpus: float
+    used_cpus: float | None
+    """CPUs in use; null if Ray does not report it for this node."""
+    gpus: float
+    used_gpus: float | None
+    """GPUs in use; null if Ray does not report it for this node."""
+    memory_bytes: float
+    """Memory that Ray may allocate on the node."""
+    jobs: list[str]
+    """IDs of the jobs with a process on the node, in the caller's projects."""
+    deployments: list[str]
+    """Names of the deployments with a replica on the node, in the caller's projects."""
+    others: int
+    """Number of jobs and deployments in other projects that use the node."""
 
 
 class OccupantView(ApiModel):
@@ -59,6 +91,8 @@ class ClusterView(ApiModel):
     """Resources of the cluster; null if it is not responding."""
     problem: str
     """Explanation of why the cluster is not responding; empty if it is responding."""
+    nodes: list[NodeView]
+    """Nodes of the cluster, the head first; empty if the cluster is not responding."""
     running: list[OccupantView]
     waiting: list[OccupantView]
     """Waiting jobs: highest priority first, then oldest; at most 500. Fair shares decide between projects."""
@@ -77,6 +111,9 @@ def cluster_view(
     cluster: Cluster = request.app.state.cluster
     calls: BoundedCalls = request.app.state.ray_calls
     resources, problem = None, ""
+    nodes: list[NodeView] = []
+    active = jobs.in_states(ACTIVE)
+    submissions = {submission_id(job, job.attempt): job for job in active if job.attempt}
     try:
         found = calls.run_from_thread(cluster.capacity)
         resources = ResourcesView(
@@ -86,13 +123,37 @@ def cluster_view(
             used_gpus=found.used_gpus,
             largest_memory_bytes=found.memory,
         )
+        deployments: dict[str, Deployment] = request.app.state.deployments.applications()
+        listed = calls.run_from_thread(cluster.nodes, submissions.keys())
+        nodes = [_node(node, submissions, deployments, caller.project) for node in listed]
     except ClusterUnavailable as error:
         problem = error.message
     return ClusterView(
         resources=resources,
         problem=problem,
-        running=[_occupant(job, caller.project) for job in jobs.in_states(ACTIVE, limit=max_running)],
+        nodes=nodes,
+        running=[_occupant(job, caller.project) for job in active[:max_running]],
         waiting=[_occupant(job, caller.project) for job in jobs.in_states(WAITING, limit=max_waiting)],
+    )
+
+
+def _node(
+    node: Node, submissions: Mapping[str, Job], deployments: Mapping[str, Deployment], project: str | None
+) -> NodeView:
+    jobs = [submissions[one] for one in sorted(node.submissions) if one in submissions]
+    serving = [deployments[one] for one in sorted(node.applications) if one in deployments]
+    own_jobs = [job.id for job in jobs if project in (None, job.project)]
+    own_deployments = [one.name for one in serving if project in (None, one.project)]
+    return NodeView(
+        head=node.is_head,
+        memory_bytes=node.memory,
+        jobs=own_jobs,
+        deployments=own_deployments,
+        others=len(jobs) + len(serving) - len(own_jobs) - len(own_deployments),
+        **{
+            name: getattr(node, name)
+            for name in ("name", "address", "state", "message", "cpus", "used_cpus", "gpus", "used_gpus")
+        },
     )
 
 

@@ -1,41 +1,94 @@
-"""Lineage of an encoder as steps: teacher, initial weights, data, run, encoder, aliases and deployments."""
+"""Lineage of an encoder in stages: teacher, initial weights and data; run; encoder; aliases; deployments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
+from amd.artifacts.discovery import encoder_folder
 from service.auth.sessions import PREFIX
 from service.db.models import Deployment
 from service.registry.schemas import EncoderDetail
 
 
 class LineageNode(NamedTuple):
-    """One step of an encoder's lineage."""
+    """One object of an encoder's lineage."""
 
     what: str
     name: str
-    path: str | None
-    """Path of the console page that shows this step."""
+    path: str | None = None
+    """Path of the console page that shows the object."""
     own: bool = False
+    """Whether the object is the encoder itself."""
 
 
-def lineage(encoder: EncoderDetail, serving: Sequence[Deployment]) -> list[LineageNode]:
-    """Return an encoder's lineage, in the order in which the steps happened. `serving`: its deployments."""
+def source_encoders(encoder: EncoderDetail, root: str) -> dict[str, str]:
+    """Return the IDs of the encoders that were the teacher (`teacher`) or the initial weights (`start`)."""
+    origins = {"teacher": encoder.lineage.teacher, "start": encoder.lineage.start}
+    found = {name: _encoder_id(origin, root) for name, origin in origins.items() if origin}
+    return {name: encoder_id for name, encoder_id in found.items() if encoder_id}
+
+
+def lineage(
+    encoder: EncoderDetail, serving: Sequence[Deployment], root: str, visible: Collection[str] = ()
+) -> list[list[LineageNode]]:
+    """Return an encoder's lineage in stages, each of which leads to the next.
+
+    `serving`: deployments of the encoder. `visible`: IDs of the source encoders whose pages exist.
+    """
+    aliases = [LineageNode("alias", one.name, f"#moves-{one.project}-{one.name}") for one in encoder.aliases]
+    deployments = [
+        LineageNode(_role(one, encoder), one.name, f"{PREFIX}/deployments/{quote(one.name)}") for one in serving
+    ]
+    stages = [
+        _sources(encoder, root, visible),
+        *([node] for node in _runs(encoder)),
+        [LineageNode("encoder", encoder.id, own=True)],
+        aliases,
+        deployments,
+    ]
+    return [stage for stage in stages if stage]
+
+
+def _sources(encoder: EncoderDetail, root: str, visible: Collection[str]) -> list[LineageNode]:
+    origin, ids = encoder.lineage, source_encoders(encoder, root)
+    paths = {name: f"{PREFIX}/encoders/{quote(one)}" for name, one in ids.items() if one in visible}
     nodes = []
-    origin = encoder.lineage
     if origin.teacher:
-        source = str(origin.teacher.get("preset") or origin.teacher.get("weights") or "teacher")
-        nodes.append(LineageNode("teacher", source, None))
+        name = ids.get("teacher") or origin.teacher.get("preset") or origin.teacher.get("weights") or "unknown"
+        nodes.append(LineageNode("teacher", str(name), paths.get("teacher")))
     if origin.start:
-        nodes.append(LineageNode("started from", str(next(iter(origin.start.values()), "weights")), None))
+        name = ids.get("start") or next(iter(origin.start.values()), "weights")
+        nodes.append(LineageNode("initial weights", str(name), paths.get("start")))
     if origin.data.get("train"):
         samples = f" ({origin.data['samples']} samples)" if "samples" in origin.data else ""
-        nodes.append(LineageNode("data", f"{origin.data['train']}{samples}", None))
-    if origin.job or origin.run:
-        job = origin.job or origin.run
-        nodes.append(LineageNode("run", str(job), f"{PREFIX}/jobs/{origin.job}" if origin.job else None))
-    nodes.append(LineageNode("encoder", encoder.id, None, own=True))
-    nodes += [LineageNode("alias", alias.name, None) for alias in encoder.aliases]
-    nodes += [LineageNode("deployment", one.name, f"{PREFIX}/deployments/{one.name}") for one in serving]
+        nodes.append(LineageNode("data", f"{origin.data['train']}{samples}"))
     return nodes
+
+
+def _runs(encoder: EncoderDetail) -> list[LineageNode]:
+    """Return the job that published the encoder, and its run if that is another one, such as a trial of a sweep."""
+    job, run = encoder.lineage.job, encoder.lineage.run
+    is_sweep = job is not None and job.startswith("search-")
+    nodes = []
+    if job:
+        nodes.append(LineageNode("sweep" if is_sweep else "job", job, f"{PREFIX}/jobs/{quote(job)}"))
+    if run and run != job:
+        nodes.append(LineageNode("trial" if is_sweep else "run", run))
+    return nodes
+
+
+def _role(deployment: Deployment, encoder: EncoderDetail) -> str:
+    if deployment.serving.get("main") != encoder.id:
+        return f"candidate, {deployment.share:.0%} of requests"
+    return "deployment" if deployment.encoder == encoder.id else f"deployment, follows {deployment.encoder}"
+
+
+def _encoder_id(origin: Mapping[str, Any], root: str) -> str | None:
+    """Return the ID of the encoder that is the origin of weights; None if they are from outside the registry."""
+    if origin.get("id"):
+        return str(origin["id"])
+    weights = str(origin.get("weights") or "").rstrip("/")
+    name = weights.rpartition("/")[2]
+    return name if name and encoder_folder(root, name) == weights else None

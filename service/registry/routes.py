@@ -12,18 +12,21 @@ from service.auth.authentication import Principal, Reader, Submitter
 from service.db.models import Alias, RegisteredEncoder
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls, project_of, submit
 from service.jobs.schemas import JobRequest, JobView
-from service.registry import views
+from service.registry import comparison, views
 from service.registry.schemas import (
     ALIAS_PATTERN,
     ENCODER_PATTERN,
+    MAX_COMPARED,
     RESERVED_ALIAS,
     AliasDetail,
     AliasList,
     AliasRequest,
     AliasView,
     CompareView,
+    EncoderComparison,
     EncoderDetail,
     EncoderPage,
+    EncoderReference,
     ImportRequest,
     Objective,
 )
@@ -45,6 +48,14 @@ async def _store(request: Request) -> EncoderStore:
 EncodersDep = Annotated[EncoderStore, Depends(_store)]
 EncoderName = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID or alias.")]
 EncoderId = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID; aliases are not resolved.")]
+OtherEncoders = Annotated[
+    list[EncoderReference],
+    Query(
+        min_length=1,
+        max_length=MAX_COMPARED - 1,
+        description="Encoder ID or alias to compare with; repeat the parameter for several encoders.",
+    ),
+]
 AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN, description="Alias name.")]
 ProjectQuery = Annotated[
     str | None,
@@ -210,4 +221,17 @@ def compare_encoders(
 ) -> CompareView:
     """Compare two encoders: size and compute (`figures`), scores by protocol and data set, and configurations."""
     second = encoders.resolve(other, caller.own_project(project))
-    return views.compare_view(encoder, second, _aliases(encoders, caller, encoder, second))
+    return comparison.compare_pair(encoder, second, _aliases(encoders, caller, encoder, second))
+
+
+@router.get("/{encoder}/compare", summary="Compare several encoders")
+def compare_several_encoders(
+    encoder: VisibleEncoder,
+    other: OtherEncoders,
+    caller: Reader,
+    encoders: EncodersDep,
+    project: ProjectQuery = None,
+) -> EncoderComparison:
+    """Compare an encoder with up to five others: size and compute, scores with the best of each, and configurations."""
+    rows = [encoder, *(encoders.resolve(name, caller.own_project(project)) for name in other)]
+    return comparison.compare(rows, _aliases(encoders, caller, *rows))

@@ -11,6 +11,7 @@ from amd.artifacts.card import Score
 from amd.config import ThirdPartyWeights
 from service.web.schemas import ApiModel, LabelKey, LabelValue, Project
 
+MAX_COMPARED = 6  # encoders that can be compared at once, so that they fit side by side on a page
 RESERVED_ALIAS = "aliases"  # a path under /v1/encoders, so it cannot be an encoder ID or alias
 
 ALIAS_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -18,6 +19,7 @@ ENCODER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
 EncoderReference = Annotated[str, StringConstraints(pattern=ENCODER_PATTERN)]
 """Encoder ID or alias."""
 
+FigureName = Literal["parameters", "width", "depth", "flops_per_clip"]
 Objective = Literal["amd", "mae", "finetune", "detection", "imported"]
 
 
@@ -221,7 +223,7 @@ class ScorePair(ApiModel):
 class Figure(ApiModel):
     """One measure of size or compute, for both encoders."""
 
-    name: Literal["parameters", "width", "depth", "flops_per_clip"]
+    name: FigureName
     a: float
     b: float
 
@@ -234,4 +236,45 @@ class CompareView(ApiModel):
     figures: list[Figure]
     scores: list[ScorePair]
     differences: list[FieldDifference]
+    """Differences in training configuration, architecture and input."""
+
+
+class FieldValues(ApiModel):
+    """A card field that differs between the compared encoders."""
+
+    field: str
+    """Dotted path in the card, such as `config.mask.teacher_ratio`."""
+    values: list[Any]
+    """Value for each encoder; null where the field is absent."""
+
+
+class ScoreValues(ApiModel):
+    """Scores of the compared encoders for one metric, protocol, data set and setting of views."""
+
+    protocol: str
+    data: str
+    views: str | None
+    """Views per sample: temporal segments x spatial crops, such as 5x3; null if the score has no setting of views."""
+    metric: str
+    values: list[float | None]
+    """Score of each encoder; null for an encoder without that score."""
+    best: list[int]
+    """Positions of the encoders with the best score, starting at 0; empty if the scores are equal or cannot be
+    ranked."""
+
+
+class FigureValues(ApiModel):
+    """One measure of size or compute, for each compared encoder."""
+
+    name: FigureName
+    values: list[float]
+
+
+class EncoderComparison(ApiModel):
+    """Several encoders side by side. Values are in the order of `encoders`."""
+
+    encoders: list[EncoderView]
+    figures: list[FigureValues]
+    scores: list[ScoreValues]
+    differences: list[FieldValues]
     """Differences in training configuration, architecture and input."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from amd.artifacts.card import Card
-from amd.config import flatten
 from amd.flops import encoder_flops
 from service.db.models import Alias, AliasMove, RegisteredEncoder
 from service.jobs.estimate import encoder_parameters
@@ -15,21 +14,14 @@ from service.registry.schemas import (
     AliasDetail,
     AliasName,
     AliasView,
-    CompareView,
     EncoderDetail,
     EncoderView,
-    FieldDifference,
-    Figure,
     InputView,
     LineageView,
     MoveView,
-    ScorePair,
 )
 from service.registry.store import IMPORTED
 from service.web.schemas import utc_datetime
-
-# Fields that always differ, or are compared elsewhere.
-NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run", "job"}
 
 
 def encoder_views(rows: Sequence[RegisteredEncoder], aliases: Iterable[Alias]) -> list[EncoderView]:
@@ -49,23 +41,6 @@ def encoder_detail(row: RegisteredEncoder, aliases: Iterable[Alias]) -> EncoderD
         rebuilds=card.decoder is not None,
         pooling=card.pooling,
         sha256=card.sha256,
-    )
-
-
-def compare_view(first: RegisteredEncoder, second: RegisteredEncoder, aliases: Iterable[Alias]) -> CompareView:
-    a, b = encoder_views([first, second], aliases)
-    pairs = {
-        "parameters": (a.parameters, b.parameters),
-        "width": (a.width, b.width),
-        "depth": (a.depth, b.depth),
-        "flops_per_clip": (a.flops_per_clip, b.flops_per_clip),
-    }
-    return CompareView(
-        a=a,
-        b=b,
-        figures=[Figure(name=name, a=one, b=other) for name, (one, other) in pairs.items()],
-        scores=list(_score_pairs(_card(first), _card(second))),
-        differences=list(_differences(first.card, second.card)),
     )
 
 
@@ -127,27 +102,3 @@ def _alias_facts(alias: Alias) -> dict[str, Any]:
         "changed_by": alias.changed_by,
         "moves": alias.moves,
     }
-
-
-def _score_pairs(first: Card, second: Card) -> Iterator[ScorePair]:
-    a, b = _metrics(first), _metrics(second)
-    for key in sorted({*a, *b}):
-        protocol, data, _, metric = key
-        yield ScorePair(protocol=protocol, data=data, metric=metric, a=a.get(key), b=b.get(key))
-
-
-def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
-    """Return the newest value for each combination of protocol, data set, view setting and metric."""
-    return {
-        (score.protocol, score.data, score.views or "", metric): value
-        for score in sorted(card.scores, key=lambda score: score.created)
-        for metric, value in score.values.items()
-    }
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[FieldDifference]:
-    a, b = (flatten({key: card[key] for key in card.keys() - NOT_COMPARED}) for card in (first, second))
-    for field in sorted({*a, *b}):
-        one, other = a.get(field), b.get(field)
-        if one != other and not field.endswith(".sha256"):  # hash of a head or decoder, which always differs
-            yield FieldDifference(field=field, a=one, b=other)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 
@@ -55,9 +57,9 @@ def _run_content(
 ) -> RunContent:
     charts, omitted = run_charts(storage.run_from_thread(read_curves, root, job.id))
     encoder = _encoder(detail.encoder, caller, encoders)
-    nodes = lineage(encoder, []) if encoder is not None else []
+    stages = lineage(encoder, [], root) if encoder is not None else []
     origin = storage.run_from_thread(read_origin, root, job.id, job.config)
-    return RunContent(charts, omitted, encoder, nodes, origin)
+    return RunContent(charts, omitted, encoder, list(chain.from_iterable(stages)), origin)
 
 
 def _encoder(name: str | None, caller: Principal, encoders: EncoderStore) -> EncoderDetail | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from amd.config import ConfigError
@@ -10,10 +10,17 @@ from amd.storage import exists, join, read_json
 from amd.training.run_folder import run_folder
 from service.db.models import Job
 from service.web.errors import NotFound
+from tune_spaces.report.figures import MIN_IMPORTANCE_TRIALS, Importance
 from tune_spaces.report.formatting import title
 from tune_spaces.report.ratio_map import RatioMap, ratio_map
 from tune_spaces.report.sweep import SweepHistory, TrialHistory, dimensions, read_sweep
 from tune_spaces.report.verdict import METRIC_NAMES
+
+RELIABLE_TRIALS = 50  # fewer trials give only a rough guide to importance
+NO_IMPORTANCE = (
+    f"The importance of the settings cannot be estimated: it needs at least {MIN_IMPORTANCE_TRIALS} trials at the same "
+    "rung with different scores, and at least two settings that vary. Studies and populations have none."
+)
 
 
 class TrialPoint(NamedTuple):
@@ -35,6 +42,14 @@ class TrialPoint(NamedTuple):
     reason: str
     stop_requested: bool
     runs: tuple[str, ...]
+
+
+class ImportanceView(NamedTuple):
+    """How much the score depends on each setting."""
+
+    shares: list[tuple[str, float]]
+    """(setting, share of the score's variance), in descending order; empty if there is no estimate."""
+    note: str
 
 
 def read_job_sweep(job: Job, root: str) -> tuple[SweepHistory | None, str]:
@@ -85,14 +100,19 @@ def _point(
     )
 
 
-def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
-    """Return the verdict of the sweep's report or, if there is no report yet, the best trial so far.
+def read_sweep_report(job: Job, root: str) -> dict[str, Any]:
+    """Return the report that the sweep wrote when it ended, or an empty dict if there is none yet.
 
-    Computing the report's confidence intervals requires SciPy, which is not installed in the control plane.
+    Computing its intervals and importance requires SciPy and Optuna, which are not installed in the control plane.
     """
-    report = join(run_folder(root, job.id), "report", "report.json")
-    if exists(report):
-        return str(read_json(report).get("verdict", ""))
+    path = join(run_folder(root, job.id), "report", "report.json")
+    return dict(read_json(path)) if exists(path) else {}
+
+
+def current_verdict(report: Mapping[str, Any], sweep: SweepHistory | None) -> str:
+    """Return the verdict of the sweep's report or, if there is no report yet, the best trial so far."""
+    if report:
+        return str(report.get("verdict", ""))
     if sweep is None or not sweep.scored:
         return "No trial has been scored yet."
     best = sweep.best
@@ -111,9 +131,25 @@ def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
     if base is not None and base is not best and best.reach in base.rungs:
         gain = score - base.rungs[best.reach].score
         parts.append(
-            f"The base config scored {gain:.2f} points lower; amd search report tests whether that is significant."
+            f"The base config scored {gain:.2f} points lower; the verdict at the end tests whether that is significant."
         )
     return " ".join(parts)
+
+
+def current_importance(report: Mapping[str, Any], sweep: SweepHistory) -> ImportanceView:
+    """Return the importance that the sweep's report contains, or the reason why there is none."""
+    if not report:
+        return ImportanceView([], "The importance of the settings is estimated when the sweep ends.")
+    if not report.get("importance"):
+        return ImportanceView([], NO_IMPORTANCE)
+    found = Importance.model_validate(report["importance"])
+    names = dimensions(sweep)
+    guide = f", a rough guide below {RELIABLE_TRIALS} trials" if found.trials < RELIABLE_TRIALS else ""
+    note = (
+        f"Share of the score's variance that each setting explains (fANOVA), estimated from {found.trials} trials at "
+        f"rung {found.level + 1}{guide}. It says nothing about values that were not tried."
+    )
+    return ImportanceView([(names.get(name, name), share) for name, share in found.shares.items()], note)
 
 
 def metric_name(sweep: SweepHistory) -> str:

@@ -17,6 +17,7 @@ from service.reports.sweep import (
     metric_name,
     ranked,
     read_job_sweep,
+    read_sweep_report,
     score_map,
     trained_clips,
     trial_points,
@@ -55,7 +56,7 @@ class SweepContent(NamedTuple):
 def read_sweep_content(job: Job, root: str) -> SweepContent:
     """Read a sweep and draw its charts."""
     sweep, problem = read_job_sweep(job, root)
-    verdict = current_verdict(job, sweep, root)
+    verdict = current_verdict(read_sweep_report(job, root), sweep)
     if sweep is None:
         return SweepContent(verdict, problem, [], "", 0, [], [], 0, 0, 0, None, [], "")
     trials = ranked(trial_points(sweep))
@@ -72,8 +73,8 @@ def read_sweep_content(job: Job, root: str) -> SweepContent:
         ended=sum(trial.state != "running" for trial in trials),
         clips=trained_clips(sweep),
         best=next((trial for trial in trials if trial.best), None),
-        best_overrides=_best_overrides(sweep),
-        best_command=_best_command(job, sweep),
+        best_overrides=best_overrides(sweep),
+        best_command=best_command(job, sweep),
     )
 
 
@@ -143,7 +144,8 @@ def _rung_chart(sweep: SweepHistory, shown: list[TrialPoint]) -> ReportChart:
     return ReportChart("Score by rung", svg, [])
 
 
-def _best_overrides(sweep: SweepHistory) -> list[ConfigRow]:
+def best_overrides(sweep: SweepHistory) -> list[ConfigRow]:
+    """Return the config values that the sweep chose for its best trial, beside those of the base config."""
     if sweep.best is None:
         return []
     chosen = flatten(sweep.best.record.overrides)
@@ -151,7 +153,8 @@ def _best_overrides(sweep: SweepHistory) -> list[ConfigRow]:
     return [ConfigRow(key, value, base.get(key), base.get(key) != value) for key, value in chosen.items()]
 
 
-def _best_command(job: Job, sweep: SweepHistory) -> str:
+def best_command(job: Job, sweep: SweepHistory) -> str:
+    """Return the command that trains the best trial in full; empty if the job has no preset."""
     base = preset_values("train", job.preset)
     if sweep.best is None or job.preset is None or base is None:
         return ""

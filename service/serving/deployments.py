@@ -108,6 +108,10 @@ class DeploymentStore:
         with Session(self._reading, expire_on_commit=False) as session:
             return list(session.scalars(query))
 
+    def applications(self) -> dict[str, Deployment]:
+        """Return all deployments, keyed by the name of their Serve application."""
+        return {APP_PREFIX + one.name: one for one in self.all()}
+
     def get(self, name: str, project: str | None) -> Deployment:
         """Get a deployment by name. Raises NotFound."""
         with Session(self._reading, expire_on_commit=False) as session:

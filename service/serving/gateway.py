@@ -156,8 +156,7 @@ class Gateway:
                 if refusal.code != "encoder_unavailable" or not retries or until - time.monotonic() <= MIN_RETRY_S:
                     raise
             else:
-                failed = response.status_code in (500, 503)
-                if not failed or not retries or until - time.monotonic() <= MIN_RETRY_S:
+                if not _has_failed(response) or not retries or until - time.monotonic() <= MIN_RETRY_S:
                     return response
             await asyncio.sleep(RETRY_PAUSE_S)
         raise AssertionError("the last attempt returns or raises")
@@ -202,6 +201,17 @@ async def _wait_for_disconnect(request: Request) -> None:
     """Return once the caller closes its connection. The body must have been read already."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _has_failed(response: httpx.Response) -> bool:
+    """Whether a response reports that the replica failed, so that another replica may succeed."""
+    if response.status_code not in (500, 503):
+        return False
+    try:
+        refusal = refusal_in(unpack(response.content))
+    except ValueError:  # a response from Serve itself
+        return True
+    return refusal is None or refusal.code == "encoder_unavailable"
 
 
 def _unpack_reply(response: httpx.Response, name: str) -> dict[str, Any]:

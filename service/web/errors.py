@@ -125,6 +125,7 @@ RefusalCode = Literal[
     "deadline_exceeded",
     "encoder_not_deployed",
     "encoder_unavailable",
+    "input_unavailable",
     "item_invalid",
     "lab_unavailable",
     "not_possible",
@@ -135,7 +136,7 @@ RefusalCode = Literal[
 class Refusal(ServiceError):
     """The request cannot be served now, or its encoder cannot serve it. Raised by replicas and by the control plane.
 
-    `index` is the position of the item that cannot be encoded, and `reason` says why, without the position.
+    `index` is the position of the item that cannot be encoded or read, and `reason` says why, without the position.
     `retry_after` is the number of seconds until the queue is processed.
     """
 
@@ -195,6 +196,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "lab_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=5),
     "overloaded": ErrorResponse(HTTPStatus.TOO_MANY_REQUESTS, retry_after_s=1),
     "deadline_exceeded": ErrorResponse(HTTPStatus.GATEWAY_TIMEOUT, retry_after_s=1),
+    "input_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=5),
     "item_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "not_possible": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "issuer_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=1),

@@ -112,13 +112,10 @@ def ordinal(value: int) -> str:
     return f"{value}{suffix}"
 
 
-def plural(count: int, singular: str, plural_form: str | None = None) -> str:
-    return f"{number(count)} {singular if count == 1 else plural_form or singular + 's'}"
-
-
-def counted(value: float, singular: str) -> str:
-    """Format an amount of resources: `1 CPU`, `0.5 CPUs`."""
-    return f"{value:g} {singular if value == 1 else singular + 's'}"
+def plural(count: float, singular: str, plural_form: str | None = None) -> str:
+    """Format a number of things: `1 CPU`, `0.5 CPUs`, `3 retries`."""
+    digits = number(int(count)) if count == int(count) else f"{count:g}"
+    return f"{digits} {singular if count == 1 else plural_form or singular + 's'}"
 
 
 def shortened(text: Any, length: int = 200) -> str:

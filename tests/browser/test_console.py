@@ -129,16 +129,6 @@ def test_a_pinned_baseline_is_drawn_on_other_job_pages(open_page: OpenPage, serv
     expect(page.locator("#baseline")).to_be_hidden()
 
 
-def test_a_running_trial_can_be_stopped_from_its_sweep_page(open_page: OpenPage, service: ConsoleService) -> None:
-    page = open_page()
-    page.goto(path(service, f"/sweeps/{scenes.SWEEP}"))
-    page.locator("#trials tbody tr[data-trial='17']").get_by_role("button", name="Stop").click()
-    expect(page.locator("#trials tbody tr[data-trial='17']")).to_contain_text("saving a checkpoint")
-    assert [
-        trial["number"] for trial in service.api("GET", f"/jobs/{scenes.SWEEP}/trials") if trial["stop_requested"]
-    ] == [17]
-
-
 def test_a_job_can_be_forked_from_a_checkpoint(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.goto(path(service, f"/jobs/{scenes.RUNNING}/files"))
@@ -166,27 +156,6 @@ def test_hostile_text_is_displayed_as_plain_text(open_page: OpenPage, service: C
     expect(page.locator("h1")).to_have_text(evil)
     assert page.evaluate("window.hacked") is None
     service.report(job_id, "succeeded")
-
-
-def test_a_sweep_page_shows_its_map_and_the_trials_in_a_cell(open_page: OpenPage, service: ConsoleService) -> None:
-    page = open_page()
-    page.get_by_role("link", name="Sweeps").click()
-    page.get_by_role("link", name="Mask ratios of the digits").click()
-    expect(page.locator("#map canvas").last).to_be_visible()
-    expect(page.locator("#parallel canvas").last).to_be_visible()
-    expect(page.locator(".notice").first).to_contain_text("Best so far")
-    rows = page.locator("#trials tbody tr:visible")
-    before = rows.count()
-    found = page.evaluate(
-        """() => {
-        const chart = echarts.getInstanceByDom(document.getElementById("map"));
-        return chart.convertToPixel({seriesIndex: 0}, chart.getOption().series[0].data[0].slice(0, 2));
-    }"""
-    )
-    page.locator("#map canvas").last.click(position={"x": found[0], "y": found[1]})
-    expect(rows).to_have_count(1)
-    page.get_by_role("button", name="Show all trials").click()
-    expect(rows).to_have_count(before)
 
 
 @pytest.mark.parametrize("job_id", [scenes.RUNNING, scenes.SWEEP])
@@ -329,9 +298,10 @@ PAGES = {
     "clone": f"/jobs/{scenes.RUNNING}/clone",
     "sweeps": "/sweeps",
     "sweep": f"/sweeps/{scenes.SWEEP}",
+    "ended sweep": f"/sweeps/{scenes.ENDED_SWEEP}",
     "encoders": "/encoders",
     "encoder": f"/encoders/{scenes.ENCODER}",
-    "compare": f"/encoders/{scenes.ENCODER}/compare?other={scenes.OTHER_ENCODER}",
+    "compare": f"/compare?encoder={scenes.ENCODER}&encoder={scenes.OTHER_ENCODER}&encoder={scenes.CLASSIFIER}",
     "deployments": "/deployments",
     "deployment": f"/deployments/{scenes.DEPLOYMENT}",
     "lab": "/lab",

@@ -39,7 +39,7 @@ def test_a_result_can_be_copied_and_is_cleared_for_another_file(
 
 def test_an_encoder_without_a_deployment_offers_to_deploy_it(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
-    page.goto(path(service, "/encoders/digits-classifier"))
+    page.goto(path(service, f"/encoders/{scenes.CLASSIFIER}"))
     expect(page.get_by_role("button", name="Encode")).to_be_disabled()
     page.locator("p", has_text="Deploy this encoder to try it.").get_by_role("button", name="Deploy").click()
     expect(page.locator("#deploy-name")).to_be_focused()
@@ -59,10 +59,28 @@ def test_a_deployment_page_follows_the_state(open_page: OpenPage, service: Conso
     service.api("DELETE", "/deployments/followed")
 
 
-def test_both_compared_encoders_are_visible_on_a_narrow_screen(open_page: OpenPage, service: ConsoleService) -> None:
+def test_selected_encoders_are_compared_and_one_can_be_removed(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, "/encoders"))
+    compare = page.locator("#compare")
+    expect(compare).to_be_disabled()
+    for name in (scenes.ENCODER, scenes.OTHER_ENCODER, scenes.CLASSIFIER):
+        page.get_by_label(f"Compare {name}").check()
+    expect(compare).to_have_text("Compare (3)")
+    compare.click()
+    expect(page.locator("table.compare").first.locator("thead a")).to_have_count(3)
+    page.get_by_role("link", name=f"Remove {scenes.CLASSIFIER}").click()
+    expect(page.locator("table.compare").first.locator("thead a")).to_have_count(2)
+    page.get_by_label("Encoder to add").select_option(scenes.CLASSIFIER)
+    page.get_by_role("button", name="Add").click()
+    expect(page.locator("table.compare").first.locator("thead a")).to_have_count(3)
+
+
+def test_all_compared_values_are_visible_on_a_narrow_screen(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page(width=390)
-    page.goto(path(service, f"/encoders/{scenes.ENCODER}/compare?other={scenes.OTHER_ENCODER}"))
-    for heading in page.locator("thead a").all():
-        box = heading.bounding_box()
+    names = (scenes.ENCODER, scenes.OTHER_ENCODER, scenes.CLASSIFIER)
+    page.goto(path(service, f"/compare?{'&'.join(f'encoder={name}' for name in names)}"))
+    for value in page.locator("table.compare td[data-label]").all():
+        box = value.bounding_box()
         assert box is not None
         assert 0 <= box["x"] <= box["x"] + box["width"] <= 390

@@ -50,6 +50,12 @@ def run_request(folder: Path, steps: int) -> dict[str, Any]:
     return {"kind": "train", "config": {**config.model_dump(mode="json"), "storage": None}}
 
 
+def live_node(plane: ControlPlane) -> dict[str, Any]:
+    """Return the only live node of the cluster."""
+    (node,) = [node for node in plane.request("GET", "/cluster")["nodes"] if node["state"] == "alive"]
+    return dict(node)
+
+
 def step_of(plane: ControlPlane, job_id: str) -> int:
     return int((plane.job(job_id)["progress"] or {}).get("step") or 0)
 
@@ -61,6 +67,9 @@ def test_a_job_survives_killing_the_control_plane_and_driver_and_stops_with_a_ch
     job = plane.submit(**run_request(tmp_path, LONG), labels={"team": "x"})
     plane.wait_until(job, "running")
     wait_for(lambda: step_of(plane, job) > 20, 200)
+    wait_for(lambda: (live_node(plane)["used_cpus"] or 0) > 0, 60)
+    node = live_node(plane)
+    assert (node["head"], node["address"], node["cpus"], node["jobs"]) == (True, "127.0.0.1", 4.0, [job]), node
     plane.kill()
     plane.start()
     assert plane.job(job)["state"] == "running"

@@ -101,6 +101,11 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
         plane.kill()
 
 
+def test_the_cluster_lists_deployments_on_the_node_of_their_replicas(served: ServedEncoders) -> None:
+    nodes = served.plane.request("GET", "/cluster")["nodes"]
+    assert [node["deployments"] for node in nodes if node["state"] == "alive"] == [["images", "videos"]]
+
+
 @pytest.mark.timeout(900)
 def test_every_request_format_returns_the_same_vector(served: ServedEncoders) -> None:
     for encoder, name, file, media in (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from amd.config import with_overrides
 from amd.storage import exists, join, remove, write_bytes, write_json
-from tune_spaces.report.figures import Report, TrialRow, trial_rows
+from tune_spaces.report.figures import Report, TrialRow, importance, trial_rows
 from tune_spaces.report.page import PagePicture, markdown, show, table
 from tune_spaces.report.sweep import SweepHistory, read_sweep
 from tune_spaces.report.verdict import verdict
@@ -42,6 +42,7 @@ def write_report(run_folder: str) -> Report:
         metric=sweep.config.metric,
         rungs=sweep.levels,
         rows=trial_rows(sweep),
+        importance=importance(sweep) if sweep.config.space.study is None else None,
         folder=folder,
         files=tuple(written),
     )

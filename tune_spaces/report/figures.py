@@ -57,6 +57,19 @@ class TrialRow(BaseModel):
     encoders: tuple[str, ...] = ()
 
 
+class Importance(BaseModel):
+    """Share of the score's variance that each dimension explains."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    level: int
+    """Level at which the trials are compared, starting at 0."""
+    trials: int
+    """Number of trials that are compared."""
+    shares: dict[str, float]
+    """Share of each dimension, in descending order."""
+
+
 class Report(BaseModel):
     """Report on a sweep, finished or not."""
 
@@ -69,6 +82,8 @@ class Report(BaseModel):
     rungs: int
     rows: tuple[TrialRow, ...]
     """Trials, best first: compared trials, then trials that stopped earlier, then failed trials."""
+    importance: Importance | None = None
+    """Importance of the dimensions; null if it cannot be estimated, and for studies."""
     folder: str
     """Folder that contains the report."""
     files: tuple[str, ...]
@@ -80,14 +95,6 @@ class Difference(NamedTuple):
 
     value: float
     interval: tuple[float, float] | None  # None if there are too few seeds
-
-
-class Importance(NamedTuple):
-    """Share of the score's variance that each dimension explains."""
-
-    level: int
-    trials: int
-    shares: dict[str, float]  # by dimension, in descending order
 
 
 def trial_rows(sweep: SweepHistory) -> tuple[TrialRow, ...]:
@@ -254,7 +261,8 @@ def importance(sweep: SweepHistory) -> Importance | None:
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(domains))
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return Importance(level, len(trials), dict(sorted(shares.items(), key=lambda item: -item[1])))
+    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return Importance(level=level, trials=len(trials), shares=ordered)
 
 
 def numeric(values: Sequence[Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tune_spaces.report.figures import Report, TrialRow, importance
+from tune_spaces.report.figures import Report, TrialRow
 from tune_spaces.report.formatting import share, signed, spread
 from tune_spaces.report.sweep import SweepHistory
 from tune_spaces.report.verdict import METRIC_NAMES
@@ -173,7 +173,7 @@ def _caveats(report: Report, sweep: SweepHistory) -> str:
             "A child continues from its parent's weights with another recipe, so its score reflects its ancestry; "
             "`best.json` is the last recipe of the best trial, and training it from scratch can give a different score."
         )
-    if (found := importance(sweep)) is not None and sweep.config.space.study is None:
+    if (found := report.importance) is not None:
         parts.append(
             f"Importance is estimated from {found.trials} trials{', a rough guide' if found.trials < 50 else ''}."
         )

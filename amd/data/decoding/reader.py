@@ -24,7 +24,7 @@ from amd.data.decoding.damage import Damage
 from amd.data.decoding.isolation import ChildFailed, ChildTimeout, DecodingChild
 from amd.data.decoding.limits import FileLimits
 from amd.data.fetching.read_ahead import FileRange, frame_files
-from amd.storage import is_remote, retry_on_outage
+from amd.storage import StorageUnreachable, is_remote, retry_on_outage
 
 __all__ = ["BadSample", "DecodedFrames", "ManifestError", "ReadFacts", "SampleReader", "check_decoder"]
 
@@ -65,7 +65,7 @@ class SampleReader:
     """Reads samples one at a time through a child process.
 
     While a remote store does not respond, reads of a trusted data set wait, and then raise StorageUnreachable: its
-    samples are not bad. An untrusted file is bad at once, because a caller is waiting.
+    samples are not bad. Reads of an untrusted file raise it at once, because a caller is waiting.
     The child starts on the first read and lives until `close()` or garbage collection; a copy of the reader in a forked
     or spawned process starts a separate child.
     """
@@ -133,7 +133,7 @@ class SampleReader:
 
         `content`: the file's bytes; if given, `location` is only a display name. `fetch_limit_s`: time limit for
         fetching a remote file, separate from the limit for decoding.
-        Raises BadSample if the file cannot be read.
+        Raises BadSample if the file cannot be read, or StorageUnreachable if its store does not respond.
         """
         record = Record(location, None, "video")
         return self._read(record, lambda: self._file(record, choose, content, fetch_limit_s))
@@ -146,7 +146,7 @@ class SampleReader:
         if content is not None:
             self._request(record, {**load, "content": len(content)}, deadline, content)
         elif fetch_limit_s is not None and is_remote(record.location):
-            self._request(record, {**load, "limit_s": fetch_limit_s}, self._deadline(fetch_limit_s))
+            self._fetch(record, {**load, "limit_s": fetch_limit_s}, fetch_limit_s)
             deadline = time.monotonic() + self._limit
         else:
             self._request(record, load, deadline)
@@ -162,6 +162,13 @@ class SampleReader:
 
         response = self._read_frames(record, opened, indices, deadline)
         return DecodedFrames(self._pixels(response["shape"]), order)
+
+    def _fetch(self, record: Record, load: dict[str, Any], limit_s: float) -> None:
+        """Let the child fetch a remote file. Raises _Outage if this takes too long."""
+        try:
+            self._request(record, load, self._deadline(limit_s))
+        except ChildTimeout:
+            raise _Outage(f"was not received within {limit_s:g} s") from None
 
     def expect(self, samples: Iterable[tuple[Record, FrameChooser]]) -> None:
         """Prefetch remote files for the next samples, in this order; samples from earlier calls are dropped."""
@@ -252,7 +259,7 @@ class SampleReader:
         try:
             return self._read_once(record, read)
         except _Outage as error:
-            raise BadSample(record, str(error)) from None
+            raise StorageUnreachable(f"{record.location} {error}; try again once its store responds") from None
 
     def _read_once(self, record: Record, read: Callable[[], T]) -> T:
         """Return the result of `read`, which is retried in a fresh process if the first process dies or stalls.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from service.client._async.requests import AsyncApiMethods
@@ -14,6 +14,7 @@ from service.registry.schemas import (
     AliasRequest,
     AliasView,
     CompareView,
+    EncoderComparison,
     EncoderDetail,
     EncoderPage,
     EncoderView,
@@ -56,6 +57,12 @@ class AsyncEncoders(AsyncApiMethods):
 
     async def compare(self, name: str, other: str, project: str | None = None) -> CompareView:
         return await self._request("GET", CompareView, name, "compare", other, query={"project": project})
+
+    async def compare_several(self, names: Sequence[str], project: str | None = None) -> EncoderComparison:
+        """Compare two to six encoders, named by ID or alias."""
+        first, *others = names
+        query = {"other": others, "project": project}
+        return await self._request("GET", EncoderComparison, first, "compare", query=query)
 
     async def download(self, name: str, to: str | Path, file: str | None = None, project: str | None = None) -> Path:
         """Download an encoder to the path `to`, atomically: all files as a tar, or only `file`.

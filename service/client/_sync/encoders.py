@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from service.client._sync.requests import ApiMethods
@@ -15,6 +15,7 @@ from service.registry.schemas import (
     AliasRequest,
     AliasView,
     CompareView,
+    EncoderComparison,
     EncoderDetail,
     EncoderPage,
     EncoderView,
@@ -57,6 +58,12 @@ class Encoders(ApiMethods):
 
     def compare(self, name: str, other: str, project: str | None = None) -> CompareView:
         return self._request("GET", CompareView, name, "compare", other, query={"project": project})
+
+    def compare_several(self, names: Sequence[str], project: str | None = None) -> EncoderComparison:
+        """Compare two to six encoders, named by ID or alias."""
+        first, *others = names
+        query = {"other": others, "project": project}
+        return self._request("GET", EncoderComparison, first, "compare", query=query)
 
     def download(self, name: str, to: str | Path, file: str | None = None, project: str | None = None) -> Path:
         """Download an encoder to the path `to`, atomically: all files as a tar, or only `file`.

@@ -53,8 +53,12 @@ class Bar(NamedTuple):
 
 
 @router.get("/deployments")
-def list_deployments(request: Request, caller: Reader, store: DeploymentsDep) -> Response:
-    return render(request, "deployments.html", deployments=serving_api.list_deployments(caller, store).items)
+def list_deployments(request: Request, caller: Reader, store: DeploymentsDep, encoders: EncodersDep) -> Response:
+    aliases: dict[str, list[str]] = {}
+    for alias in registry_api.list_aliases(caller, encoders).items:
+        aliases.setdefault(alias.encoder, []).append(alias.name)
+    deployments = serving_api.list_deployments(caller, store).items
+    return render(request, "deployments.html", deployments=deployments, aliases=aliases)
 
 
 @router.get("/deployments/{name}")

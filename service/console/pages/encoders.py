@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated
 
@@ -20,13 +21,22 @@ from service.db.models import RegisteredEncoder
 from service.jobs.routes import Config
 from service.registry import routes as registry_api
 from service.registry import views
-from service.registry.lineage import lineage
+from service.registry.lineage import lineage, source_encoders
 from service.registry.routes import AliasName, EncodersDep, VisibleEncoder
-from service.registry.schemas import ALIAS_PATTERN, AliasRequest, Objective
+from service.registry.schemas import (
+    ALIAS_PATTERN,
+    MAX_COMPARED,
+    AliasRequest,
+    EncoderDetail,
+    EncoderReference,
+    EncoderView,
+    Objective,
+)
+from service.registry.store import EncoderStore
 from service.serving import routes as serving_api
 from service.serving.routes import DeploymentsDep
 from service.serving.schemas import DeploymentRequest
-from service.web.errors import NotFound
+from service.web.errors import NotFound, Refusal
 from service.web.schemas import DEFAULT_PROJECT, ApiModel
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
@@ -57,7 +67,9 @@ def list_encoders(
     page = registry_api.list_encoders(caller, encoders, objective, cursor=cursor or None)
     aliases = registry_api.list_aliases(caller, encoders).items
     best = {one.id: strictest_score(one.scores) for one in page.items}
-    return render(request, "encoders.html", page=page, aliases=aliases, objective=objective, best=best)
+    return render(
+        request, "encoders.html", page=page, aliases=aliases, objective=objective, best=best, most=MAX_COMPARED
+    )
 
 
 @router.get("/encoders/{encoder}")
@@ -79,7 +91,7 @@ def show_encoder(
         encoder=detail,
         scores=sorted(detail.scores, key=_protocol_and_data),
         folder=encoder_folder(settings.root, encoder.id),
-        lineage=lineage(detail, serving),
+        lineage=lineage(detail, serving, settings.root, _visible(encoders, caller, detail, settings.root)),
         histories=[views.alias_detail(*one) for one in histories],
         others=others,
         serving=serving,
@@ -87,18 +99,24 @@ def show_encoder(
     )
 
 
-@router.get("/encoders/{encoder}/compare")
+@router.get("/compare")
 def compare_encoders(
     request: Request,
-    encoder: VisibleEncoder,
     caller: Reader,
     encoders: EncodersDep,
-    other: Annotated[str, Query(min_length=1, max_length=200)],
+    encoder: Annotated[list[EncoderReference] | None, Query(max_length=SHOWN)] = None,
 ) -> Response:
-    found = registry_api.compare_encoders(encoder, other, caller, encoders)
-    pairs = {row.field: (row.a, row.b) for row in found.differences}
-    differences = [row for row in found.differences if pairs.get(f"config.{row.field}") != (row.a, row.b)]
-    return render(request, "compare.html", found=found, differences=differences)
+    """Show encoders side by side. `encoder`: IDs or aliases; the others are compared with the first."""
+    names = list(dict.fromkeys(encoder or []))
+    if not 2 <= len(names) <= MAX_COMPARED:
+        raise Refusal("not_possible", f"{len(names)} encoders are selected; select 2 to {MAX_COMPARED} to compare them")
+    first = encoders.resolve(names[0], caller.own_project(None))
+    found = registry_api.compare_several_encoders(first, names[1:], caller, encoders)
+    others: list[EncoderView] = []
+    if len(names) < MAX_COMPARED:
+        listed = registry_api.list_encoders(caller, encoders, limit=SHOWN).items
+        others = [one for one in listed if one.id not in {compared.id for compared in found.encoders}]
+    return render(request, "compare.html", found=found, others=others)
 
 
 @router.post("/encoders/{encoder}/alias")
@@ -154,6 +172,15 @@ def delete_encoder(
 ) -> Response:
     registry_api.delete_encoder(encoder.id, caller, encoders, settings)
     return redirect(request, f"{PREFIX}/encoders")
+
+
+def _visible(encoders: EncoderStore, caller: Principal, encoder: EncoderDetail, root: str) -> set[str]:
+    """Return which of the encoders that an encoder was derived from exist and are visible to the caller."""
+    found = set()
+    for encoder_id in source_encoders(encoder, root).values():
+        with suppress(NotFound):
+            found.add(encoders.get(encoder_id, caller.project).id)
+    return found
 
 
 def _protocol_and_data(score: Score) -> tuple[int, str, str, datetime]:

@@ -51,6 +51,7 @@ def show_cluster(request: Request, caller: Reader, jobs: Jobs) -> Response:
         request,
         "cluster.html",
         cluster=cluster,
+        names=jobs.names({job for node in cluster.nodes for job in node.jobs}),
         reserved=_reserved(cluster, jobs, request.app.state.deployments),
         running=sum(counts.get(state, 0) for state in ACTIVE),
         waiting=sum(counts.get(state, 0) for state in WAITING),

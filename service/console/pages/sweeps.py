@@ -12,26 +12,34 @@ from service.auth.authentication import Reader, Submitter
 from service.auth.sessions import PREFIX
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
+from service.db.models import Job
 from service.jobs import routes as jobs_api
 from service.jobs import views
 from service.jobs.details import routes as details_api
+from service.jobs.details.commands import override_arguments
 from service.jobs.details.queue_place import queue_place
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls, Visible
 from service.jobs.schemas import ACTIVE, JobRequest
 from service.reports.sweep import (
+    current_importance,
     current_verdict,
     metric_name,
     ranked,
     read_job_sweep,
+    read_sweep_report,
     score_map,
     trained_clips,
     trial_points,
 )
+from service.reports.sweep_content import best_command, best_overrides
 from service.web.errors import NotFound
-from tune_spaces.report.sweep import dimensions
+from tune_spaces.report.formatting import short
+from tune_spaces.report.sweep import SweepHistory, dimensions
 from tune_spaces.stop_requests import requested_stops
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
+
+MAX_COLUMNS = 6  # maximum number of settings with a column of their own in the table of trials
 
 
 @router.get("/sweeps")
@@ -51,23 +59,38 @@ def show_sweep(
     request: Request, job: Visible, jobs: Jobs, settings: Config, storage: StorageCalls, caller: Reader
 ) -> Response:
     sweep, problem = storage.run_from_thread(read_job_sweep, job, settings.root)
-    detail = views.job_detail(job, jobs.attempts(job.id), settings.root)
+    report = storage.run_from_thread(read_sweep_report, job, settings.root)
     stops = storage.run_from_thread(requested_stops, run_folder(settings.root, job.id))
-    trials = trial_points(sweep, stops) if sweep is not None else []
     return render(
         request,
         "sweep.html",
-        job=detail,
+        job=views.job_detail(job, jobs.attempts(job.id), settings.root),
         tab="overview",
         place=queue_place(jobs, job),
         problem=problem,
         active=job.state in ACTIVE,
-        trials=ranked(trials),
-        verdict=storage.run_from_thread(current_verdict, job, sweep, settings.root),
-        metric=metric_name(sweep) if sweep is not None else "",
-        rungs=sweep.levels if sweep is not None else 0,
-        clips=trained_clips(sweep) if sweep is not None else 0,
+        verdict=current_verdict(report, sweep),
+        **(_content(job, sweep, report, stops) if sweep is not None else {"trials": [], "best": None, "metric": ""}),
     )
+
+
+def _content(job: Job, sweep: SweepHistory, report: dict[str, Any], stops: set[int]) -> dict[str, Any]:
+    """Return what the page shows of a sweep with scored trials."""
+    trials, names = ranked(trial_points(sweep, stops)), dimensions(sweep)
+    settings = best_overrides(sweep)
+    return {
+        "trials": trials,
+        "columns": list(names.items()) if len(names) <= MAX_COLUMNS else [],
+        "short": short,
+        "best": next((trial for trial in trials if trial.best), None),
+        "settings": settings,
+        "overrides": override_arguments({row.key: row.value for row in settings}),
+        "command": best_command(job, sweep),
+        "importance": current_importance(report, sweep),
+        "metric": metric_name(sweep),
+        "fractions": sweep.config.fractions(),
+        "clips": trained_clips(sweep),
+    }
 
 
 @router.get("/sweeps/{job_id}/charts.json")
@@ -98,6 +121,7 @@ def chart_data(job: Visible, settings: Config, storage: StorageCalls, caller: Re
         "map": cells,
         "curves": curves,
         "metric": metric_name(sweep),
+        "top": sweep.top_level + 1,
     }
 
 

@@ -5,6 +5,8 @@
   if (!place) return;
   const charts = new Map();
   let data = null;
+  let shownTrials = null; // numbers of the selected trials, as text; null: all
+  let order = null; // the column that the table is sorted by, and the direction
 
   function chart(id) {
     if (!charts.has(id)) charts.set(id, echarts.init(document.getElementById(id), null, { renderer: "canvas" }));
@@ -32,8 +34,9 @@
     panel.hidden = !data.map;
     if (!data.map) return;
     const { textStyle, tooltip, axis, grid } = common(colours);
-    const scores = data.map.cells.map((cell) => cell.score);
+    const scores = data.map.cells.filter((cell) => !early(cell)).map((cell) => cell.score);
     const wide = data.map.students.length < 7 && data.map.teachers.length < 7;
+    const hasRoom = chart("map").getWidth() / data.map.students.length > 50;
     const dark = document.documentElement.dataset.theme === "dark";
     chart("map").setOption({
       animation: false, textStyle, grid: { ...grid, right: 84 },
@@ -46,8 +49,8 @@
         inRange: { color: dark ? ["#1d2433", "#2f5a8f", "#5fb3a8", "#e8d77a"] : ["#e9eef7", "#9cc3e3", "#3f8fb5", "#14506f"] },
       },
       series: [{
-        type: "heatmap", data: data.map.cells.map((cell) => [cell.x, cell.y, cell.score]),
-        label: { show: true, fontSize: 10, lineHeight: 12, formatter: (item) => `${item.value[2].toFixed(1)}${wide ? spread(data.map.cells[item.dataIndex]) : ""}` },
+        type: "heatmap", data: data.map.cells.map((cell) => ({ value: [cell.x, cell.y, cell.score], ...(early(cell) ? { visualMap: false, itemStyle: { color: colours.sunken }, label: { color: colours.muted } } : {}) })),
+        label: { show: true, fontSize: 10, lineHeight: 12, formatter: (item) => `${item.value[2].toFixed(1)}${wide ? spread(data.map.cells[item.dataIndex]) : ""}${hasRoom ? early(data.map.cells[item.dataIndex]) : ""}` },
         itemStyle: { borderColor: colours.surface, borderWidth: 2 },
       }],
     }, true);
@@ -55,6 +58,7 @@
     chart("map").on("click", (item) => showTrials(data.map.cells[item.dataIndex].trials));
   }
 
+  const early = (cell) => (cell.rung === data.top ? "" : `\nrung ${cell.rung}`);
   const spread = (cell) => (cell.sd === null ? "" : `\n± ${cell.sd.toFixed(1)}`);
   const describe = (cell) => `student ${data.map.students[cell.x]}, teacher ${data.map.teachers[cell.y]}\n${number(cell.score)}${cell.sd === null ? "" : ` ± ${number(cell.sd)}`} at rung ${cell.rung}\ntrials ${cell.trials.join(", ")}`;
 
@@ -72,7 +76,7 @@
       xAxis: axis("clips per second"), yAxis: axis(data.metric, { nameGap: 42 }),
       series: [
         { type: "line", data: front.map(of), lineStyle: { color: colours.series[1], width: 1.5 }, symbol: "none", silent: true },
-        { type: "scatter", data: points.map(of), symbolSize: 9, itemStyle: { color: (item) => (numbers.has(item.data.trial.number) ? colours.series[1] : colours.series[0]) } },
+        { type: "scatter", data: points.map(of), symbolSize: 9, label: { show: true, position: "top", fontSize: 10, color: colours.muted, formatter: (item) => (numbers.has(item.data.trial.number) ? `trial ${item.data.trial.number}` : "") }, itemStyle: { color: (item) => (numbers.has(item.data.trial.number) ? colours.series[1] : colours.series[0]) } },
       ],
     }, true);
     chart("pareto").off("click");
@@ -82,7 +86,9 @@
   function drawParallel(colours) {
     const { textStyle } = common(colours);
     const scored = data.trials.filter((trial) => trial.score !== null);
-    const axes = [...data.dimensions.map((one) => ({ ...one, value: (trial) => trial.point[one.name] })), { name: "score", title: "score", value: (trial) => trial.score }];
+    const rung = { name: "rung", title: "rung", value: (trial) => trial.rung }; // scores at different rungs differ
+    const isMixed = new Set(scored.map((trial) => trial.rung)).size > 1;
+    const axes = [...data.dimensions.map((one) => ({ ...one, value: (trial) => trial.point[one.name] })), ...(isMixed ? [rung] : []), { name: "score", title: "score", value: (trial) => trial.score }];
     const isNumber = (axis) => scored.every((trial) => typeof axis.value(trial) === "number");
     const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value) ?? "–").slice(0, 40);
     const scores = scored.map((trial) => trial.score);
@@ -91,7 +97,7 @@
       parallel: { left: 50, right: 70, top: 34, bottom: 20, axisExpandable: false },
       parallelAxis: axes.map((axis, index) => ({
         dim: index, name: axis.title.slice(0, 24), nameTextStyle: textStyle, axisLabel: textStyle, axisLine: { lineStyle: { color: colours.line } },
-        ...(isNumber(axis) ? { type: "value", scale: true } : { type: "category", data: [...new Set(scored.map((trial) => shown(axis.value(trial))))] }),
+        ...(isNumber(axis) ? { type: "value", scale: true, ...(axis === rung ? { minInterval: 1 } : {}) } : { type: "category", data: [...new Set(scored.map((trial) => shown(axis.value(trial))))] }),
         areaSelectStyle: { color: colours.accent, opacity: 0.25 },
       })),
       visualMap: { show: false, dimension: axes.length - 1, min: Math.min(...scores), max: Math.max(...scores), inRange: { color: [colours.line, colours.series[0]] } },
@@ -122,17 +128,54 @@
         };
       }),
     }, true);
+    chart("rungs").off("click");
+    chart("rungs").on("click", (item) => showTrials([item.seriesName]));
   }
 
   function showTrials(numbers) {
-    const wanted = numbers && new Set(numbers.map(String));
-    for (const row of document.querySelectorAll("#trials tbody tr")) row.hidden = Boolean(wanted) && !wanted.has(row.dataset.trial);
-    document.getElementById("all-trials").hidden = !wanted;
-    if (wanted) document.getElementById("trials-title").scrollIntoView({ block: "center" });
+    shownTrials = numbers && new Set(numbers.map(String));
+    arrange();
+    if (shownTrials) document.getElementById("trials-title").scrollIntoView({ block: "center" });
+  }
+
+  // Sort the table and hide the trials that are not selected; also after the service has replaced the table.
+  function arrange() {
+    const table = document.getElementById("trials");
+    if (!table) return;
+    const rows = [...table.tBodies[0].rows];
+    for (const row of rows) row.hidden = Boolean(shownTrials) && !shownTrials.has(row.dataset.trial);
+    document.getElementById("all-trials").hidden = !shownTrials;
+    if (!order) return;
+    [...table.tHead.rows[0].cells].forEach((cell, index) => {
+      if (index === order.column) cell.setAttribute("aria-sort", order.direction);
+      else cell.removeAttribute("aria-sort");
+    });
+    const sign = order.direction === "descending" ? -1 : 1;
+    const numeric = rows.some((row) => "value" in row.cells[order.column].dataset);
+    const value = (row) => {
+      const cell = row.cells[order.column];
+      return numeric ? ("value" in cell.dataset ? Number(cell.dataset.value) : null) : cell.textContent.trim();
+    };
+    const compare = (a, b) => (numeric ? a - b : a.localeCompare(b, undefined, { numeric: true }));
+    rows.sort((one, other) => {
+      const [a, b] = [value(one), value(other)];
+      if (a === null || b === null) return (a === null) - (b === null); // missing values are last
+      return sign * compare(a, b);
+    });
+    table.tBodies[0].append(...rows);
+  }
+
+  function sortBy(button) {
+    const column = button.closest("th").cellIndex;
+    const opposite = { ascending: "descending", descending: "ascending" };
+    const direction = order?.column === column ? opposite[order.direction] : button.dataset.first || "ascending";
+    order = { column, direction };
+    arrange();
   }
 
   function draw() {
     if (!data || !data.trials.length) return;
+    place.hidden = false;
     const colours = window.amdColours();
     drawMap(colours);
     drawPareto(colours);
@@ -147,12 +190,22 @@
     draw();
   }
 
-  document.getElementById("all-trials").addEventListener("click", () => showTrials(null));
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#all-trials")) showTrials(null);
+    const button = event.target.closest("#trials .sort");
+    if (button) sortBy(button);
+  });
+  document.body.addEventListener("htmx:afterSettle", arrange);
   document.addEventListener("theme", draw);
   new ResizeObserver(() => charts.forEach((one) => one.resize())).observe(place);
   let pending = null;
   document.body.addEventListener("htmx:sseMessage", () => {
-    if (!pending) pending = setTimeout(() => { pending = null; load().catch(() => {}); }, 5000);
+    if (pending) return;
+    pending = setTimeout(() => {
+      pending = null;
+      load().catch(() => {});
+      htmx.trigger("#sweep-summary", "refresh"); // also replaces the table of trials
+    }, 5000);
   });
   load().catch(() => {});
 })();

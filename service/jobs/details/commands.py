@@ -39,8 +39,12 @@ def run_name(text: str) -> str:
 
 def preset_arguments(preset: str, overrides: Mapping[str, Any]) -> str:
     """Return the arguments of a command that starts from a preset, quoted for a shell."""
-    values = " ".join(shlex.quote(f"{key}={_plain(value)}") for key, value in overrides.items())
-    return f"--preset {shlex.quote(preset)} {values}".rstrip()
+    return f"--preset {shlex.quote(preset)} {override_arguments(overrides)}".rstrip()
+
+
+def override_arguments(overrides: Mapping[str, Any]) -> str:
+    """Return overrides as arguments of a command, quoted for a shell."""
+    return " ".join(shlex.quote(f"{key}={_plain(value)}") for key, value in overrides.items())
 
 
 def _plain(value: Any) -> str:

@@ -19,7 +19,7 @@ from service.projects.accounts import ProjectAccounts
 from service.projects.storage import GIB
 from service.projects.usage import ResourceHours
 from service.settings import Settings
-from service.web.formats import counted
+from service.web.formats import plural
 
 RELEASE_S = 15.0  # until Ray reports the resources of an ended job as free
 START_S = 120.0  # until a started job holds its resources
@@ -251,11 +251,11 @@ class AdmissionController:
 
 
 def _text(needed: Usage) -> str:
-    return _both(needed) if needed.gpus else counted(needed.cpus, "CPU")
+    return _both(needed) if needed.gpus else plural(needed.cpus, "CPU")
 
 
 def _both(amount: Usage) -> str:
-    return f"{counted(amount.cpus, 'CPU')} and {counted(amount.gpus, 'GPU')}"
+    return f"{plural(amount.cpus, 'CPU')} and {plural(amount.gpus, 'GPU')}"
 
 
 def _first(*limits: int | None) -> int | None:

@@ -11,18 +11,22 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from service.jobs.execution.protocol import DriverPolicy
+from service.jobs.execution.ray_nodes import Node, parse_bytes, parse_nodes
 from service.web.errors import ClusterNotResponding, ClusterUnavailable
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
 KILL_GRACE_S = 60.0  # time after a job's own deadline before Ray kills a driver that has not stopped
+NODES = "/api/v0/nodes?detail=1&limit=10000"
+LIVE_ACTORS = "/api/v0/actors?limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
 
 RayStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 
@@ -69,6 +73,9 @@ class Cluster(Protocol):
 
     def capacity(self) -> Capacity: ...
 
+    def nodes(self, submission_ids: Collection[str]) -> list[Node]:
+        """Return the nodes, with those of these submissions that have a process on them."""
+
 
 class OnceSilentCluster:
     """Cluster wrapper that fails fast: once a call goes unanswered, every call fails immediately until `reset`.
@@ -106,6 +113,10 @@ class OnceSilentCluster:
         with self._remembered_silence():
             return self._cluster.capacity()
 
+    def nodes(self, submission_ids: Collection[str]) -> list[Node]:
+        with self._remembered_silence():
+            return self._cluster.nodes(submission_ids)
+
     @contextmanager
     def _remembered_silence(self) -> Iterator[None]:
         if self._silence is not None:
@@ -123,6 +134,7 @@ class RayJobs:
     def __init__(self, dashboard: str, token_file: Path | None, python: str) -> None:
         self._dashboard, self._token_file, self._python = dashboard.rstrip("/"), token_file, python
         self._job_client: Any = None
+        self._ray_jobs: dict[str, str] = {}  # Ray job IDs by submission ID
 
     def submit(
         self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy
@@ -172,15 +184,33 @@ class RayJobs:
                     return None
                 raise
 
+    def nodes(self, submission_ids: Collection[str]) -> list[Node]:
+        with self._translated_errors():
+            rows = self._get(NODES)["result"]["result"]
+            status = self._get("/api/cluster_status").get("clusterStatus")
+            actors = self._get(LIVE_ACTORS)["result"]["result"]
+            self._ray_jobs = {one: self._ray_jobs.get(one) or self._ray_job(one) for one in submission_ids}
+        submissions = {ray_job: one for one, ray_job in self._ray_jobs.items() if ray_job}
+        return parse_nodes(rows, status, actors, submissions, time.time())
+
+    def _ray_job(self, submission_id: str) -> str:
+        """Return the ID of a submission's Ray job, or an empty string if its driver has not started."""
+        try:
+            return self._client().get_job_info(submission_id).job_id or ""
+        except RuntimeError as error:
+            if "status code 404" in str(error):
+                return ""
+            raise
+
     def capacity(self) -> Capacity:
         with self._translated_errors():
-            nodes = self._get("/api/v0/nodes?detail=1&limit=10000")["result"]["result"]
+            nodes = self._get(NODES)["result"]["result"]
             used = used_resources(self._get("/api/cluster_status").get("clusterStatus"))
         alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
         return Capacity(
             sum(node.get("CPU", 0.0) for node in alive),
             sum(node.get("GPU", 0.0) for node in alive),
-            max((_bytes(node.get("memory", 0)) for node in alive), default=0.0),
+            max((parse_bytes(node.get("memory", 0)) for node in alive), default=0.0),
             used.get("CPU", 0.0),
             used.get("GPU", 0.0),
         )
@@ -227,11 +257,3 @@ def used_resources(status: dict[str, Any] | None) -> dict[str, float]:
     """Return the amount of each resource in use, or an empty dict if the autoscaler has not written a report."""
     report = (status or {}).get("loadMetricsReport") or {}
     return {name: float(used) for name, (used, _) in (report.get("usage") or {}).items()}
-
-
-def _bytes(value: Any) -> float:
-    """Parse a memory size from Ray's state API: a number, or text such as `12.5 GiB`."""
-    if isinstance(value, int | float):
-        return float(value)
-    number, _, unit = str(value).partition(" ")
-    return float(number) * {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}.get(unit, 1)

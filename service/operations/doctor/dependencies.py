@@ -14,7 +14,7 @@ from service.db.leases import database_time
 from service.jobs.execution.ray_jobs import Cluster
 from service.operations.doctor.findings import Finding, ok, problem, warning
 from service.web.errors import ClusterUnavailable
-from service.web.formats import counted
+from service.web.formats import plural
 
 SLOW_DATABASE_S = 0.25
 SLOW_STORAGE_S = 2.0  # for writing, reading and removing one small file
@@ -78,8 +78,8 @@ def check_ray(cluster: Cluster, *, autoscaling: bool) -> Finding:
         remedy = "run `amd up` for a stack on this machine; on a cluster, check the Ray head and AMD_RAY_DASHBOARD"
         return problem("ray", error.message, remedy)
     message = (
-        f"Ray offers {counted(found.cpus, 'CPU')} and {counted(found.gpus, 'GPU')}, of which programs have reserved "
-        f"{counted(found.used_cpus, 'CPU')} and {counted(found.used_gpus, 'GPU')}; a node offers all its cores unless "
+        f"Ray offers {plural(found.cpus, 'CPU')} and {plural(found.gpus, 'GPU')}, of which programs have reserved "
+        f"{plural(found.used_cpus, 'CPU')} and {plural(found.used_gpus, 'GPU')}; a node offers all its cores unless "
         "--num-cpus sets another number"
     )
     if found.cpus == 0 and not autoscaling:

@@ -84,6 +84,14 @@ class ResponseError(OSError):
         self.code = code
 
 
+class HttpResponseError(Exception):
+    """An error of aiohttp, which has the status of the response."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -93,6 +101,8 @@ class ResponseError(OSError):
         (ConnectionRefusedError("refused"), True),
         (ResponseError(503), True),
         (ResponseError(429), True),
+        (HttpResponseError(503), True),
+        (HttpResponseError(403), False),
         (OSError(errno.EINVAL, "InvalidRange"), False),
         (ResponseError(416), False),
         (PermissionError("denied"), False),

@@ -100,7 +100,7 @@ class ApiFixture:
         options: dict[str, Any] = {"json": body} if body else {}
         if named and rule.names:
             options = {"json": {**body, "project": of}} if body else {"params": {"project": of}}
-        return self.client.request(method, path.format(**objects), headers=header, **options)
+        return self.client.request(method, f"{path}{rule.query}".format(**objects), headers=header, **options)
 
     def state(self) -> list[tuple[Any, ...]]:
         """Return all state that a request could change, except the times at which keys were last used."""

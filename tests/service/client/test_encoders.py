@@ -26,7 +26,7 @@ from tests.support.service.server import Server, serving
 def server(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Server]:
     root = str(tmp_path / "root")
     publish(root, "a", scores=[score("knn", 70.0)])
-    publish(root, "b", hours=1, weights=b"weights of b", encoder={"size": "demo-teacher"})
+    publish(root, "b", hours=1, weights=b"weights of b", encoder={"size": "demo-teacher"}, scores=[score("knn", 75.0)])
     EncoderDiscovery(EncoderStore(sqlite_engine), root).scan()
     with serving(sqlite_engine, tmp_path, FakeCluster(cpus=0.0)) as server:
         yield server
@@ -73,6 +73,8 @@ def test_encoders_and_aliases_can_be_managed_through_both_clients(
     with pytest.raises(ApiError, match="encoder_in_use"):
         resolve(encoders.delete("b"))
     assert resolve(encoders.compare("a", "production")).b.id == "b"
+    several = resolve(encoders.compare_several(["a", "production", "a"]))
+    assert [encoder.id for encoder in several.encoders] == ["a", "b", "a"]
     weights = resolve(encoders.download("production", tmp_path / "b.safetensors", "encoder.safetensors"))
     assert weights.read_bytes() == b"weights of b"
     with tarfile.open(resolve(encoders.download("production", tmp_path / "b.tar"))) as tar:
@@ -120,6 +122,9 @@ def test_aliases_and_encoders_can_be_managed_with_the_command(amd: Any, tmp_path
     table = amd("compare", "a", "production")[1]
     assert all(text in table for text in ("parameters", "knn top1, demo:digits", "70.00", "encoder.width", "128"))
     assert json.loads(amd("compare", "a", "b", "--json")[1])["a"]["id"] == "a"
+    assert "75.00 (best)" in table
+    found = json.loads(amd("compare", "a", "b", "a", "--json")[1])
+    assert [encoder["id"] for encoder in found["encoders"]] == ["a", "b", "a"]
     assert amd("download", "production", "--file", "encoder.safetensors")[0] == 0
     assert (tmp_path / "encoder.safetensors").read_bytes() == b"weights of b"
     downloaded = json.loads(amd("download", "a", "--json")[1])

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
-from tests.support.browser.console_client import ConsoleClient, text_of
+from tests.support.browser.console_client import ConsoleClient, plain_text_of
 from tests.support.encoders.encoder_cards import index_encoder
 
 PAGE = "/console/deployments/digits"
@@ -34,7 +34,7 @@ def deployed(app: Any, database: Engine) -> Any:
 
 
 def test_the_page_lists_revisions_with_their_changes(deployed: Any, console: ConsoleClient) -> None:
-    text = " ".join(text_of(console.get(PAGE).text).split())
+    text = plain_text_of(console.get(PAGE).text)
     assert "2 second – encoder, threads alice" in text
     assert "1 production first – – alice" in text
     assert text.count("Roll back") == 1, "not for the newest revision"
@@ -85,3 +85,21 @@ def test_the_page_polls_until_the_deployment_is_healthy(deployed: Any, console: 
 def test_the_list_links_to_the_encoders(deployed: Any, console: ConsoleClient) -> None:
     page = console.get("/console/deployments").text
     assert '<a class="button" href="/console/encoders">Deploy an encoder</a>' in page
+
+
+def test_the_list_names_the_aliases_of_what_is_served(
+    app: Any, console: ConsoleClient, database: Engine, deployed: Any
+) -> None:
+    plain: dict[str, Any] = {"share": 0.25, "settings": ServingSettings()}
+    for name, encoder, main, candidate in (
+        ("digits", "production", "first", "second"),
+        ("plain", "first", "first", None),
+    ):
+        desired = new_deployment(name, "default", "test", encoder=encoder, candidate=candidate, **plain)
+        serving = {"main": main} | ({"candidate": candidate} if candidate else {})
+        stored, _ = deployed.put(desired, resolved=serving)
+        deployed.record_status(stored, "healthy", "", serving)
+    text = plain_text_of(console.get("/console/deployments").text)
+    assert "digits follows production first second 25 % 1 " in text
+    assert "plain production first – 1 " in text
+    deployed.delete("plain", None, "test")

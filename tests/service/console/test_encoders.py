@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
 
+from amd.artifacts.discovery import encoder_folder
 from amd.config import TrainConfig
 from amd.presets.load import load_config
 from service.auth.sessions import csrf_token
+from service.db.models import RegisteredEncoder
 from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
 from service.web.errors import invalid_item
-from tests.support.browser.console_client import ConsoleClient, text_of
+from tests.support.browser.console_client import ConsoleClient, plain_text_of, text_of
 from tests.support.encoders.encoder_cards import index_encoder, score
 from tests.support.runs.published_students import publish_student
 
@@ -32,10 +35,6 @@ def test_the_code_for_python_embeds_clips(console: ConsoleClient, app: Any) -> N
     names: dict[str, Any] = {"clips": torch.zeros(2, 3, 1, 32, 32, dtype=torch.uint8)}
     exec(html.unescape(code), names)
     assert names["vectors"].shape == (2, 64)
-
-
-def plain_text_of(page: str) -> str:
-    return " ".join(text_of(page).split())
 
 
 def test_the_list_shows_the_alias_and_the_score_of_the_strictest_protocol(
@@ -66,10 +65,90 @@ def test_the_comparison_lists_each_difference_once(console: ConsoleClient, app: 
     index_encoder(database, "distilled", teacher=teacher, config={"teacher": teacher, "seed": 0, "start": None})
     index_encoder(database, "alone", config={"teacher": None, "seed": 0, "mask": {"teacher_ratio": 0.5}})
     app.state.encoders.move_alias("default", "teacherless", "alone", "test")
-    page = console.get("/console/encoders/distilled/compare?other=alone").text
-    rows = re.findall(r'<td class="mono text">([^<]*)</td>.*?right">([^<]*)</td>.*?right">([^<]*)</td>', page)
+    page = console.get("/console/compare?encoder=distilled&encoder=alone").text
+    cell = r'<td class="mono text right"[^>]*>([^<]*)</td>'
+    rows = re.findall(rf'<th scope="row" class="mono text">([^<]*)</th>{cell}{cell}', page)
     assert rows == [("config.mask.teacher_ratio", "–", "0.5"), ("config.teacher.preset", "demo-image-teacher", "–")]
-    assert page.count('<a href="/console/encoders/alone">teacherless</a><span class="job-id">alone</span>') == 3
+    assert page.count('href="/console/encoders/alone">teacherless</a><span class="job-id">alone</span>') == 3
+
+
+def test_several_encoders_are_compared_in_columns_and_the_best_scores_are_named(
+    console: ConsoleClient, database: Engine
+) -> None:
+    for number, (knn, loss) in enumerate(((90.0, 0.5), (92.5, 0.25), (92.5, 0.75), (80.0, 1.0))):
+        index_encoder(database, f"wide-{number}", scores=(score("knn", knn), score("test", loss, "eval/loss")))
+    query = "&".join(f"encoder=wide-{number}" for number in range(4))
+    page = console.get(f"/console/compare?{query}").text
+    text = plain_text_of(page)
+    assert "eval/top1 90.00 % best 92.50 % +2.50 best 92.50 % +2.50 80.00 % -10.00" in text
+    assert "eval/loss 0.5 best 0.25 -0.25 0.75 +0.25 1 +0.50" in text
+    assert 'aria-label="Remove wide-3 from the comparison"' in page
+    assert 'href="/console/compare?encoder=wide-0&amp;encoder=wide-1&amp;encoder=wide-2"' in page
+    assert "Remove" not in console.get("/console/compare?encoder=wide-0&encoder=wide-1").text
+
+
+@pytest.mark.parametrize("names", [[], ["wide-0"], ["wide-0", "wide-0"], [f"wide-{number}" for number in range(7)]])
+def test_fewer_than_two_and_more_than_six_encoders_are_not_compared(console: ConsoleClient, names: list[str]) -> None:
+    response = console.get("/console/compare", params={"encoder": names})
+    assert response.status_code == 422
+    assert "select 2 to 6" in response.text
+
+
+def lineage_of(page: str) -> list[list[tuple[str, str, str | None]]]:
+    """Return the stages of a page's lineage, with the kind, name and link of each object."""
+    (section,) = re.findall(r'<ol class="lineage">(.*?)</ol>', page, re.DOTALL)
+    item = r'<span class="small muted">(.*?)</span><br>(?:<a class="text" href="(.*?)">|<span class="text">)(.*?)</'
+    stages = re.findall(r"<ul>(.*?)</ul>", section, re.DOTALL)
+    return [[(what, name, link or None) for what, link, name in re.findall(item, stage)] for stage in stages]
+
+
+def test_the_lineage_leads_from_the_teacher_to_the_deployments_and_links_them(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    teacher = {"preset": "demo-image-teacher", "weights": encoder_folder(app.state.settings.root, "teacher-1")}
+    job = "search-20260101-000000-0000abcd"
+    index_encoder(database, "taught", run=job, teacher=teacher, start={"weights": "timm:vit_small_patch16_224"})
+    assert lineage_of(console.get("/console/encoders/taught").text)[0] == [
+        ("teacher", "teacher-1", None),
+        ("initial weights", "timm:vit_small_patch16_224", None),
+        ("data", "demo:digits (1397 samples)", None),
+    ]
+    index_encoder(database, "teacher-1")
+    with Session(database) as session, session.begin():
+        session.execute(update(RegisteredEncoder).where(RegisteredEncoder.id == "taught").values(job_id=job))
+        card = session.scalars(select(RegisteredEncoder.card).where(RegisteredEncoder.id == "taught")).one()
+        trial = {**card, "run": f"{job}-t0003-s0"}
+        session.execute(update(RegisteredEncoder).where(RegisteredEncoder.id == "taught").values(card=trial))
+    app.state.encoders.move_alias("default", "live", "taught", "test")
+    for name, encoder, candidate in (
+        ("by-alias", "live", None),
+        ("by-id", "taught", None),
+        ("tested", "other", "live"),
+    ):
+        desired = new_deployment(
+            name, "default", "test", encoder=encoder, candidate=candidate, share=0.1, settings=ServingSettings()
+        )
+        serving = {"main": "taught"} if candidate is None else {"main": "other", "candidate": "taught"}
+        stored, _ = app.state.deployments.put(desired, resolved=serving)
+        app.state.deployments.record_status(stored, "healthy", "", serving)
+    page = console.get("/console/encoders/taught").text
+    sources, *stages = lineage_of(page)
+    assert sources[0] == ("teacher", "teacher-1", "/console/encoders/teacher-1")
+    assert stages == [
+        [("sweep", job, f"/console/jobs/{job}")],
+        [("trial", f"{job}-t0003-s0", None)],
+        [("encoder", "taught", None)],
+        [("alias", "live", "#moves-default-live")],
+        [
+            ("deployment, follows live", "by-alias", "/console/deployments/by-alias"),
+            ("deployment", "by-id", "/console/deployments/by-id"),
+            ("candidate, 10% of requests", "tested", "/console/deployments/tested"),
+        ],
+    ]
+    assert page.count('class="arrow"') == 5
+    assert 'id="moves-default-live"' in page
+    for name in ("by-alias", "by-id", "tested"):
+        app.state.deployments.delete(name, None, "test")
 
 
 def test_the_request_for_a_video_encoder_sends_a_video(console: ConsoleClient, database: Engine) -> None:

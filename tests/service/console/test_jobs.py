@@ -46,7 +46,7 @@ def test_the_list_shows_the_newest_jobs_with_their_progress_or_reason_for_waitin
         ("q=3a4b5c6d", {scenes.QUEUED}),
         ("q=%25", set()),
         ("state=failed&label=study%3Dlr", {scenes.FAILED}),
-        ("kind=search", {scenes.SWEEP}),
+        ("kind=search", {scenes.SWEEP, scenes.ENDED_SWEEP}),
         ("label=no-equals-sign&state=queued", {scenes.QUEUED}),
     ],
 )
@@ -310,34 +310,6 @@ def test_the_log_can_be_searched_and_read_backwards(console: ConsoleClient, data
     assert forward["text"].endswith("\n")
     limited = console.get(f"{url}/search?q=step&limit=3", headers=headers).json()
     assert (len(limited["items"]), limited["complete"]) == (3, False)
-
-
-def test_the_cluster_queue_hides_the_job_names_of_other_projects(
-    console: ConsoleClient, app: Any, database: Engine
-) -> None:
-    own = console.get("/v1/cluster", headers=key_to(database, "read")).json()
-    assert own["resources"]["cpus"] == 4.0
-    assert scenes.QUEUED in [job["job"] for job in own["waiting"]]
-    other = console.get("/v1/cluster", headers=key_to(database, "read", project="other")).json()
-    assert len(other["waiting"]) == len(own["waiting"])
-    assert {(job["job"], job["name"], job["message"]) for job in other["waiting"] + other["running"]} == {
-        (None, None, "")
-    }
-    app.state.cluster.unavailable = True
-    broken = console.get("/v1/cluster", headers=key_to(database, "read")).json()
-    app.state.cluster.unavailable = False
-    assert broken["resources"] is None
-    assert "does not respond" in broken["problem"]
-
-
-def test_the_cluster_page_shows_reserved_cpus_and_since_when_jobs_wait(
-    console: ConsoleClient, database: Engine
-) -> None:
-    running = console.get("/v1/cluster", headers=key_to(database, "read")).json()["running"]
-    reserved = sum(job["cpus"] for job in running)
-    page = console.get("/console/cluster").text
-    assert f"CPUs reserved {reserved:g} of 4" in " ".join(text_of(page).split())
-    assert "5 min ago" in page[page.index('id="waiting-title"') :]
 
 
 def test_the_cluster_page_shows_the_first_jobs_of_a_long_queue_and_counts_all(

@@ -202,9 +202,9 @@ CONSOLE_PAGES = {
     *("/console/activity", "/console/audit", "/console/retention", "/console/usage"),
     *(f"/console/jobs/{{job_id}}/{tab}" for tab in ("head", "log", "config", "history", "pictures", "files", "map")),
     *(f"/console/jobs/{{job_id}}/{action}" for action in ("clone", "report")),
-    *("/console/encoders/{encoder}", "/console/encoders/{encoder}/compare", "/console/deployments/{name}"),
+    *("/console/encoders/{encoder}", "/console/compare", "/console/deployments/{name}"),
 }
-QUERIES = {"/console/encoders/{encoder}/compare": "?other=second", "/console/usage": "?by=user"}
+QUERIES = {"/console/compare": "?encoder=first&encoder=second", "/console/usage": "?by=user"}
 OTHER_ROUTES = {  # not pages: files, data, streams, redirects and the sign-in page, which shows no stored text
     *("/console/sign-in/oidc", "/console/sign-in/callback"),  # tests are in test_oidc_sessions.py
     *("/console", "/console/sign-in", "/console/link", "/console/{path:path}", "/console/sweeps/{job_id}"),

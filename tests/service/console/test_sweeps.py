@@ -1,4 +1,4 @@
-"""Tests for stopping a sweep's trial, through the REST API and on the sweep page."""
+"""Tests for the sweep pages, and for stopping a sweep's trial through the REST API and on the sweep page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from amd.storage import join, read_json, write_json
 from amd.training.run_folder import run_folder
 from service.jobs.actions import act
 from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
-from tests.support.browser.console_client import ConsoleClient, text_of
+from tests.support.browser.console_client import ConsoleClient, plain_text_of, text_of
 from tests.support.service.apps import key_to
+from tests.support.service.fake_cluster import queued
 from tune_spaces.stop_requests import requested_stops
 
 RUNNING_TRIAL, ENDED_TRIAL = 17, 3
@@ -26,6 +28,69 @@ def app(database: Engine, folder: Path) -> Any:
     app = new_app(database, folder)
     scenes.populate(database, app.state.settings.root)
     return app
+
+
+def test_the_page_shows_the_best_trial_with_its_settings_and_command(console: ConsoleClient, database: Engine) -> None:
+    page = console.get(f"/console/sweeps/{scenes.SWEEP}").text
+    text = plain_text_of(page)
+    assert "Best trial so far: trial 8" in text
+    assert "mask.student_ratio 0.8 base config: 0.75 mask.teacher_ratio 0.6 base config: 0.5" in text
+    assert "amd train --preset demo-image-amd mask.student_ratio=0.8 mask.teacher_ratio=0.6 --submit" in text
+    assert "Trials ended 18 of 20 Cost so far" in text
+    assert f'hx-post="/console/sweeps/{scenes.SWEEP}/trials/8/train"' in page[: page.index('id="charts"')]
+    trials = console.get(TRIALS, headers=key_to(database, "read")).json()
+    assert trials[8]["overrides"] == {"mask.student_ratio": 0.8, "mask.teacher_ratio": 0.6}
+
+
+def test_each_setting_has_a_column_unless_there_are_many(
+    console: ConsoleClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/console/sweeps/{scenes.ENDED_SWEEP}"
+    heads = "Trial State student_ratio teacher_ratio lr_scale weight_decay depth Rung Score, % Clips/s"
+    assert heads in plain_text_of(console.get(path).text)
+    monkeypatch.setattr("service.console.pages.sweeps.MAX_COLUMNS", 4)
+    text = plain_text_of(console.get(path).text)
+    assert "Trial State Settings Rung Score, % Clips/s" in text
+    assert "student_ratio 0.8, teacher_ratio 0.5, lr_scale 2.19, weight_decay 0.05, depth 2" in text
+
+
+def test_scores_at_different_rungs_are_told_apart(console: ConsoleClient) -> None:
+    data = console.get(f"/console/sweeps/{scenes.SWEEP}/charts.json").json()
+    assert data["top"] == 3
+    assert {cell["rung"] for cell in data["map"]["cells"]} == {1, 2, 3}
+
+
+def test_the_importance_of_the_settings_comes_from_the_report(
+    console: ConsoleClient, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "is estimated when the sweep ends" in plain_text_of(console.get(f"/console/sweeps/{scenes.SWEEP}").text)
+    path = f"/console/sweeps/{scenes.ENDED_SWEEP}"
+    text = plain_text_of(console.get(path).text)
+    assert "student_ratio 58 % teacher_ratio 27 % lr_scale 11 %" in text
+    assert "estimated from 24 trials at rung 1, a rough guide below 50 trials" in text
+    report = join(run_folder(app.state.settings.root, scenes.ENDED_SWEEP), "report", "report.json")
+    written = read_json(report)
+    write_json(report, {"verdict": "by an older version"})
+    text = plain_text_of(console.get(path).text)
+    write_json(report, written)
+    assert "cannot be estimated: it needs at least 4 trials at the same rung" in text
+
+
+def test_the_list_shows_the_best_score_of_an_ended_sweep(console: ConsoleClient) -> None:
+    text = plain_text_of(console.get("/console/sweeps").text)
+    assert "24 / 24 trials 97.36 trial 4" in text
+    assert "18 / 20 trials –" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "message"), [("running", "appear once the first trial"), ("failed", "The sweep ended before a trial")]
+)
+def test_a_sweep_without_scores_says_so_once(console: ConsoleClient, app: Any, state: str, message: str) -> None:
+    job = queued(app.state.jobs, kind="search", name="fresh")
+    app.state.jobs.change(job, state, state=state)
+    text = plain_text_of(console.get(f"/console/sweeps/{job.id}").text)
+    assert text.count("No trial has been scored yet.") == 1
+    assert message in text
 
 
 def test_a_running_trial_can_be_stopped_once(console: ConsoleClient, app: Any, database: Engine) -> None:

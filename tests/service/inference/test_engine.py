@@ -20,6 +20,7 @@ from amd.config import ConfigError, DataConfig, ViewsConfig
 from amd.data.decoding.reader import SampleReader
 from amd.downstream.embedding.features import cut_clips, embed_file, file_chooser
 from amd.downstream.supervised.classification.metrics import probabilities
+from amd.storage import write_bytes
 from service.inference.engine import (
     Backlog,
     BacklogShare,
@@ -39,6 +40,7 @@ from tests.support.encoders.published_encoders import (
     publish_classifier,
     run,
 )
+from tests.support.s3 import S3Server
 from tests.support.service.engines import (
     DEADLINE_S,
     EMBEDDING,
@@ -182,6 +184,27 @@ def test_a_bad_item_fails_only_its_own_request(engine: Engine, folder: Path) -> 
     assert isinstance(empty, InferenceResult)
     assert empty.items == []
     assert engine.state()["in_flight"] == engine.state()["queued_tokens"] == engine.state()["queued_bytes"] == 0
+
+
+def test_a_store_that_does_not_respond_is_not_blamed_on_the_item(
+    folder: Path, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = S3Server()
+    write_bytes(f"{s3_root}/0.png", (folder / "0.png").read_bytes())
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    engine = Engine(EngineSettings(device="cpu", threads=1, decoders=1, limits=NO_TIME_LIMIT))
+    load_slots(engine, main=folder / "image")
+    there, missing = Item(uri=f"{s3_root}/0.png"), Item(uri=f"{s3_root}/missing.png")
+    assert len(infer(engine, there).items) == 1
+    with pytest.raises(Refusal, match="input 0: does not exist") as refused:
+        infer(engine, missing)
+    assert refused.value.code == "item_invalid"
+    server.stop()
+    with pytest.raises(Refusal, match=rf"input 1: {s3_root}/0\.png could not be read after 2 attempts") as unreachable:
+        infer(engine, upload(folder / "0.png"), there)
+    assert (unreachable.value.code, unreachable.value.extra["index"]) == ("input_unavailable", 1)
+    assert unreachable.value.extra["reason"].startswith(f"{s3_root}/0.png could not be read")
+    run(engine.close())
 
 
 def test_a_failed_load_keeps_the_previous_encoder(engine: Engine, folder: Path, tmp_path: Path) -> None:

@@ -237,31 +237,6 @@ def test_files_are_streamed_from_an_object_store(engine: Engine, tmp_path: Path,
                 assert tar.extractfile("mine/encoder.safetensors").read() == weights  # type: ignore[union-attr]
 
 
-def test_two_encoders_are_compared(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
-    decoder = {"network": {}, "mask_strategy": "random", "mask_ratio": 0.75, "pixels": "per_patch"}
-    teacher = {"preset": "demo-image-teacher", "weights": None}
-    scores = [score("knn", 70.0), score("linear", 80.0)]
-    publish(root, "a", teacher=teacher, scores=scores, decoder={**decoder, "sha256": "a"})
-    config = {"mask": {"teacher_ratio": 0.75}, "seed": 0}
-    facts: dict[str, Any] = {"encoder": {"size": "demo-teacher"}, "config": config, "scores": [score("knn", 75.0)]}
-    publish(root, "b", **facts, decoder={**decoder, "mask_ratio": 0.9, "sha256": "b"})
-    scan()
-    view = client.get("/encoders/a/compare/b").json()
-    assert (view["a"]["id"], view["b"]["id"]) == ("a", "b")
-    figures = {figure["name"]: (figure["a"], figure["b"]) for figure in view["figures"]}
-    assert figures["width"] == (64, 128)
-    assert figures["parameters"][0] < figures["parameters"][1]
-    pairs = {(pair["protocol"], pair["metric"]): (pair["a"], pair["b"]) for pair in view["scores"]}
-    assert pairs == {("knn", "eval/top1"): (70.0, 75.0), ("linear", "eval/top1"): (80.0, None)}
-    differing = {difference["field"]: (difference["a"], difference["b"]) for difference in view["differences"]}
-    assert differing["config.mask.teacher_ratio"] == (0.5, 0.75)
-    assert differing["decoder.mask_ratio"] == (0.75, 0.9)
-    assert differing["teacher.preset"] == ("demo-image-teacher", None)
-    assert not {"config.seed", "decoder.sha256", "teacher", "teacher.weights"} & differing.keys()
-    assert client.get("/encoders/a").json()["rebuilds"]
-    assert client.get("/encoders/a/compare/a").json()["differences"] == []
-
-
 def test_deletion_removes_all_files_and_is_rejected_while_the_encoder_is_in_use(
     client: httpx.Client, root: str, scan: Callable[[], None]
 ) -> None:

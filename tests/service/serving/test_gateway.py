@@ -120,6 +120,7 @@ def test_lookups_are_cached_briefly_even_for_names_without_a_deployment(
     ("refusal", "status", "retry_after", "members"),
     [
         (invalid_item(2, "is empty"), 422, None, {"index": 2, "reason": "is empty"}),
+        (Refusal("input_unavailable", "input 2: s3://a/b could not be read", index=2), 503, "5", {"index": 2}),
         (Refusal("not_possible", "layers=9: first has 2 blocks"), 422, None, {}),
         (Refusal("overloaded", "the queue is full", retry_after=2.6), 429, "3", {"retry_after": 2.6}),
         (Refusal("overloaded", "the queue is full", retry_after=0.1), 429, "1", {"retry_after": 0.1}),

@@ -34,3 +34,8 @@ def text_of(page: str) -> str:
     import html
 
     return html.unescape(re.sub(r"<[^>]*>", " ", page))
+
+
+def plain_text_of(page: str) -> str:
+    """Return a page's text with single spaces."""
+    return " ".join(text_of(page).split())

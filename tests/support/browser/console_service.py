@@ -61,6 +61,7 @@ def console_service(folder: Path, add: Callable[[Engine, str], None]) -> Iterato
     engine = open_engine(f"sqlite:///{folder / 'control-plane.db'}")
     migrate(engine)
     cluster = FakeCluster(cpus=8.0)
+    cluster.node_list = scenes.nodes()
     many = {"rate_limit": "100000/minute", "failure_limit": "100000/minute"}
     root, store = str(folder / "root"), JobStore(engine)
     scenes.populate(engine, root)

@@ -15,11 +15,12 @@ from amd.storage import join, write_bytes, write_json
 from amd.training.run_folder import run_folder
 from service.db.models import Job
 from service.jobs.execution.protocol import JobFolder
+from service.jobs.execution.ray_nodes import Node
 from service.jobs.kinds import named, resolve, resources_of
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
-from service.serving.deployments import DeploymentStore, new_deployment
+from service.serving.deployments import APP_PREFIX, DeploymentStore, new_deployment
 from service.serving.schemas import ServingSettings
 from tests.support.encoders.encoder_cards import publish, score
 from tests.support.runs.pictures import write_pictures
@@ -31,8 +32,10 @@ FAILED = "train-20261128-143000-9c0d1e2f"
 QUEUED = "train-20261129-093000-3a4b5c6d"
 DISTILLED = "train-20261126-010000-00000001"  # one of the ablations
 SWEEP = "search-20261129-070000-7e8f9a0b"
+ENDED_SWEEP = "search-20261127-070000-0c1d2e3f"
 ENCODER = "digits-amd-small"
 OTHER_ENCODER = "digits-mae-small"
+CLASSIFIER = "digits-classifier"
 DEPLOYMENT = "digits"
 TEACHER = {"run_id": "demo-image-teacher-5d1e0f7a9b3c", "steps": 2000, "seconds": 71.4, "reused": False}
 EMBEDDED = "embed-20261128-200000-2b3c4d5e"  # added by the browser tests
@@ -81,6 +84,7 @@ def populate(engine: Engine, root: str) -> None:
         priority=-50,  # otherwise jobs submitted by tests could not start before it
     )
     add_sweep(store, root, now - 7200)
+    add_ended_sweep(store, root, now - 80000)
     for number in range(24):
         old = add_job(
             *(store, root, f"train-20261126-{number:02d}0000-{number:08x}", f"Ablation {number + 1}"),
@@ -222,6 +226,42 @@ def add_sweep(store: JobStore, root: str, at: float, ratios: Sequence[tuple[floa
         write_json(join(run_folder(root, SWEEP), "trials", f"{number:04d}.json"), record)
 
 
+def add_ended_sweep(store: JobStore, root: str, at: float) -> None:
+    """Add a sweep over five settings that succeeded, with its report."""
+    space = {"use": ["masking", "recipe", "generator"]}
+    config = resolve("search", "demo-image-amd", {"space": space, "budget": {"trials": 24}, "seeds": 1}, {})
+    values = named("search", config, ENDED_SWEEP, root)
+    job = store.add(
+        new_job(
+            id=ENDED_SWEEP, kind="search", name="Ratios and recipe", preset="demo-image-amd", config=values,
+            created_at=at, changed_at=at, workers=3, cpus=3.0, created_by="3f9a1c07d2be4488",
+        ),
+        "3f9a1c07d2be4488",
+    )  # fmt: skip
+    start(store, job)
+    write_json(join(run_folder(root, ENDED_SWEEP), "config.json"), values)
+    noise = random.Random(3)
+    records = []
+    for number in range(24):
+        student, teacher = 0.6 + 0.05 * (number % 8), 0.3 + 0.05 * (number % 5)
+        record = trial_record(number, student, teacher, at, noise)
+        record["state"] = record["state"].replace("running", "stopped").replace("failed", "stopped")
+        recipe = {"lr_scale": round(noise.uniform(0.3, 3), 2), "weight_decay": noise.choice([0.02, 0.05, 0.1])}
+        point = {**{f"recipe.{name}": value for name, value in recipe.items()}, "generator.depth": 1 + number % 3}
+        record["point"] |= point
+        record["ended"] = at + 60 * number + 200
+        records.append(record)
+        write_json(join(run_folder(root, ENDED_SWEEP), "trials", f"{number:04d}.json"), record)
+    best = max((one for one in records if len(one["rungs"]) == 3), key=lambda one: one["rungs"][-1]["score"])
+    verdict = f"Best of 9 trials that ran to completion: trial {best['number']}. It is not significantly better."
+    shares = {"masking.student_ratio": 0.58, "masking.teacher_ratio": 0.27, "recipe.lr_scale": 0.11}
+    report = {"verdict": verdict, "importance": {"level": 0, "trials": 24, "shares": shares}}
+    write_json(join(run_folder(root, ENDED_SWEEP), "report", "report.json"), report)
+    result = {"best": {"number": best["number"], "score": best["rungs"][-1]["score"]}, "verdict": verdict}
+    progress = {"trials": 24, "of_trials": 24}
+    finish(store, ENDED_SWEEP, "succeeded", result=result, progress=progress)
+
+
 def trial_record(number: int, student: float, teacher: float, at: float, noise: random.Random) -> dict[str, Any]:
     """Return a ledger record for a trial whose score depends on its mask ratios."""
     best = 97.2 - 60 * (student - 0.8) ** 2 - 28 * (teacher - 0.5) ** 2
@@ -255,6 +295,17 @@ def trial_record(number: int, student: float, teacher: float, at: float, noise: 
     }
 
 
+def nodes() -> list[Node]:
+    """Return a head, a worker and a node that was lost."""
+    memory = 32.0 * 2**30
+    sweep, deployed = frozenset({SWEEP}), frozenset({f"{APP_PREFIX}{DEPLOYMENT}"})
+    return [
+        Node("head-0", "10.0.0.4", True, "alive", "", 4.0, 0.0, memory, 3.0, 0.0, sweep),
+        Node("worker-1", "10.0.0.7", False, "alive", "", 4.0, 0.0, memory, 1.5, 0.0, frozenset({RUNNING}), deployed),
+        Node("worker-2", "10.0.0.9", False, "lost", "Expected termination: node was preempted", 4.0, 0.0, memory),
+    ]
+
+
 def add_encoders(engine: Engine, root: str) -> None:
     teacher = {"preset": "demo-image-teacher", "encoder": {"size": "demo-teacher"}}
     publish(
@@ -266,7 +317,7 @@ def add_encoders(engine: Engine, root: str) -> None:
     )
     publish(root, OTHER_ENCODER, 800, objective="mae", scores=(score("knn", 94.8, "eval/knn_top1"),))
     head = {"classes": 10, "labels": [str(number) for number in range(10)]}
-    publish(root, "digits-classifier", 700, objective="finetune", head=head, scores=(score("test", 98.3),))
+    publish(root, CLASSIFIER, 700, objective="finetune", head=head, scores=(score("test", 98.3),))
     encoders, deployments = EncoderStore(engine), DeploymentStore(engine)
     EncoderDiscovery(encoders, root).scan()
     encoders.move_alias("default", "production", OTHER_ENCODER, "test")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 from service.db.models import Job
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, JobFolder
 from service.jobs.execution.ray_jobs import Capacity, RayJobStatus
+from service.jobs.execution.ray_nodes import Node
 from service.jobs.store import JobStore, new_job_id
 from service.web.errors import ClusterUnavailable
 
@@ -22,6 +24,7 @@ class FakeCluster:
         self.policies: dict[str, DriverPolicy] = {}
         self.stopped: list[str] = []
         self.outputs: dict[str, str] = {}
+        self.node_list: list[Node] = []
         self.unavailable = False
 
     def submit(
@@ -48,6 +51,10 @@ class FakeCluster:
     def capacity(self) -> Capacity:
         self._check_available()
         return self.total
+
+    def nodes(self, submission_ids: Collection[str]) -> list[Node]:
+        self._check_available()
+        return self.node_list
 
     def _check_available(self) -> None:
         if self.unavailable:

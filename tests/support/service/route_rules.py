@@ -27,6 +27,8 @@ class Rule(NamedTuple):
     """Whether the route takes a name within a project, which must be specified if the key covers all projects."""
     unknown: int = 404
     """Status for an object that does not exist."""
+    query: str = ""
+    """Query string. Like the path, it may contain placeholders for objects."""
     all_projects: bool = False
     """Whether the key must cover all projects."""
 
@@ -85,6 +87,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/encoders/{encoder}"): Rule("read"),
     ("DELETE", "/v1/encoders/{encoder}"): Rule("submit"),
     ("GET", "/v1/encoders/{encoder}/download"): Rule("read"),
+    ("GET", "/v1/encoders/{encoder}/compare"): Rule("read", query="?other={other}"),
     ("GET", "/v1/encoders/{encoder}/compare/{other}"): Rule("read"),
     ("POST", "/v1/encoders/{encoder}/embeddings"): Rule("infer", PICTURE, unknown=409),
     ("POST", "/v1/encoders/{encoder}/classifications"): Rule("infer", PICTURE, unknown=409),
@@ -138,8 +141,9 @@ NEVER = {  # IDs of objects that do not exist
 
 
 def ids_of(route: tuple[str, str]) -> list[str]:
-    """Return the placeholders for objects in a route's path and body."""
-    return [key for key in NEVER if route[1] not in PUBLIC and f"{{{key}}}" in f"{route[1]} {RULES[route].body}"]
+    """Return the placeholders for objects in a route's path, query and body."""
+    text = f"{route[1]}{RULES[route].query} {RULES[route].body}"
+    return [key for key in NEVER if route[1] not in PUBLIC and f"{{{key}}}" in text]
 
 
 OF_OBJECTS = [route for route in RULES if ids_of(route)]

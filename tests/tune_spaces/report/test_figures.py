@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amd.storage import read_json
 from tests.support.runs.ledgers import masking_sweep, ratios, rung, search, trial, write_sweep
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import TrialRecord
+from tune_spaces.report import write_report
 from tune_spaces.report.figures import by_layers, difference, importance, pareto_front, speed_front, trial_rows
 from tune_spaces.report.formatting import share, short, signed, spread
 from tune_spaces.report.ratio_map import bins, ratio_map
@@ -177,6 +179,9 @@ def test_importance_identifies_the_dimension_that_determines_the_score() -> None
     assert list(found.shares) == ["x", "y"]
     assert found.shares["x"] > 0.9
     assert sum(found.shares.values()) == pytest.approx(1.0)
+    folder = write_sweep(f"memory://{uuid.uuid4().hex}", search(seeds=1), records)
+    assert write_report(folder).importance == found
+    assert read_json(f"{folder}/report/report.json")["importance"] == found.model_dump()
 
 
 def test_importance_requires_several_trials_dimensions_and_scores() -> None:
