@@ -218,7 +218,7 @@
     if ("teacher" in view.layers) {
       rows.push(["Teacher sees", share(seen + more)], ["Teacher only", share(more, percent(seen + more) - percent(seen))]);
     }
-    rows.push(["Hidden from student", hidden(sets.student_masked.length)], ["Rebuilt", hidden(sets.reconstructed.length)]);
+    rows.push(["Student masked", hidden(sets.student_masked.length)], ["Rebuilt", hidden(sets.reconstructed.length)]);
     if (view.loss !== null) rows.push(["Error", view.loss.toPrecision(3)], ["Worst token", Math.max(...view.errors).toPrecision(3)]);
     if (view.alignment) {
       rows.push(["Direct loss", view.alignment.direct.toPrecision(3)]);
