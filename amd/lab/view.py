@@ -91,8 +91,8 @@ def view_masks(
 ) -> MaskView:
     """Draw the layers of a clip (3, T, H, W) uint8, or of a single-coloured clip if `frames` is None.
 
-    Omits layers whose inputs are missing: the input layer needs a clip; the teacher's view needs a config with a
-    teacher; reconstruction and errors need a clip and a model; alignment needs a clip and a distillation.
+    Omits layers whose inputs are missing: the input layer needs a clip; the teacher's view and the roles need a
+    config with a teacher; reconstruction and errors need a clip and a model; alignment needs a clip and a distillation.
     """
     clip = config.clip
     clips = (layers.plain_clip(clip) if frames is None else frames)[None]
@@ -101,7 +101,8 @@ def view_masks(
     drawn["student"] = layers.student_view(pixels, sets, clip)
     if config.objective.kind == "amd":
         drawn["teacher"] = layers.teacher_view(pixels, sets, clip)
-    drawn |= {"roles": layers.roles_view(pixels, sets, clip), "masked": layers.masked_view(pixels, sets, clip)}
+        drawn["roles"] = layers.roles_view(pixels, sets, clip)
+    drawn["masked"] = layers.masked_view(pixels, sets, clip)
     rebuilt = None
     if frames is not None and model is not None:
         rebuilt = _rebuild(model, clips, sets, config)

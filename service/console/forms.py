@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -41,6 +41,18 @@ def parse(model: type[M], values: Mapping[str, Any]) -> M:
     except ValidationError as error:
         problems = [{**found, "loc": ("body", *found["loc"])} for found in error.errors()]
         raise RequestValidationError(problems) from None
+
+
+def parse_labels(parts: Iterable[str]) -> dict[str, str]:
+    """Parse `key=value` parts, and ignore empty ones. Raises RequestValidationError for a part without `=`."""
+    labels = {}
+    for part in filter(None, map(str.strip, parts)):
+        key, separator, value = part.partition("=")
+        if not separator:
+            message = f"{part!r} is not a label; write key=value"
+            raise RequestValidationError([{"type": "value_error", "loc": ("body", "labels"), "msg": message}])
+        labels[key.strip()] = value.strip()
+    return labels
 
 
 async def _read_form(request: Request) -> FormValues:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from amd.config import flatten
+from amd.presets.preset import UNSET
 from service.jobs.details.changes import CHOSEN_BY_SERVICE
 from service.jobs.kinds import KINDS, JobKind
 from service.web.formats import compact
@@ -21,17 +22,17 @@ COMMON: dict[str, tuple[str, ...]] = {
         *("scaling.workers", "scaling.device", "seed"),
     ),
     "detect": ("data.train", "data.val", "weights", "schedule.epochs", "optim.base_lr", "scaling.workers"),
-    "probe": ("encoder", "train", "val", "kinds", "device"),
-    "embed": ("encoder", "data", "batch_size", "device"),
+    "probe": ("encoder", "data.train", "kinds", "scaling.workers", "scaling.device", "seed"),
+    "embed": ("encoder", "data.train", "layout", "clusters", "scaling.workers", "scaling.device"),
     "search": (
         *("space.use", "space.study", "algorithm", "stopping", "budget.trials", "budget.hours", "seeds", "at_once"),
         *("metric", "train.data.train", "train.schedule.steps", "train.scaling.workers"),
     ),
     "import": ("weights", "id", "license"),
     "export": ("encoder", "format"),
-    "prepare": ("data", "output"),
+    "prepare": ("data.train", "short_side", "shard_mib", "workers"),
 }
-"""Fields that users change most often, by kind. Fields that a kind does not have are left out."""
+"""Fields that users change most often, by kind. They include the fields without which a job cannot run."""
 
 
 class ConfigField(NamedTuple):
@@ -56,7 +57,7 @@ def config_fields(kind: JobKind) -> tuple[ConfigField, ...]:
     """Return the fields of a kind's config, with those in COMMON first."""
     schema = KINDS[kind].config.model_json_schema()
     found = {field.key: field for field in _fields(schema, schema.get("$defs", {}), "")}
-    common = [found[key]._replace(common=True) for key in COMMON.get(kind, ()) if key in found]
+    common = [found[key]._replace(common=True) for key in COMMON.get(kind, ())]
     return (*common, *(field for key, field in found.items() if key not in {one.key for one in common}))
 
 
@@ -117,4 +118,6 @@ def _alternatives(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Ma
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and value.startswith(UNSET):
+        return f"required: {value.removeprefix(UNSET).strip()}".removesuffix(": ")
     return "" if value is None else compact(value)

@@ -154,9 +154,10 @@ class LabView(ApiModel):
     columns: int
     """Frames per row of a sprite sheet."""
     layers: dict[Layer, str]
-    """Sprite sheets of all frames, as PNG `data:` URLs. `roles` colours tokens for direct alignment green, tokens for
-    generation alignment blue and tokens that are only reconstructed grey; `error` shows the error of each reconstructed
-    token, and `alignment` the alignment loss of each token that the teacher sees, relative to the largest one."""
+    """Sprite sheets of all frames, as PNG `data:` URLs. `teacher` and `roles` need a config with a teacher. `roles`
+    colours tokens for direct alignment green, tokens for generation alignment blue and tokens that are only
+    reconstructed grey; `error` shows the error of each reconstructed token, and `alignment` the alignment loss of each
+    token that the teacher sees, relative to the largest one."""
     loss: float | None
     """Mean squared error over reconstructed tokens, as in training; null unless there are both an input and a model."""
     errors: list[float] | None

@@ -104,7 +104,7 @@ def test_the_log_is_coloured_and_search_results_open_in_context(open_page: OpenP
     expect(page.locator("#log")).to_contain_text("step 1995 of 2000")  # the end is shown
     page.get_by_label("Search the whole log").fill("cannot be read")
     page.get_by_role("button", name="Search").click()
-    expect(page.locator("#matches-title")).to_have_text("1 lines of 400")
+    expect(page.locator("#matches-title")).to_have_text("1 of 400 lines")
     page.locator("#matches-list button").click()
     expect(page.locator("#log .line.current")).to_contain_text("a sample cannot be read")
 

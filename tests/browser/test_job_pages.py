@@ -96,6 +96,17 @@ def test_the_legend_shows_the_values_at_the_cursor(open_page: OpenPage, service:
     expect(figure.locator("figcaption")).to_have_text(last)
 
 
+def test_smoothed_values_are_marked_as_such(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    open_overview(page, service, scenes.SUCCEEDED)
+    headers = page.locator("#curves figure header")
+    expect(headers.first).not_to_contain_text("smoothed")
+    page.get_by_label("Smoothing").fill("0.9")
+    expect(headers.filter(has_text="smoothed")).to_have_count(headers.count())
+    page.get_by_label("Smoothing").fill("0")
+    expect(headers.filter(has_text="smoothed")).to_have_count(0)
+
+
 def test_a_job_is_overlaid_by_its_name_or_the_start_of_its_id(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     open_overview(page, service, scenes.SUCCEEDED)

@@ -45,6 +45,22 @@ def pixels(page: Page, selector: str) -> str:
     return str(page.locator(selector).evaluate("(canvas) => canvas.toDataURL()"))
 
 
+def test_a_config_without_a_teacher_has_no_teacher_ratio_and_no_token_roles(
+    open_page: OpenPage, service: ConsoleService
+) -> None:
+    page = open_page()
+    page.goto(f"{service.server.url}/console/lab?preset=demo-image-mae")
+    expect(layers(page)).to_have_text(["Student's view", "Tokens to rebuild"])
+    expect(page.get_by_label("Teacher ratio")).to_be_disabled()
+    expect(page.locator("#lab-teacher-note")).to_have_text("This config has no teacher.")
+    expect(page.locator("#lab-legend")).to_be_hidden()
+    page.get_by_label("Settings of").select_option("demo-image-amd")
+    expect(layers(page)).to_have_count(4)
+    expect(page.get_by_label("Teacher ratio")).to_be_enabled()
+    expect(page.locator("#lab-teacher-note")).to_be_empty()
+    expect(page.locator("#lab-legend")).to_be_visible()
+
+
 def test_an_image_is_masked_and_its_view_is_restored_from_the_link(
     open_page: OpenPage, service: ConsoleService, tmp_path: Path
 ) -> None:

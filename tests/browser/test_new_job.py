@@ -22,8 +22,10 @@ def test_a_field_search_opens_the_section_with_the_fields(open_page: OpenPage, s
     expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
     page.get_by_label("Search fields").fill("pin_steps")
     expect(page.get_by_label("checkpoint.pin_steps")).to_be_visible()
+    expect(page.locator("#field-count")).to_have_text("1 shown")
     page.get_by_label("Search fields").fill("")
     expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
+    expect(page.locator("#field-count")).to_be_empty()
 
 
 def test_fields_of_the_teacher_appear_with_the_objective_that_needs_them(

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Reader, Submitter
 from service.auth.sessions import PREFIX
-from service.console.forms import FormDep, parse
+from service.console.forms import FormDep, parse, parse_labels
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
 from service.db.models import Job
@@ -159,17 +159,12 @@ async def job_pictures(
 def edit_job(
     request: Request, job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config, form: FormDep
 ) -> Response:
-    labels = dict(_label(line) for line in form.text("labels").splitlines() if line.strip())
+    labels = parse_labels(form.text("labels").splitlines())
     values: dict[str, Any] = {"name": form.text("name") or None, "labels": labels}
     if form.text("priority"):
         values["priority"] = form.text("priority")
     details_api.change_job(job_id, parse(JobChange, values), caller, jobs, settings)
     return redirect(request, f"{PREFIX}/jobs/{job_id}")
-
-
-def _label(line: str) -> tuple[str, str]:
-    name, _, value = line.partition("=")
-    return name.strip(), value.strip()
 
 
 @router.post("/jobs/{job_id}/{action}")

@@ -18,7 +18,7 @@ from amd.config import ConfigError
 from amd.presets.load import PRESETS_BY_KIND
 from service.auth.authentication import Principal, Submitter
 from service.auth.sessions import PREFIX
-from service.console.forms import FormDep, FormValues, parse
+from service.console.forms import FormDep, FormValues, parse, parse_labels
 from service.console.rendering import redirect, render
 from service.console.schema_fields import config_fields, with_use, with_values
 from service.console.security import ConsoleRoute
@@ -159,7 +159,7 @@ def _changes_of(form: FormValues) -> CloneRequest:
 
 def _metadata(form: FormValues) -> dict[str, Any]:
     """Return the form's name, labels and priority; the name and the priority are null if they are empty."""
-    labels = dict(part.strip().split("=", 1) for part in form.text("labels").split(",") if "=" in part)
+    labels = parse_labels(form.text("labels").split(","))
     return {"labels": labels, "priority": form.text("priority") or None, "name": form.text("name") or None}
 
 

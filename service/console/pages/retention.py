@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from service.auth.authentication import Admin
+from service.auth.authentication import Admin, Principal
 from service.auth.sessions import PREFIX
 from service.console.forms import FormDep, FormValues, parse
 from service.console.rendering import render
 from service.console.security import ConsoleRoute
 from service.operations.retention import routes as retention_api
 from service.operations.retention.policy import RetentionPolicy
-from service.operations.retention.routes import GcRequest
+from service.operations.retention.routes import GcReport, GcRequest
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
@@ -45,4 +45,9 @@ async def _collect(request: Request, caller: Admin, form: FormValues, *, dry_run
     report = await retention_api.collect_garbage(
         request, caller, parse(GcRequest, {"dry_run": dry_run, "policy": policy})
     )
-    return await run_in_threadpool(render, request, "fragments/retention_report.html", report=report)
+    return await run_in_threadpool(_render_report, request, caller, report)
+
+
+def _render_report(request: Request, caller: Principal, report: GcReport) -> Response:
+    collections = retention_api.get_retention(request, caller).collections
+    return render(request, "fragments/retention_report.html", report=report, collections=collections)

@@ -145,7 +145,7 @@
       shown += row.hidden ? 0 : 1;
     }
     const count = document.getElementById(field.dataset.count || "");
-    if (count) count.textContent = `${shown} shown`;
+    if (count) count.textContent = wanted ? `${shown} shown` : "";
   });
   function openWhileSearching(section, searching) {
     if (searching && !section.open) {

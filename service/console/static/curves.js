@@ -174,11 +174,13 @@
 
   function showLast(chart, rows, data) {
     const values = rows.map((_, index) => chart.format(valueAt(data[index + 1], lastIndex(data[index + 1]))));
-    chart.last.textContent = rows.length === 1 ? values[0] : "";
+    chart.last.textContent = caption(rows.length === 1 ? values[0] : "");
     showLegend(chart, rows, values);
     const total = rows.map((row, index) => `${row.label} ${values[index]}`).join(", ");
     chart.target.setAttribute("aria-label", `Over steps, last: ${total}`.slice(0, 300));
   }
+
+  const caption = (text) => (Number(smoothing.value) ? `${text} smoothed`.trim() : text);
 
   function showLegend(chart, rows, values) {
     chart.legend.replaceChildren(...(rows.length < 2 ? [] : rows.map((row, index) => {
@@ -234,7 +236,7 @@
     if (index === null || index === undefined) { showLast(chart, rows, plot.data); return; }
     const step = plot.data[0][index];
     const values = rows.map((_, row) => chart.format(valueAt(plot.data[row + 1], index)));
-    chart.last.textContent = rows.length === 1 ? `step ${step}: ${values[0]}` : `step ${step}`;
+    chart.last.textContent = caption(rows.length === 1 ? `step ${step}: ${values[0]}` : `step ${step}`);
     showLegend(chart, rows, values);
   }
 

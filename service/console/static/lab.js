@@ -9,6 +9,7 @@
     input: "Input", student: "Student's view", teacher: "Teacher's view", roles: "Roles of tokens", masked: "Tokens to rebuild",
     rebuilt: "Rebuilt", error: "Error per token", alignment: "Alignment loss per token",
   };
+  const NO_TEACHER = "This config has no teacher.";
   const WIDTH = 224, COMPARED_WIDTH = 320, WAIT_MS = 250, SLOW_MS = 4000;
   const form = byId("form"), source = byId("source"), file = byId("file");
   const controls = Object.fromEntries(SETTINGS.map((name) => [name, form.elements[name]]));
@@ -139,7 +140,11 @@
     }
     byId("position").max = view.mask.clips_per_step - 1;
     byId("decoder-ratio-field").hidden = view.mask.decoder !== "running_cell";
-    byId("teacher").disabled = !("teacher" in view.layers);
+    const hasTeacher = "teacher" in view.layers, note = byId("teacher-note");
+    byId("teacher").disabled = !hasTeacher;
+    byId("legend").hidden = !hasTeacher;
+    if (!hasTeacher) note.textContent = NO_TEACHER;
+    else if (note.textContent === NO_TEACHER) note.textContent = "";
     showSliders();
   }
 
@@ -168,9 +173,10 @@
   function fillLayers() {
     const names = Object.keys(view.layers);
     const before = byId("before"), after = byId("after");
+    const first = ["rebuilt", "roles", "masked"].find((name) => names.includes(name));
     select(before, names, wanted.before || before.value || "student");
-    select(after, names, wanted.after || after.value || (names.includes("rebuilt") ? "rebuilt" : "roles"));
-    if (before.value === after.value && !wanted.after) after.value = names.includes("rebuilt") ? "rebuilt" : "roles";
+    select(after, names, wanted.after || after.value || first);
+    if (before.value === after.value && !wanted.after) after.value = first;
     wanted = {};
     const place = byId("layers");
     if ([...place.children].map((one) => one.dataset.layer).join() === names.join()) return;
@@ -212,7 +218,7 @@
     if ("teacher" in view.layers) {
       rows.push(["Teacher sees", share(seen + more)], ["Teacher only", share(more, percent(seen + more) - percent(seen))]);
     }
-    rows.push(["Hidden", hidden(sets.student_masked.length)], ["Rebuilt", hidden(sets.reconstructed.length)]);
+    rows.push(["Student masked", hidden(sets.student_masked.length)], ["Rebuilt", hidden(sets.reconstructed.length)]);
     if (view.loss !== null) rows.push(["Error", view.loss.toPrecision(3)], ["Worst token", Math.max(...view.errors).toPrecision(3)]);
     if (view.alignment) {
       rows.push(["Direct loss", view.alignment.direct.toPrecision(3)]);

@@ -135,7 +135,7 @@ async function search(text) {
   if (!response.ok) { title.textContent = "The log cannot be searched now."; return; }
   const found = await response.json();
   const count = found.items.length.toLocaleString("en");
-  title.textContent = found.complete ? `${count} lines of ${found.lines.toLocaleString("en")}` : `The first ${count} matching lines`;
+  title.textContent = found.complete ? `${count} of ${found.lines.toLocaleString("en")} lines` : `The first ${count} matching lines`;
   list.replaceChildren(...found.items.map((match) => {
     const button = document.createElement("button");
     button.type = "button";

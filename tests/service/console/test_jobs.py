@@ -249,9 +249,14 @@ def test_labels_are_edited_in_a_form_with_one_label_per_line(console: ConsoleCli
     job = queued(app.state.jobs)
     assert console.submit(f"/console/jobs/{job.id}/edit", name="x", labels="a=1\n\nb = two words ").status_code == 204
     assert app.state.jobs.get(job.id).labels == {"a": "1", "b": "two words"}
-    invalid = console.submit(f"/console/jobs/{job.id}/edit", labels="no value\x00")
-    assert invalid.status_code == 422
-    assert "<strong>Invalid input</strong>" in invalid.text
+    for invalid_labels, message in (
+        ("a=1\nno value", "write key=value"),
+        ("no\x00key=1", "String should match pattern"),
+    ):
+        invalid = console.submit(f"/console/jobs/{job.id}/edit", labels=invalid_labels)
+        assert invalid.status_code == 422
+        assert "<strong>Invalid input</strong>" in invalid.text
+        assert message in invalid.text
     assert "labels: {" in text_of(console.get(f"/console/jobs/{job.id}/history").text)
     console.submit(f"/console/jobs/{job.id}/cancel")
 

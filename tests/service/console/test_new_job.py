@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.main import app as cli
-from service.console.schema_fields import ConfigField, config_fields
+from service.console.schema_fields import COMMON, ConfigField, config_fields
+from service.jobs.kinds import KINDS, JobKind
 from service.jobs.schemas import JobRequest
 from tests.support.browser.console_client import ConsoleClient
 
@@ -45,6 +46,35 @@ def test_the_form_for_a_sweep_has_its_own_title(console: ConsoleClient) -> None:
         page = console.get(f"/console/new{path}").text
         assert f"<title>{title} · AMD</title>" in page
         assert f"<h1>{title}</h1>" in page
+
+
+@pytest.mark.parametrize("kind", COMMON)
+def test_the_fields_that_a_job_needs_are_shown_first(kind: JobKind) -> None:
+    first = [field.key for field in config_fields(kind) if field.common]
+    assert first == list(COMMON[kind])
+    required = set(KINDS[kind].config.model_json_schema()["required"]) - {"train"}  # the preset sets it for sweeps
+    assert required <= {key.split(".")[0] for key in first}
+
+
+def test_a_value_that_a_preset_leaves_open_is_shown_as_required(console: ConsoleClient) -> None:
+    page = console.get("/console/new?preset=in1k-vit-s").text
+    assert 'placeholder="required"' in page
+    assert 'placeholder="required: MAE ViT-L pre-trained on IN1K' in page
+    assert 'placeholder="unset' not in page
+
+
+def test_a_label_without_a_value_is_reported(console: ConsoleClient) -> None:
+    page = check(console, labels="team=vision, urgent")
+    assert "labels: &#39;urgent&#39; is not a label; write key=value" in page
+    assert console.submit("/console/new", kind="train", preset="demo-image-amd", labels="urgent").status_code == 422
+
+
+def test_a_fork_names_its_checkpoint(console: ConsoleClient) -> None:
+    original = submit(console, preset="demo-image-mae")
+    fork = console.get(f"/console/jobs/{original}/clone?o.start=/runs/a/checkpoints/step-00000500").text
+    assert "<h1>Fork with changes</h1>" in fork
+    assert re.search(r"starts from its checkpoint <code[^>]*>step-00000500</code>", fork)
+    assert "starts from the beginning" in console.get(f"/console/jobs/{original}/clone").text
 
 
 def test_code_in_help_texts_is_marked_up_and_escaped(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:

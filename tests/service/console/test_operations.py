@@ -107,6 +107,8 @@ def test_a_dry_run_reports_bytes_that_only_applying_it_removes(
     planned = console.submit("/console/retention/dry-run", checkpoints_days="30")
     assert planned.status_code == 200
     assert "Would free 1\u202f234 bytes in 1 file" in text_of(planned.text)
+    assert 'hx-confirm="Remove 1\u202f234 bytes in 1 file and 0 database rows permanently?"' in planned.text
+    assert 'id="collections"' not in planned.text
     assert '<input type="hidden" name="checkpoints_days" value="30.0">' in planned.text
     assert exists(checkpoint)
     nothing = console.submit("/console/retention/dry-run", checkpoints_days="365").text
@@ -114,6 +116,8 @@ def test_a_dry_run_reports_bytes_that_only_applying_it_removes(
     assert "Apply" not in nothing
     applied = console.submit("/console/retention/apply", checkpoints_days="30.0")
     assert "Freed 1\u202f234 bytes" in text_of(applied.text)
+    assert 'id="collections" hx-swap-oob="true"' in applied.text
+    assert "There was no collection" not in text_of(applied.text)
     assert not exists(checkpoint)
     assert "1\u202f234" in text_of(console.get("/console/retention").text)
     invalid = console.submit("/console/retention/dry-run", checkpoints_days="-1")
