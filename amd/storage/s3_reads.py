@@ -3,7 +3,7 @@
 obstore is configured by example: s3fs reads the first object of a bucket, and another one every RENEW_S seconds, and
 the request that it sent determines the endpoint, addressing style, region and credentials of the other reads. s3fs also
 repeats every read that fails, so errors are its own. It reads everything if obstore is not installed or if an option
-might make the two differ. Used only in decoding processes, because obstore's threads do not survive a fork.
+might make the two differ. Used only in decoding processes: after a fork, requests of obstore wait forever.
 """
 
 from __future__ import annotations
@@ -141,11 +141,14 @@ class BucketReader:
             return None
 
 
+_process = os.getpid()
 _buckets: dict[tuple[int, str], BucketReader | None] = {}
 
 
 def _bucket(fs: Any, path: str) -> BucketReader | None:
-    """Return the reader of the path's bucket, or None if the filesystem has options that obstore does not support."""
+    """Return the reader of the path's bucket, or None if obstore does not support the filesystem's options."""
+    if os.getpid() != _process:
+        return None  # forked
     name = fs.split_path(path)[0]
     key = (id(fs), name)  # readers keep their filesystems, so the id of another one differs
     if key not in _buckets:

@@ -200,6 +200,14 @@ def test_s3fs_reads_everything_without_obstore(root: str, monkeypatch: pytest.Mo
         assert read(f"{root}/{KEY}") == CONTENT
 
 
+def test_s3fs_reads_everything_in_a_forked_process(
+    root: str, obstore_keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_reads, "_process", 0)
+    assert read(f"{root}/{KEY}") == CONTENT
+    assert obstore_keys == []
+
+
 def test_other_filesystems_are_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(CONTENT)
     assert read(str(tmp_path / "a")) == CONTENT
