@@ -142,17 +142,17 @@ class BucketReader:
 
 
 _process = os.getpid()
-_buckets: dict[tuple[int, str], BucketReader | None] = {}
+_buckets: dict[tuple[int, str], BucketReader] = {}
 
 
 def _bucket(fs: Any, path: str) -> BucketReader | None:
-    """Return the reader of the path's bucket, or None if obstore does not support the filesystem's options."""
-    if os.getpid() != _process:
-        return None  # forked
+    """Return the reader of the path's bucket, or None if obstore cannot replace the filesystem."""
+    if os.getpid() != _process or not _has_plain_options(fs):
+        return None
     name = fs.split_path(path)[0]
     key = (id(fs), name)  # readers keep their filesystems, so the id of another one differs
     if key not in _buckets:
-        _buckets.setdefault(key, BucketReader(fs, name) if _has_plain_options(fs) else None)
+        _buckets.setdefault(key, BucketReader(fs, name))
     return _buckets[key]
 
 

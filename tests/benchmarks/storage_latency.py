@@ -96,7 +96,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], ClipConfig]] = {
 }
 
 
-class Store(NamedTuple):
+class LatencyStore(NamedTuple):
     """A store with latency that serves a local folder, and how to read it."""
 
     url: str
@@ -105,11 +105,11 @@ class Store(NamedTuple):
 
 
 @contextmanager
-def open_store(kind: str, folder: Path) -> Iterator[Store]:
+def open_store(kind: str, folder: Path) -> Iterator[LatencyStore]:
     if kind == "stub":
         remote_folder.register()
         os.environ[remote_folder.LATENCY] = str(LATENCY_S)
-        yield Store(f"remote://{folder}/", RemoteReader)
+        yield LatencyStore(f"remote://{folder}/", RemoteReader)
     else:
         with slow_s3(folder, LATENCY_S) as endpoint:
             os.environ |= {
@@ -117,10 +117,12 @@ def open_store(kind: str, folder: Path) -> Iterator[Store]:
                 "AWS_ACCESS_KEY_ID": "key",
                 "AWS_SECRET_ACCESS_KEY": "secret",
             }
-            yield Store("s3://", SampleReader)
+            yield LatencyStore("s3://", SampleReader)
 
 
-def measure(local: Path, remote: str, store: Store, clip: ClipConfig, options: argparse.Namespace) -> dict[str, float]:
+def measure(
+    local: Path, remote: str, store: LatencyStore, clip: ClipConfig, options: argparse.Namespace
+) -> dict[str, float]:
     """Read the data in three ways in turn. Return the local rate, and the ratios of the other two rates to it."""
     workers, steps = options.workers, options.steps
     ways = {"local": (str(local), 64), "ahead": (remote, 64), "not_ahead": (remote, 0)}

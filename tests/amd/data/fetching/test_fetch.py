@@ -49,7 +49,7 @@ def object_server() -> Iterator[str]:
 
 def test_many_objects_are_read_at_the_same_time_with_one_request_each(monkeypatch: pytest.MonkeyPatch) -> None:
     with object_server() as url, ThreadPoolExecutor(READS) as pool:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         fetcher = Fetcher(retries=0)
