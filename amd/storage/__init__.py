@@ -36,6 +36,7 @@ from amd.storage.file_operations import (
     write_json_lines,
 )
 from amd.storage.filesystems import default_root, filesystem, is_remote, join, local_path, resolve_root
+from amd.storage.s3_reads import read_object
 
 __all__ = [
     "SAME_STORE",
@@ -65,6 +66,7 @@ __all__ = [
     "read_file_manifest",
     "read_json",
     "read_many",
+    "read_object",
     "read_range",
     "remove",
     "remove_empty_folders",

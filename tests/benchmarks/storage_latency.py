@@ -1,10 +1,11 @@
 """Compare reading from storage that takes 50 ms per request with reading local files, using the same readers.
 
-Run as `python -m tests.benchmarks.storage_latency [--workers N] [--turns N] [--steps N]`. Writes 340x256 videos,
-photographs, frame folders and a tar of photographs, and reads them through ClipLoader in turn: locally, from a stub
-store that serves the same files and waits before each request, and from that store without reading ahead. Prints one
-line of JSON per kind of data, with the medians over the turns: local samples per second, and the rates of the other
-two relative to it.
+Run as `python -m tests.benchmarks.storage_latency [--store stub|s3] [--workers N] [--turns N] [--steps N]`. Writes
+340x256 videos, photographs, frame folders and a tar of photographs, and reads them through ClipLoader in turn: locally,
+from a store that serves the same files and waits before each response, and from that store without reading ahead. The
+store is a stub in the decoding process, whose requests cost no CPU time, or a server with S3's protocol, which competes
+for the CPUs. Prints one line of JSON per kind of data, with the medians over the turns: local samples per second, and
+the rates of the other two relative to it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -28,9 +30,11 @@ from amd.bench.data import write_videos
 from amd.config import ClipConfig, DataConfig
 from amd.data.dataset.open import open_manifest
 from amd.data.dataset.shards import ShardWriter, write_index
+from amd.data.decoding.reader import SampleReader
 from amd.data.loading.loader import ClipLoader
 from tests.support.data import remote_folder
 from tests.support.data.remote_decoder import RemoteReader
+from tests.support.servers.slow_s3 import slow_s3
 
 LATENCY_S = 0.05
 SAMPLES, BATCH = 256, 8  # more samples than are read ahead, as in any real data set
@@ -92,18 +96,45 @@ KINDS: dict[str, tuple[Callable[[Path], Path], ClipConfig]] = {
 }
 
 
-def measure(local: Path, clip: ClipConfig, workers: int, turns: int, steps: int) -> dict[str, float]:
+class LatencyStore(NamedTuple):
+    """A store with latency that serves a local folder, and how to read it."""
+
+    url: str
+    """URL of the folder, with a slash at the end."""
+    reader: type[SampleReader]
+
+
+@contextmanager
+def open_store(kind: str, folder: Path) -> Iterator[LatencyStore]:
+    if kind == "stub":
+        remote_folder.register()
+        os.environ[remote_folder.LATENCY] = str(LATENCY_S)
+        yield LatencyStore(f"remote://{folder}/", RemoteReader)
+    else:
+        with slow_s3(folder, LATENCY_S) as endpoint:
+            os.environ |= {
+                "AWS_ENDPOINT_URL_S3": endpoint,
+                "AWS_ACCESS_KEY_ID": "key",
+                "AWS_SECRET_ACCESS_KEY": "secret",
+            }
+            yield LatencyStore("s3://", SampleReader)
+
+
+def measure(
+    local: Path, remote: str, store: LatencyStore, clip: ClipConfig, options: argparse.Namespace
+) -> dict[str, float]:
     """Read the data in three ways in turn. Return the local rate, and the ratios of the other two rates to it."""
-    ways = {"local": ("", 64), "ahead": ("remote://", 64), "not_ahead": ("remote://", 0)}
+    workers, steps = options.workers, options.steps
+    ways = {"local": (str(local), 64), "ahead": (remote, 64), "not_ahead": (remote, 0)}
     with ExitStack() as stack:
         loaders: dict[str, ClipLoader] = {}
-        for way, (prefix, mib) in ways.items():
-            data = DataConfig(train=f"{prefix}{local}", loader_workers=workers, read_ahead_mib=mib)
-            loader = ClipLoader(data, clip, open_manifest(data), batch_size=BATCH, open_reader=RemoteReader)
+        for way, (location, mib) in ways.items():
+            data = DataConfig(train=location, loader_workers=workers, read_ahead_mib=mib)
+            loader = ClipLoader(data, clip, open_manifest(data), batch_size=BATCH, open_reader=store.reader)
             loaders[way] = stack.enter_context(loader)
             _rate(loader, range(workers * 2))  # starts the processes
         rates: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(turns):
+        for turn in range(options.turns):
             for way, loader in loaders.items():
                 count = max(1, steps // 8) if way == "not_ahead" else steps  # it is slow
                 rates[way].append(_rate(loader, range(turn * steps, turn * steps + count)))
@@ -127,15 +158,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=96, help="number of steps per turn, each of 8 samples")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--store", choices=["stub", "s3"], default="stub")
     options = parser.parse_args()
-    remote_folder.register()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
-        os.environ[remote_folder.LATENCY] = str(LATENCY_S)
-        for kind in options.kinds:
-            write, clip = KINDS[kind]
-            figures = measure(write(folder / kind), clip, options.workers, options.turns, options.steps)
-            print(json.dumps({"data": kind, **figures}), flush=True)
+        with open_store(options.store, folder) as store:
+            for kind in options.kinds:
+                write, clip = KINDS[kind]
+                local = write(folder / kind)
+                figures = measure(local, f"{store.url}{local.relative_to(folder)}", store, clip, options)
+                print(json.dumps({"data": kind, **figures}), flush=True)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ class _ChildProcess:
         parent_end, child_end = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["MALLOC_ARENA_MAX"] = "2"  # each per-thread arena takes 64 MiB of the limited address space
+        environment["TOKIO_WORKER_THREADS"] = "1"  # of obstore, which would start one per CPU, with 2 MiB each
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         numbers = (child_end.fileno(), self.memory, self.inbox, self.owner)
         arguments = [*map(str, numbers), json.dumps(options)]

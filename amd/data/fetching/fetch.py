@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from amd.data.fetching.cache import LocalCache
-from amd.storage import filesystem, is_outage, is_remote, local_path
-from amd.storage.credentials import store_of
+from amd.storage import filesystem, is_outage, is_remote, local_path, read_object
 
 _T = TypeVar("_T")
 # Errors that a retry does not fix.
@@ -94,9 +93,7 @@ class Fetcher:
             if self._max_bytes is not None and offset is None:
                 self._check_size(fs.size(path) or 0)
             end = None if offset is None else offset + (size or 0)
-            # By default, s3fs asks for the size of a whole file first, which doubles the requests.
-            options = {"max_concurrency": 1} if store_of(location) == "s3" else {}
-            return _complete(bytes(fs.cat_file(path, start=offset, end=end, **options)), size)
+            return _complete(read_object(fs, path, offset, end), size)
 
         return self._retry(read)
 

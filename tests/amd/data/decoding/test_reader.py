@@ -246,10 +246,12 @@ def test_a_read_from_a_store_that_never_responds_raises(monkeypatch: pytest.Monk
 class _Flaky:
     """A remote filesystem that raises the given errors before it succeeds."""
 
+    protocol = "flaky"
+
     def __init__(self, failures: list[Exception]) -> None:
         self.failures, self.requests = failures, 0
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: object) -> bytes:
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         self.requests += 1
         if self.failures:
             raise self.failures.pop(0)
