@@ -57,7 +57,7 @@ def test_a_licence_that_is_not_stated_is_shown_as_such(console: ConsoleClient, d
     assert "Licence Apache-2.0" in plain_text_of(console.get("/console/encoders/licensed").text)
     assert "not stated" in plain_text_of(console.get("/console/encoders").text)
     comparison = plain_text_of(console.get("/console/compare?encoder=licensed&encoder=silent").text)
-    assert 'weights_license Apache-2.0 not stated' in comparison.replace('"', "")
+    assert "weights_license Apache-2.0 not stated" in comparison.replace('"', "")
 
 
 def test_scores_are_listed_from_the_strictest_protocol(console: ConsoleClient, database: Engine) -> None:
