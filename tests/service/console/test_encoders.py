@@ -56,7 +56,9 @@ def test_a_licence_that_is_not_stated_is_shown_as_such(console: ConsoleClient, d
     assert "Licence not stated" in plain_text_of(console.get("/console/encoders/silent").text)
     assert "Licence Apache-2.0" in plain_text_of(console.get("/console/encoders/licensed").text)
     assert "not stated" in plain_text_of(console.get("/console/encoders").text)
-    comparison = plain_text_of(console.get("/console/compare?encoder=licensed&encoder=silent").text)
+    page = console.get("/console/compare?encoder=licensed&encoder=silent").text
+    assert 'aria-current="page">Encoders</a>' in page
+    comparison = plain_text_of(page)
     assert "weights_license Apache-2.0 not stated" in comparison.replace('"', "")
 
 
