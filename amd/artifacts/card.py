@@ -108,7 +108,7 @@ class Card(BaseModel):
     start: dict[str, Any] | None = None
     """Origin of the initial weights; null if they were random."""
     weights_license: str | None = None
-    """Licence inherited from the teacher's weights or the initial weights; null if neither restricts use."""
+    """Licence inherited from the teacher's weights or the initial weights; null if none is stated."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Training data: location (train), number of samples, and digest of the manifest."""
     config: dict[str, Any] = Field(default_factory=dict)

@@ -41,7 +41,7 @@ NO_SERVICE = "applies only to a service; select one with --context, and omit --s
 
 def _licence(row: dict[str, Any]) -> Text:
     mark = Text(f"{NON_COMMERCIAL_MARK} " if row["non_commercial"] else "", style="bold red")
-    return mark.append(row["weights_license"] or "", style="not bold default")
+    return mark.append(row["weights_license"] or "not stated", style="not bold default")
 
 
 def _best_score(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -50,6 +51,8 @@ class ConfigField(NamedTuple):
     only_with: tuple[str, str] | None = None
     """Another field and its value without which a job does not use this field."""
     is_used: bool = True
+    suggestions: tuple[str, ...] = ()
+    """Values to offer for a list whose items have few permitted values."""
 
 
 @cache
@@ -99,7 +102,17 @@ def _fields(
         if any(one.get("type") == "boolean" for one in alternatives):
             choices = ("true", "false")
         default = _shown(raw["default"]) if "default" in raw else ""
-        yield ConfigField(key, " or ".join(kinds), choices, default, str(raw.get("description", "")), False, condition)
+        items = [value for one in alternatives for value in _resolved(one.get("items", {}), defs).get("enum", ())]
+        yield ConfigField(
+            key,
+            " or ".join(kinds),
+            choices,
+            default,
+            str(raw.get("description", "")),
+            False,
+            condition,
+            suggestions=tuple(json.dumps([value]) for value in items),
+        )
 
 
 def _condition(schema: Mapping[str, Any], prefix: str) -> tuple[str, str] | None:

@@ -85,7 +85,7 @@ class EncoderView(ApiModel):
     """First metric of the strictest evaluation protocol, with its value; null if the encoder has no scores."""
     scores: list[Score]
     weights_license: str | None
-    """Licence inherited from the weights that training started from; null if unrestricted or unknown."""
+    """Licence inherited from the weights that training started from; null if none is stated."""
     non_commercial: bool
     aliases: list[AliasName]
     """Aliases in the caller's projects that point to the encoder."""

@@ -10,6 +10,7 @@ from service.db.models import DeploymentRevision
 from service.jobs.routes import Config
 from service.registry.routes import EncodersDep
 from service.serving.deployments import etag_of
+from service.serving.protocol import CANDIDATE, MAIN
 from service.serving.reservations import check_quotas
 from service.serving.revisions import revision_views
 from service.serving.routes import (
@@ -48,7 +49,8 @@ def roll_back(
     """Apply the revision's settings as a new revision, with the same checks and errors as for an update.
 
     If the revision names an alias, the deployment follows the alias, which may have moved. If its encoder no longer
-    exists, the response is 422 `not_possible`. `If-Match` has the same effect as on an update.
+    exists, or if the alias has moved to the revision's candidate, the response is 422 `not_possible`. `If-Match` has
+    the same effect as on an update.
     """
     project = store.get(name, caller.project).project
     revision = store.revision(name, project, body.revision)
@@ -57,6 +59,9 @@ def roll_back(
         resolved = resolve_encoders(desired, project, encoders)
     except NotFound as error:
         raise _not_possible(revision, error.message) from None
+    if resolved[MAIN] == resolved.get(CANDIDATE) and resolved != revision.resolved:
+        reason = f"encoder={desired.encoder} and candidate={desired.candidate} now refer to {resolved[MAIN]}"
+        raise _not_possible(revision, reason, "move the alias back first, or restore another revision")
     deployment = desired_deployment(name, project, caller.id, desired)
     check_capacity(deployment, store, settings, request)
     stored, _ = store.put(deployment, if_match, check_quotas, resolved, restored=revision.number)
@@ -73,6 +78,6 @@ def _request_of(revision: DeploymentRevision) -> DeploymentRequest:
         raise _not_possible(revision, error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
-def _not_possible(revision: DeploymentRevision, reason: str) -> Refusal:
-    message = f"revision {revision.number} cannot be restored: {reason}; restore another revision"
+def _not_possible(revision: DeploymentRevision, reason: str, remedy: str = "restore another revision") -> Refusal:
+    message = f"revision {revision.number} cannot be restored: {reason}; {remedy}"
     return Refusal("not_possible", message)

@@ -52,6 +52,22 @@ def test_fields_of_the_teacher_appear_with_the_objective_that_needs_them(
     expect(weights).to_be_visible()  # because it has a value, which is a mistake
 
 
+def test_another_preset_or_kind_keeps_what_the_user_has_typed(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    open_form(page, service)
+    typed = {"Name": "mine", "Labels": "team=vision", "Priority": "7", "Project": "films", "seed": "3"}
+    for label, value in typed.items():
+        page.get_by_label(label, exact=label != "Priority").fill(value)
+    page.locator("#preset").select_option("demo-image-mae")
+    page.wait_for_url("**preset=demo-image-mae**")
+    for label, value in typed.items():
+        expect(page.get_by_label(label, exact=label != "Priority")).to_have_value(value)
+    page.locator("#kind").select_option("finetune")
+    page.wait_for_url("**kind=finetune**")
+    for label, value in typed.items():
+        expect(page.get_by_label(label, exact=label != "Priority")).to_have_value(value)
+
+
 def test_submit_stays_in_view_on_a_narrow_screen_and_never_covers_the_focus(
     open_page: OpenPage, service: ConsoleService
 ) -> None:

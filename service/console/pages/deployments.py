@@ -16,7 +16,7 @@ from service.auth.sessions import PREFIX
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
-from service.db.models import Deployment
+from service.db.models import Alias, Deployment
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls
 from service.registry import routes as registry_api
 from service.registry.routes import EncodersDep
@@ -24,6 +24,7 @@ from service.registry.schemas import AliasRequest
 from service.serving import revision_routes as revisions_api
 from service.serving import routes as serving_api
 from service.serving.deployments import etag_of
+from service.serving.protocol import CANDIDATE, MAIN
 from service.serving.requests import DEADLINE_S, RequestOptions
 from service.serving.routes import DeploymentName, DeploymentsDep, EncoderName, GatewayDep
 from service.serving.schemas import (
@@ -32,6 +33,7 @@ from service.serving.schemas import (
     DriftView,
     NeighboursRequest,
     NeighbourView,
+    RevisionView,
     RollbackRequest,
 )
 from service.similarity.routes import EmbeddingCacheDep, neighbours
@@ -50,6 +52,14 @@ class Bar(NamedTuple):
     x: float
     y: float
     height: float
+
+
+class Rollback(NamedTuple):
+    """Whether a deployment can be rolled back to a revision, and what the page says about it."""
+
+    possible: bool
+    text: str
+    """Question to confirm, or the reason why there is nothing to roll back."""
 
 
 @router.get("/deployments")
@@ -86,7 +96,7 @@ async def show_deployment(
         "drift": drift,
         "problem": problem,
         "alias": alias,
-        "revisions": revisions,
+        "revisions": [(one, rollback_to(one, found, aliases)) for one in revisions],
     }
     return await run_in_threadpool(render, request, "deployment.html", **context)
 
@@ -150,6 +160,28 @@ def roll_back(
     body, etag = parse(RollbackRequest, {"revision": form.text("revision")}), form.text("etag") or None
     revisions_api.roll_back(name, body, caller, store, encoders, settings, request, Response(), etag)
     return redirect(request, f"{PREFIX}/deployments/{name}")
+
+
+def rollback_to(revision: RevisionView, current: DeploymentView, aliases: Sequence[Alias]) -> Rollback:
+    """Return whether a deployment can be rolled back to a revision, given where the aliases point now."""
+    if all(
+        getattr(revision, field) == getattr(current, field) for field in ("encoder", "candidate", "share", "settings")
+    ):
+        return Rollback(False, "current settings")
+    targets = {one.name: one.encoder_id for one in aliases}
+    names = {MAIN: revision.encoder, CANDIDATE: revision.candidate}
+    before = revision.resolved
+    now = {slot: targets.get(name, before.get(slot, name)) for slot, name in names.items() if name is not None}
+    if now[MAIN] == now.get(CANDIDATE) and now != before:
+        return Rollback(False, f"{revision.encoder} is now its candidate; move the alias back first")
+    question = f"Restore the settings of revision {revision.number}?"
+    for slot, encoder in now.items():
+        if slot in before and before[slot] != encoder:
+            question += (
+                f" {names[slot]} is now {encoder}; revision {revision.number} served {before[slot]}. "
+                f"To serve {before[slot]}, move the alias back."
+            )
+    return Rollback(True, question)
 
 
 @router.post("/deployments/{name}/delete")

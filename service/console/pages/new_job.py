@@ -37,6 +37,7 @@ from service.web.errors import ServiceError
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 FIELD = "o."  # prefix of the names of config fields in the form
+METADATA = ("name", "labels", "priority", "project")  # fields that are not part of the config
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
 COPY_SUFFIX = " (copy)"
 MAX_NAME = 200  # characters of a job's name
@@ -100,7 +101,8 @@ def clone_job(request: Request, job: Visible, caller: Submitter) -> Response:
 def _form(request: Request, **context: Any) -> Response:
     given = {name.removeprefix(FIELD): text for name, text in request.query_params.items() if name.startswith(FIELD)}
     fields = with_use(context.pop("fields"), given)
-    return render(request, "new_job.html", kinds=list(KINDS), given=given, fields=fields, **context)
+    typed = {name: request.query_params.get(name, "") for name in METADATA}
+    return render(request, "new_job.html", kinds=list(KINDS), given=given, typed=typed, fields=fields, **context)
 
 
 @router.post("/new/check")

@@ -19,5 +19,11 @@
     if (search.value) search.dispatchEvent(new Event("input", { bubbles: true })); // a search also finds unused fields
   }
 
+  // Another kind or preset loads the form again; it keeps what the user has typed.
+  const kept = /^(o\..+|name|labels|priority|project)$/;
+  document.getElementById("choose")?.addEventListener("formdata", (event) => {
+    for (const [name, value] of new FormData(form)) if (value && kept.test(name)) event.formData.append(name, value);
+  });
+
   form.addEventListener("change", (event) => { if (event.target.dataset.default !== undefined) showUsed(); });
 })();

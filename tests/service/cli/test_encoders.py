@@ -12,6 +12,7 @@ import pytest
 
 from amd.artifacts.card import Score
 from amd.artifacts.weights import load_card, write_card
+from service.cli.encoders import ENCODERS
 from service.cli.main import main
 
 
@@ -52,6 +53,12 @@ def test_weights_are_imported_listed_shown_and_exported(amd: Any, golden: Path, 
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "export.json", "README.md"} == {
         path.name for path in output.iterdir()
     }
+
+
+def test_a_licence_that_is_not_stated_is_listed_as_such() -> None:
+    (licence,) = [column for column in ENCODERS.columns if column.title == "licence"]
+    for stated, text in ((None, "not stated"), ("Apache-2.0", "Apache-2.0")):
+        assert str(licence.cell({"non_commercial": False, "weights_license": stated})) == text
 
 
 @pytest.mark.slow

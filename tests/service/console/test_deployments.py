@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import pytest
@@ -38,7 +39,38 @@ def test_the_page_lists_revisions_with_their_changes(deployed: Any, console: Con
     assert "2 second – encoder, threads alice" in text
     assert "1 production first – – alice" in text
     assert text.count("Roll back") == 1, "not for the newest revision"
-    assert text.count("current") == 1
+    assert text.count("current settings") == 1
+
+
+def test_a_revision_with_the_current_settings_cannot_be_restored(deployed: Any, console: ConsoleClient) -> None:
+    assert console.submit(f"{PAGE}/roll-back", revision="1").status_code == 204
+    text = plain_text_of(console.get(PAGE).text)
+    assert (text.count("Roll back"), text.count("current settings")) == (1, 2)
+    assert 'name="revision" value="2"' in console.get(PAGE).text
+
+
+def test_the_question_names_the_encoder_that_a_moved_alias_serves(
+    app: Any, deployed: Any, console: ConsoleClient
+) -> None:
+    app.state.encoders.move_alias("default", "production", "second", "test")
+    page = plain_text_of(html.unescape(console.get(PAGE).text).replace('hx-confirm="', ">"))
+    assert (
+        "Restore the settings of revision 1? production is now second; revision 1 served first. "
+        "To serve first, move the alias back."
+    ) in page
+
+
+def test_a_revision_whose_candidate_was_promoted_cannot_be_restored(
+    app: Any, deployed: Any, console: ConsoleClient
+) -> None:
+    plain: dict[str, Any] = {"encoder": "production", "settings": ServingSettings()}
+    for candidate, resolved in (("second", {"main": "first", "candidate": "second"}), (None, {"main": "second"})):
+        desired = new_deployment("digits", "default", "test", candidate=candidate, share=0.0, **plain)
+        deployed.put(desired, resolved=resolved)
+    app.state.encoders.move_alias("default", "production", "second", "test")
+    page = console.get(PAGE).text
+    assert "production is now its candidate; move the alias back first" in page
+    assert 'name="revision" value="3"' not in page
 
 
 def test_the_form_restores_a_revision_unless_the_settings_have_changed(deployed: Any, console: ConsoleClient) -> None:

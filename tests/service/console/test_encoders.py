@@ -50,6 +50,18 @@ def test_the_list_shows_the_alias_and_the_score_of_the_strictest_protocol(
     assert "not scored" in page
 
 
+def test_a_licence_that_is_not_stated_is_shown_as_such(console: ConsoleClient, database: Engine) -> None:
+    index_encoder(database, "licensed", weights_license="Apache-2.0")
+    index_encoder(database, "silent")
+    assert "Licence not stated" in plain_text_of(console.get("/console/encoders/silent").text)
+    assert "Licence Apache-2.0" in plain_text_of(console.get("/console/encoders/licensed").text)
+    assert "not stated" in plain_text_of(console.get("/console/encoders").text)
+    page = console.get("/console/compare?encoder=licensed&encoder=silent").text
+    assert 'aria-current="page">Encoders</a>' in page
+    comparison = plain_text_of(page)
+    assert "weights_license Apache-2.0 not stated" in comparison.replace('"', "")
+
+
 def test_scores_are_listed_from_the_strictest_protocol(console: ConsoleClient, database: Engine) -> None:
     found = (score("knn", 94.0, data="b"), score("knn", 93.0, data="a"), score("test", 1.5, "eval/loss"))
     index_encoder(database, "sorted", scores=(*found, score("linear", 86.75), score("few_shot", 50.0)))

@@ -63,6 +63,40 @@ def test_a_value_that_a_preset_leaves_open_is_shown_as_required(console: Console
     assert 'placeholder="unset' not in page
 
 
+@pytest.mark.parametrize(("query", "name"), [("new", "Jobs"), ("new?kind=search", "Sweeps")])
+def test_the_navigation_marks_the_list_that_the_form_belongs_to(console: ConsoleClient, query: str, name: str) -> None:
+    page = console.get(f"/console/{query}").text
+    assert re.findall(r'aria-current="page">([^<]*)</a>', page.partition("</nav>")[0]) == [name]
+
+
+def test_values_of_another_preset_or_kind_are_kept(console: ConsoleClient) -> None:
+    page = console.get("/console/new?kind=finetune&name=mine&labels=a%3Db&priority=7&project=films&o.seed=3").text
+    for name, value in (("name", "mine"), ("labels", "a=b"), ("priority", "7"), ("project", "films"), ("o.seed", "3")):
+        assert re.search(rf'<input [^>]*name="{name}"[^>]* value="{value}"', page), name
+
+
+def test_the_form_for_a_sweep_offers_the_named_spaces(console: ConsoleClient) -> None:
+    page = html.unescape(console.get("/console/new?kind=search").text)
+    options = re.search(r'<datalist id="s-space.use">(.*?)</datalist>', page)
+    assert options
+    found = re.findall(r'<option value="(\[.*?\])">', options[1])
+    assert found == ['["masking"]', '["alignment"]', '["generator"]', '["recipe"]']
+    for use in found[:2]:
+        assert "This job can be submitted" in check(console, kind="search", **{"o.space.use": use})
+
+
+@pytest.mark.parametrize(
+    ("query", "is_checked"),
+    [("", True), ("kind=search", False), ("kind=probe", False), ("kind=search&o.space.use=x", True)],
+)
+def test_a_form_without_required_values_is_checked_only_once_the_user_types(
+    console: ConsoleClient, query: str, is_checked: bool
+) -> None:
+    page = console.get(f"/console/new?{query}").text
+    assert ('hx-trigger="load, input from:#new-job' in page) is is_checked
+    assert ("The fields are checked while you type." in page) is not is_checked
+
+
 def test_a_label_without_a_value_is_reported(console: ConsoleClient) -> None:
     page = check(console, labels="team=vision, urgent")
     assert "labels: &#39;urgent&#39; is not a label; write key=value" in page

@@ -175,6 +175,10 @@ def test_a_report_on_a_published_run_shows_its_scores_lineage_licence_data_and_v
     for fact in (scores, "teacher demo-image-teacher", "Apache-2.0", "203 k parameters", "5ad1e5", "torch 9.9.9"):
         assert fact in text
     assert "secret" not in text
+    other = service.add(name="unlicensed", preset="demo-image-amd")
+    folder = encoder_folder(service.root, scenes.OTHER_ENCODER)
+    scenes.finish(service.jobs, other.id, "succeeded", result={"encoder_folder": folder})
+    assert re.search(r"Licence\s+not stated", text_of(service.report(other.id)))
     gone = service.add(name="unpublished")
     scenes.finish(service.jobs, gone.id, "succeeded", result={"encoder_folder": encoder_folder(service.root, "gone")})
     assert "which is not in the registry" in text_of(service.report(gone.id))

@@ -213,6 +213,24 @@ def test_a_revision_whose_encoder_was_deleted_cannot_be_restored(
     assert len(listed(client)) == 3
 
 
+def test_a_revision_whose_candidate_became_the_main_encoder_cannot_be_restored(client: TestClient) -> None:
+    def move_alias(encoder: str) -> None:
+        assert client.put("/v1/encoders/aliases/production", json={"encoder": encoder}).is_success
+
+    move_alias("a")
+    put(client, encoder="production", candidate="b", share=0.1)
+    move_alias("b")
+    put(client, encoder="production")
+    response = roll_back(client, 1)
+    assert (response.status_code, response.json()["code"]) == (422, "not_possible")
+    assert response.json()["detail"] == (
+        "revision 1 cannot be restored: encoder=production and candidate=b now refer to b; "
+        "move the alias back first, or restore another revision"
+    )
+    move_alias("a")
+    assert roll_back(client, 1).json()["candidate"] == "b"
+
+
 def test_a_revision_that_breaks_a_later_rule_is_listed_but_cannot_be_restored(
     client: TestClient, engine: Engine
 ) -> None:
