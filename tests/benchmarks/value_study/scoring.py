@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from amd.downstream.supervised.classification.learner import Finetuner
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
 from amd.training.process_group import ProcessGroup
+from amd.training.trainer.learner import Learner
 from amd.training.trainer.optimizer import cosine_lr
 
 CLASSES = 10
@@ -40,25 +42,39 @@ class ScoredData(NamedTuple):
     held_out: LabelledClips
 
 
-class StudiedEncoder(NamedTuple):
-    encoder: Encoder
-    config: TrainConfig
-    data: ScoredData
-    seed: int
+class StudiedEncoder:
+    def __init__(self, encoder: Encoder, config: TrainConfig, data: ScoredData, seed: int) -> None:
+        self.encoder, self.config, self.data, self.seed = encoder, config, data, seed
 
-    def features(self, part: LabelledClips) -> Features:
+    @cached_property
+    def features(self) -> tuple[Features, Features]:
+        """Features of the labelled and of the held-out images."""
+        labelled, held_out = (self._features(part) for part in self.data)
+        return labelled, held_out
+
+    def _features(self, part: LabelledClips) -> Features:
         clips = [encode(self.encoder, self.config.clip, some) for some in part.clips.split(500)]
         return Features(torch.cat(clips).numpy(), part.labels)
 
 
+def take_steps(learner: Learner, config: TrainConfig | FinetuneConfig, batches: Iterator[Batch]) -> None:
+    """Take the configured number of steps on batches in memory."""
+    steps, warmup = config.schedule.steps or 0, config.schedule.warmup_steps or 0
+    for step in range(steps):
+        lr = cosine_lr(step, peak=config.optim.lr, final=config.optim.final_lr, steps=steps, warmup=warmup)
+        learner.learn(step, [next(batches)], lr)
+        if step % 50 == 0:
+            learner.recent_losses.clear()
+
+
 def _knn(scored: StudiedEncoder) -> float:
-    test = scored.features(scored.data.held_out)
-    return top1(knn(scored.features(scored.data.labelled), test.values), test.labels)
+    train, test = scored.features
+    return top1(knn(train, test.values), test.labels)
 
 
 def _linear(scored: StudiedEncoder) -> float:
-    test = scored.features(scored.data.held_out)
-    return top1(linear(scored.features(scored.data.labelled), test.values), test.labels)
+    train, test = scored.features
+    return top1(linear(train, test.values), test.labels)
 
 
 def _attentive(scored: StudiedEncoder) -> float:
@@ -109,14 +125,14 @@ def _tune(scored: StudiedEncoder) -> Classifier:
     rows = draw_samples(scored.data.labelled.labels, TUNED_LABELS, np.random.default_rng([scored.seed, TUNED_LABELS]))
     clips = scored.data.labelled.clips[torch.from_numpy(rows)]
     labels = torch.from_numpy(scored.data.labelled.labels[rows])
-    order, batch_size = torch.Generator().manual_seed(scored.seed), config.optim.batch_size
-    steps, warmup = config.schedule.steps or 0, config.schedule.warmup_steps or 0
-    for step in range(steps):
-        if step % (len(rows) // batch_size) == 0:
-            batches = torch.randperm(len(rows), generator=order).split(batch_size)
-        taken = batches[step % len(batches)]
-        lr = cosine_lr(step, peak=config.optim.lr, final=config.optim.final_lr, steps=steps, warmup=warmup)
-        learner.learn(step, [Batch(clips[taken], labels[taken], taken, [])], lr)
+
+    def batches() -> Iterator[Batch]:
+        order = torch.Generator().manual_seed(scored.seed)
+        while True:
+            for taken in torch.randperm(len(rows), generator=order).split(config.optim.batch_size):
+                yield Batch(clips[taken], labels[taken], taken, [])
+
+    take_steps(learner, config, batches())
     return learner.network.eval()
 
 

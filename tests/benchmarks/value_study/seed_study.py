@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,8 @@ from amd.models.teachers.frozen import Teacher
 from amd.training.checkpoints.state import stream_seed
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.distiller import Distiller
-from amd.training.trainer.optimizer import cosine_lr
 from tests.benchmarks.value_study.arms import ARMS, StudyArm, Variant, config_of, teacher_config
-from tests.benchmarks.value_study.scoring import ScoredData, score
+from tests.benchmarks.value_study.scoring import ScoredData, score, take_steps
 
 PRETRAINED, LABELLED, SELECTED, TESTED = 20_000, 5_000, 2_000, 10_000  # images
 PHASES = {"select": "select", "confirm": "test"}  # split that a phase scores
@@ -58,16 +57,15 @@ def _clips(pixels: Any) -> Tensor:
 def pretrain(config: TrainConfig, images: Tensor, teacher: Teacher | None) -> tuple[Encoder, float]:
     """Train on images in memory. Return the encoder and the CPU time of the steps in seconds."""
     learner = Distiller(config, ProcessGroup(), teacher)
-    order, batch = torch.Generator().manual_seed(stream_seed(config.seed, "order")), config.optim.batch_size
-    steps, warmup = config.schedule.steps or 0, config.schedule.warmup_steps or 0
-    none = torch.zeros(batch, dtype=torch.int64)
+
+    def batches() -> Iterator[Batch]:
+        order, size = torch.Generator().manual_seed(stream_seed(config.seed, "order")), config.optim.batch_size
+        none = torch.zeros(size, dtype=torch.int64)
+        while True:
+            yield Batch(images[torch.randint(len(images), (size,), generator=order)], none, none, [])
+
     started = time.process_time()
-    for step in range(steps):
-        rows = torch.randint(len(images), (batch,), generator=order)
-        lr = cosine_lr(step, peak=config.optim.lr, final=config.optim.final_lr, steps=steps, warmup=warmup)
-        learner.learn(step, [Batch(images[rows], none, none, [])], lr)
-        if step % 50 == 0:
-            learner.recent_losses.clear()
+    take_steps(learner, config, batches())
     assert learner.health.first_bad_step() is None, "the loss is not finite"
     return learner.student.encoder.eval(), time.process_time() - started
 

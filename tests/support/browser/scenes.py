@@ -205,21 +205,23 @@ RATIOS = (
 """Student and teacher mask ratios of the sweep's trials."""
 
 
-def add_sweep(store: JobStore, root: str, at: float, ratios: Sequence[tuple[float, float]] = RATIOS) -> None:
-    config = resolve(
-        "search", "demo-image-amd", {"space": {"use": ["masking"]}, "budget": {"trials": 20}, "seeds": 3}, {}
-    )
-    values = named("search", config, SWEEP, root)
+def start_sweep(store: JobStore, root: str, at: float, sweep: str, name: str, request: dict[str, Any]) -> None:
+    values = named("search", resolve("search", "demo-image-amd", request, {}), sweep, root)
     job = store.add(
         new_job(
-            id=SWEEP, kind="search", name="Mask ratios of the digits", preset="demo-image-amd", config=values,
+            id=sweep, kind="search", name=name, preset="demo-image-amd", config=values,
             created_at=at, changed_at=at, workers=3, cpus=3.0, created_by="3f9a1c07d2be4488",
         ),
         "3f9a1c07d2be4488",
     )  # fmt: skip
     start(store, job)
+    write_json(join(run_folder(root, sweep), "config.json"), values)
+
+
+def add_sweep(store: JobStore, root: str, at: float, ratios: Sequence[tuple[float, float]] = RATIOS) -> None:
+    request = {"space": {"use": ["masking"]}, "budget": {"trials": 20}, "seeds": 3}
+    start_sweep(store, root, at, SWEEP, "Mask ratios of the digits", request)
     store.note_progress(store.get(SWEEP), {"trials": 18, "of_trials": 20, "seconds_left": 1260.0})
-    write_json(join(run_folder(root, SWEEP), "config.json"), values)
     noise = random.Random(7)
     for number, (student, teacher) in enumerate(ratios):
         record = trial_record(number, student, teacher, at, noise)
@@ -229,17 +231,8 @@ def add_sweep(store: JobStore, root: str, at: float, ratios: Sequence[tuple[floa
 def add_ended_sweep(store: JobStore, root: str, at: float) -> None:
     """Add a sweep over five settings that succeeded, with its report."""
     space = {"use": ["masking", "recipe", "generator"]}
-    config = resolve("search", "demo-image-amd", {"space": space, "budget": {"trials": 24}, "seeds": 1}, {})
-    values = named("search", config, ENDED_SWEEP, root)
-    job = store.add(
-        new_job(
-            id=ENDED_SWEEP, kind="search", name="Ratios and recipe", preset="demo-image-amd", config=values,
-            created_at=at, changed_at=at, workers=3, cpus=3.0, created_by="3f9a1c07d2be4488",
-        ),
-        "3f9a1c07d2be4488",
-    )  # fmt: skip
-    start(store, job)
-    write_json(join(run_folder(root, ENDED_SWEEP), "config.json"), values)
+    request = {"space": space, "budget": {"trials": 24}, "seeds": 1}
+    start_sweep(store, root, at, ENDED_SWEEP, "Ratios and recipe", request)
     noise = random.Random(3)
     records = []
     for number in range(24):
