@@ -23,7 +23,7 @@ from tests.support.s3 import S3Server
 from tests.support.servers.outages import StallingProxy
 
 CLIP = ClipConfig(frames=1, size=32, patch=16, tubelet=1)
-LIMIT_S = 2.0  # time limit per sample
+LIMIT_S = 4.0  # time limit per sample that a stalled store exceeds; a busy machine must not
 
 
 class Store:
@@ -59,6 +59,7 @@ def store(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         for file in sorted((tmp_path / "images").rglob("*.png")):
             write_bytes(f"{s3_root}/images/{file.parent.name}/{file.name}", file.read_bytes())
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore pauses for up to 15 s between five attempts
         store = Store(server, proxy)
         yield store
         store.close()
@@ -68,7 +69,7 @@ def _data(root: str) -> DataConfig:
     return DataConfig(train=f"{root}/images", loader_workers=0, read_timeout_s=LIMIT_S, retries=1)
 
 
-def _read(data: DataConfig, store: Store | None = None, kind: str = "", seconds: float = 3 * LIMIT_S) -> list[Batch]:
+def _read(data: DataConfig, store: Store | None = None, kind: str = "", seconds: float = 0.0) -> list[Batch]:
     with ClipLoader(data, CLIP, open_manifest(data), batch_size=2, micro_batch=2, seed=1) as loader:
         steps = loader.steps(0, 6)
         batches = next(steps)
@@ -77,10 +78,10 @@ def _read(data: DataConfig, store: Store | None = None, kind: str = "", seconds:
         return batches + [batch for step in steps for batch in step]
 
 
-@pytest.mark.parametrize("kind", ["stopped", "stalled"])
-def test_an_outage_delays_samples_without_changing_them(kind: str, store: Store, s3_root: str) -> None:
+@pytest.mark.parametrize(("kind", "seconds"), [("stopped", 6.0), ("stalled", 3 * LIMIT_S)])
+def test_an_outage_delays_samples_without_changing_them(kind: str, seconds: float, store: Store, s3_root: str) -> None:
     data = _data(s3_root)
-    expected, found = _read(data), _read(data, store, kind)
+    expected, found = _read(data), _read(data, store, kind, seconds)
     assert [batch.bad for batch in found] == [[]] * 6
     for before, after in zip(expected, found, strict=True):
         assert torch.equal(before.clips, after.clips)
@@ -96,13 +97,12 @@ def test_a_long_outage_is_not_blamed_on_the_samples(
 
 
 def test_a_caller_does_not_wait_for_the_store_of_an_untrusted_file(store: Store, s3_root: str) -> None:
-    # botocore repeats a request four times and pauses for up to 1, 2, 4 and 8 s; an attempt of ours is added to that.
-    data = _data(s3_root).model_copy(update={"retries": 0})
+    data = _data(s3_root)
     location = open_manifest(data)[0].location
     reader = SampleReader(data, FileLimits(2**20, 2**20, 16, 60.0, 2**24))
     reader.start()
     store.interrupt("stopped", 120)
-    with pytest.raises(StorageUnreachable, match=rf"{location} could not be read \("):
+    with pytest.raises(StorageUnreachable, match=f"{location} could not be read after 2 attempts"):
         reader.read_file(location, middle_chooser(CLIP), fetch_limit_s=60.0)
     reader.close()
 
@@ -121,5 +121,5 @@ def test_a_file_that_its_store_does_not_send_in_time_is_not_blamed(store: Store,
 def test_a_missing_file_is_bad_although_its_store_responds(store: Store, s3_root: str) -> None:
     reader = SampleReader(_data(s3_root), FileLimits(2**20, 2**20, 16, 60.0, 2**24))
     with pytest.raises(BadSample, match="does not exist"):
-        reader.read_file(f"{s3_root}/missing.png", middle_chooser(CLIP))
+        reader.read_file(f"{s3_root}/missing.png", middle_chooser(CLIP), fetch_limit_s=60.0)
     reader.close()
