@@ -40,7 +40,7 @@ class TeacherTraining(BaseModel):
     seconds: float
     """Wall time of the training, including checks and publishing; of its last part only if it was interrupted."""
     reused: bool
-    """Whether another run had trained the teacher before, so that this run did not spend that time."""
+    """Whether another run had already trained the teacher, so that this run did not spend that time."""
 
 
 class RunResult(BaseModel):
