@@ -131,7 +131,7 @@ class ProgressView(ApiModel):
     samples_per_s: float | None = None
     seconds_left: float | None = None
     teacher: bool = False
-    """Whether the steps are those of the teacher, which a job without teacher weights trains before the student."""
+    """Whether the steps are those of the teacher, which a job with `teacher.preset` trains before the student."""
     at: datetime
 
 
