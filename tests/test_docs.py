@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -301,3 +302,15 @@ def test_every_error_code_is_documented() -> None:
 def test_every_failure_reason_is_documented() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(get_args(Reason))
+
+
+def test_the_layers_of_the_packages_are_those_of_the_import_contracts() -> None:
+    (block,) = (one for one in blocks(DOCS / "architecture.md", "text") if one.startswith("amd "))
+    documented: dict[str, list[set[str]]] = {}
+    package = ""
+    for line in block.splitlines():
+        package = line[:13].strip() or package
+        documented.setdefault(package, []).append(set(line[13:].split("  ")[0].split(" · ")))
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {one["containers"][0]: one["layers"] for one in contracts if "containers" in one}
+    assert documented == {package: [set(layer.split(" | ")) for layer in layers[package]] for package in documented}

@@ -92,7 +92,7 @@ class SpaceConfig(Section):
     """Search space: either named spaces and custom dimensions, or a study, which runs all of its variants."""
 
     use: tuple[SpaceName, ...] = ()
-    """Named spaces to combine: masking, alignment, generator or recipe."""
+    """Named spaces to combine."""
     study: StudyName | None = None
     """Named study; cannot be combined with `use` or `dimensions`."""
     dimensions: Annotated[

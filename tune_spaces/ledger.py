@@ -6,6 +6,7 @@ never read. Only the sweep's driver writes. Imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,8 @@ TRIALS = "trials"
 
 STOPPED_BY_USER = "stopped_by_user"
 """Reason of a trial that a user has stopped."""
+
+_TRIAL_RUN = re.compile(r"(.+)-[0-9]{4,}-s[0-9]+")
 
 TrialState = Literal["running", "succeeded", "stopped", "failed"]
 
@@ -99,6 +102,17 @@ class TrialRecord(BaseModel):
     def score(self) -> float | None:
         """Score at the latest rung."""
         return self.rungs[-1].score if self.rungs else None
+
+
+def trial_run_id(sweep: str, number: int, seed: int) -> str:
+    """Return the ID of the run that trains a trial with one seed."""
+    return f"{sweep}-{number:04d}-s{seed}"
+
+
+def sweep_of(run_id: str) -> str | None:
+    """Return the sweep that a trial's run belongs to, according to the run's ID; None for other runs."""
+    found = _TRIAL_RUN.fullmatch(run_id)
+    return found[1] if found else None
 
 
 def first_line(message: str) -> str:

@@ -164,6 +164,12 @@ def _value(text: str) -> Any:
     return text if value is None and text.strip() not in ("null", "~", "") else value
 
 
+def listed(items: Sequence[object], most: int = 5) -> str:
+    """Join the first few items for a message, followed by the number of omitted items."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
 def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
     lines: list[str] = []
     for problem in error.errors():

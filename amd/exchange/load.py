@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from amd.config import ConfigError, TrainConfig
+from amd.config import ConfigError, TrainConfig, listed
 from amd.exchange.layouts import State, Translated
 from amd.exchange.positions import TABLE_TOLERANCE, fixed_kind
-from amd.exchange.source import config_mismatches, listed, open_source, translated_state
+from amd.exchange.source import SHOWN, config_mismatches, open_source, translated_state
 from amd.models.encoder import Encoder
 from amd.models.predictor import Predictor
 from amd.models.student import Student
@@ -198,16 +198,15 @@ def fill(
     other = [key for key in own if key in state and state[key].shape != own[key].shape]
     problems = list(problems)
     if other:
-        shapes = ", ".join(
-            f"{key} {_shape(state[key])} in the file, {_shape(own[key])} in the config" for key in other[:3]
-        )
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        shapes = [f"{key} {_shape(state[key])} in the file, {_shape(own[key])} in the config" for key in other]
         fields = ", ".join(_fields(other, state, own, section))
-        problems.append(f"weights of a different architecture: {shapes}{more}; check {fields}")
+        problems.append(f"weights of a different architecture: {listed(shapes, most=3)}; check {fields}")
     if missing:
-        problems.append(f"missing {len(missing)}: {listed(missing)}{_hint(missing, section, 'fewer')}")
+        problems.append(f"missing {len(missing)}: {listed(missing, SHOWN)}{_hint(missing, section, 'fewer')}")
     if unexpected:
-        problems.append(f"unexpected {len(unexpected)}: {listed(unexpected)}{_hint(unexpected, section, 'more')}")
+        problems.append(
+            f"unexpected {len(unexpected)}: {listed(unexpected, SHOWN)}{_hint(unexpected, section, 'more')}"
+        )
     if problems:
         raise ConfigError([f"{origin}: {problem}" for problem in problems])
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from amd.artifacts.weights import CARD, HEAD, Card, load_card
-from amd.config import ClipConfig, ConfigError, EncoderConfig, TokenGrid
+from amd.config import ClipConfig, ConfigError, EncoderConfig, TokenGrid, listed
 from amd.exchange.huggingface import HUGGING_FACE, FolderFacts, folder_facts, sidecar_facts
 from amd.exchange.layouts import State, Translated, translate
 from amd.exchange.official import OFFICIAL, OUR_ENCODER, OUR_STUDENT
@@ -20,7 +20,7 @@ from amd.exchange.read import read_state
 from amd.models.teachers.timm import TIMM, load_timm
 from amd.storage import exists, filesystem, join, resolve_root
 
-SHOWN = 8  # keys listed per message
+SHOWN = 8  # per message
 
 
 class Source(NamedTuple):
@@ -155,15 +155,9 @@ def translated_state(state: State, url: str, *, field: str = "weights") -> Trans
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ConfigError(
-            [f"{field}={url}: NaN or infinite values in {listed(broken)}; the run that produced them diverged"]
+            [f"{field}={url}: NaN or infinite values in {listed(broken, SHOWN)}; the run that produced them diverged"]
         )
     return translated
-
-
-def listed(keys: list[str]) -> str:
-    """Join the first few keys, followed by the number of omitted keys."""
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
 
 
 def _published_head(url: str, field: str) -> State:

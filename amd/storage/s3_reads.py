@@ -1,9 +1,9 @@
 """Read S3 objects with obstore, which takes a quarter of the CPU time of s3fs.
 
-obstore is configured by example: s3fs reads the first object of a bucket, and another one every RENEW_S seconds, and
-the request that it sent determines the endpoint, addressing style, region and credentials of the other reads. s3fs also
-repeats every read that fails, so errors are its own. It reads everything if obstore is not installed or if an option
-might make the two differ. Used only in decoding processes: after a fork, requests of obstore wait forever.
+obstore's settings are copied from s3fs: s3fs reads the first object of a bucket, and another one every RENEW_S seconds,
+and its request determines the endpoint, addressing style, region and credentials of the other reads. s3fs also repeats
+every read that fails, so all errors are those of s3fs. It reads everything if obstore is not installed, or if an option
+might make the two differ. Used only in decoding processes: after a fork, obstore's requests wait forever.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class BucketReader:
         key = self._fs.split_path(path)[1]
         if not _is_supported(key, start, end):
             return _read_with_s3fs(self._fs, path, start, end)
-        if self._is_renewal():
+        if self._claim_renewal():
             with _sent_requests(self._fs) as requests:
                 content = _read_with_s3fs(self._fs, path, start, end)
             self._renew(key, requests)
@@ -104,8 +104,8 @@ class BucketReader:
                 return found
         return _read_with_s3fs(self._fs, path, start, end)
 
-    def _is_renewal(self) -> bool:
-        """Return whether the next read is the example for others; they go on as before until it has succeeded."""
+    def _claim_renewal(self) -> bool:
+        """Return whether the caller's read must renew the settings. Other reads keep the old ones until it succeeds."""
         now = time.monotonic()
         with self._lock:
             if now < self._renew_at:
@@ -157,7 +157,7 @@ def _bucket(fs: Any, path: str) -> BucketReader | None:
 
 
 def _has_plain_options(fs: Any) -> bool:
-    """Return whether a request shows all that matters for reading, except for the trust in certificates and proxies."""
+    """Return whether s3fs has only options that a request shows. `bucket_access` checks certificates and proxies."""
     from s3fs import S3FileSystem
 
     return (
@@ -170,7 +170,7 @@ def _has_plain_options(fs: Any) -> bool:
 
 
 def _is_supported(key: str, start: int | None, end: int | None) -> bool:
-    """Return whether obstore reads such an object and range as s3fs does."""
+    """Return whether obstore reads the object, or this range of it, exactly as s3fs does."""
     is_whole = start is None and end is None
     if not is_whole and (start is None or end is None or not 0 <= start < end <= start + MAX_BYTES):
         return False

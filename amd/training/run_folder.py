@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from amd.config import ConfigError, ConfigLocation, RunConfig, ScalingConfig, validate
+from amd.config import ConfigError, ConfigLocation, RunConfig, ScalingConfig, listed, validate
 from amd.config.locations import replace_locations
 from amd.config.run import NOT_IN_DIGEST
 from amd.storage import exists, is_remote, join, local_path, read_json, resolve_root, write_json
@@ -40,7 +40,7 @@ class TeacherTraining(BaseModel):
     seconds: float
     """Wall time of the training, including checks and publishing; of its last part only if it was interrupted."""
     reused: bool
-    """Whether another run had trained the teacher before, so that this run did not spend that time."""
+    """Whether another run had already trained the teacher, so that this run did not spend that time."""
 
 
 class RunResult(BaseModel):
@@ -185,9 +185,8 @@ def _check_same(
     remedy = "choose another name, or undo the change to continue that run"
     if facts["digest"] != config.digest():
         fields = _differences(old, config.model_dump(mode="json"))
-        shown = ", ".join(f"{key} was {was!r}, now {now!r}" for key, was, now in fields[:8])
-        more = f" and {len(fields) - 8} more" if len(fields) > 8 else ""
-        raise ConfigError([f"name={run_id}: a run with this name has a different config ({shown}{more}); {remedy}"])
+        changes = listed([f"{key} was {was!r}, now {now!r}" for key, was, now in fields], most=8)
+        raise ConfigError([f"name={run_id}: a run with this name has a different config ({changes}); {remedy}"])
     if facts["data"]["digest"] != data["digest"]:
         was, now = facts["data"]["samples"], data["samples"]
         raise ConfigError(

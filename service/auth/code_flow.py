@@ -107,7 +107,7 @@ class CodeFlow:
     def _exchange(
         self, client: httpx.Client, attempt: SignInAttempt, code: str, redirect_url: str
     ) -> tuple[int, Mapping[str, Any]]:
-        """Send the code to the token endpoint. Returns the status and the answer, which contains tokens or an error."""
+        """Send the code to the token endpoint. Returns the status and the JSON body with tokens or an error."""
         metadata = self._issuer.metadata.get(client)
         secret = self._secret.get_secret_value() if self._secret is not None else None
         form = {
@@ -142,7 +142,10 @@ class CodeFlow:
 
 
 def _client_secret(settings: Settings) -> SecretStr | None:
-    """Return the client secret from the settings or from its file. Raises ValueError if both or neither can be read."""
+    """Return the client secret from the settings or from its file.
+
+    Raises ValueError if both are set, or if the file cannot be read or is empty.
+    """
     file = settings.oidc_client_secret_file
     if file is None:
         return settings.oidc_client_secret

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -27,7 +27,7 @@ def step(
 ) -> None:
     """Measure a training step: samples/s, each part's share of the time, and the fraction of peak matmul throughput."""
     figures = step_figures(overrides or [], preset, config, batch=batch, steps=steps)
-    print(json.dumps(figures)) if as_json else out.print(_rendered(step_table(figures)))
+    _print(figures, step_table(figures), as_json)
 
 
 @app.command("data")
@@ -44,7 +44,14 @@ def data(
     Without a preset, a config or data.train=…, 340x256 H.264 clips are generated first.
     """
     figures = data_figures(overrides or [], preset, config, samples=samples, target=target, log=print_progress)
-    print(json.dumps(figures)) if as_json else out.print(_rendered(data_table(figures)))
+    _print(figures, data_table(figures), as_json)
+
+
+def _print(figures: dict[str, Any], table: TextTable, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        out.print(_rendered(table))
 
 
 def _rendered(table: TextTable) -> Table:

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def link_note(amd: str = "amd") -> str:
-    """Return what to know about a link to the console. `amd`: how the user starts this command line."""
+    """Return a note on how long a console link works. `amd`: command with which the user starts this program."""
     return f"works once, within 10 minutes; `{amd} console` creates another one"
 
 
 def command_prefix(data_dir: Path) -> str:
-    """Return how a user starts this command line, such as `.venv/bin/amd`, for a stack in a given data directory."""
+    """Return the command with which a user starts this program for the stack in a data directory."""
     command = "amd" if shutil.which("amd") else shlex.quote(sys.argv[0])
     return f"AMD_DATA_DIR={shlex.quote(str(data_dir))} {command}"
 

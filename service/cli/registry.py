@@ -93,7 +93,7 @@ def compare(first: IdOrAlias, others: OtherEncoders, project: Project = None, as
     project = default_project(project)
     with connected(as_json) as client:
         names = [find_encoder(client, encoder, project) for encoder in (first, *others)]
-        if as_json and len(names) == 2:
+        if as_json and len(names) == 2:  # scripts may rely on this form of the JSON
             print(client.encoders.compare(names[0], names[1], project).model_dump_json())
             return
         found = client.encoders.compare_several(names, project)

@@ -20,7 +20,7 @@ def check_locations(config: BaseModel, check: Callable[[str, str], None], root: 
     `check`: called with (dotted field, value) for every other location; raises if the location is not allowed.
 
     Raises UriNotAllowed for the first location that is not allowed, and ConfigError if the teacher's recipe is
-    incomplete.
+    invalid.
     """
     for field, value, role in locations_of(config):
         if role == "storage" and value != root:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from amd.training.run_folder import TeacherTraining
 from service.jobs.kinds import JobKind
 from service.web.schemas import ApiModel, LabelKey, LabelValue, Priority, Project
 
@@ -130,21 +131,8 @@ class ProgressView(ApiModel):
     samples_per_s: float | None = None
     seconds_left: float | None = None
     teacher: bool = False
-    """Whether the steps are those of the teacher, which a job without teacher weights trains before the student."""
+    """Whether the steps are those of the teacher, which a job with `teacher.preset` trains before the student."""
     at: datetime
-
-
-class TeacherView(ApiModel):
-    """Training of a job's teacher, which a job with `teacher.preset` trains before the student."""
-
-    run_id: str
-    """ID of the run that trained the teacher."""
-    steps: int
-    """Number of optimizer steps."""
-    seconds: float
-    """Wall time of the training; of its last part only if it was interrupted."""
-    reused: bool
-    """Whether an earlier job or run had trained the teacher, so that this job did not spend that time."""
 
 
 class FailureView(ApiModel):
@@ -203,7 +191,7 @@ class JobView(ApiModel):
     started_at: datetime | None
     ended_at: datetime | None
     progress: ProgressView | None
-    teacher: TeacherView | None = None
+    teacher: TeacherTraining | None = None
     """Training of the teacher of a job with kind=train and `teacher.preset`, once it has ended; null for other jobs."""
     failure: FailureView | None
     """Failure of the newest attempt."""

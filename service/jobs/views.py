@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from amd.storage import join, listdir, read_json
-from amd.training.run_folder import run_folder
+from amd.training.run_folder import TeacherTraining, run_folder
 from service.db.models import Attempt, Job, JobEvent
 from service.jobs.actions import allowed_actions
 from service.jobs.schemas import (
@@ -19,7 +19,6 @@ from service.jobs.schemas import (
     JobDetail,
     JobView,
     ProgressView,
-    TeacherView,
     TrialView,
 )
 from service.projects.usage import hours_of
@@ -118,10 +117,10 @@ def _progress(job: Job) -> ProgressView | None:
     return ProgressView(**known, teacher=teacher, at=utc_datetime(job.changed_at))
 
 
-def _teacher(job: Job) -> TeacherView | None:
+def _teacher(job: Job) -> TeacherTraining | None:
     """Return the training of a job's teacher, reported with the progress of the running attempt or with its result."""
     found = (job.progress or {}).get("trained_teacher") or (job.result or {}).get("teacher")
-    return TeacherView(**{name: found[name] for name in TeacherView.model_fields}) if found else None
+    return TeacherTraining(**{name: found[name] for name in TeacherTraining.model_fields}) if found else None
 
 
 def _failure(attempt: Attempt) -> FailureView | None:

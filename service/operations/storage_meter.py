@@ -24,9 +24,9 @@ from service.background import StepMonitor
 from service.db.batches import in_batches
 from service.db.leases import LeaseKeeper, run_steps
 from service.db.models import Job, RegisteredEncoder
-from service.operations.retention.plan import sweep_of
 from service.projects.storage import StoredBytesStore
 from service.web.schemas import DEFAULT_PROJECT
+from tune_spaces.ledger import sweep_of
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ class StorageCredential(ApiModel):
     prefixes: Annotated[
         list[Annotated[str, StringConstraints(max_length=500)]], Field(min_length=1, max_length=MAX_CREDENTIALS)
     ]
-    """URIs of the folders and buckets that it opens, such as `s3://bucket/sets`."""
+    """URIs of the folders and buckets that it grants access to, such as `s3://bucket/sets`."""
     secret: Annotated[str, StringConstraints(max_length=500)]
     """Location of the secret on every Ray node: `file:/path`, or `profile:NAME` for an AWS profile."""
 

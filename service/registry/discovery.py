@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SCAN_INTERVAL_S = 30.0
 LOCAL_SCAN_INTERVAL_S = 2.0  # listing a local folder costs no requests
-LISTING_SHARE = 0.01  # of the time; a local root with many encoders is scanned less often
+LISTING_SHARE = 0.01  # maximum share of the time spent listing; a root with many encoders is scanned less often
 READ_BUDGET_S = 5.0  # time limit per scan for reading cards, so that the reconciler is not delayed
 
 

@@ -10,6 +10,7 @@ from amd.artifacts.discovery import encoder_folder
 from service.auth.sessions import PREFIX
 from service.db.models import Deployment
 from service.registry.schemas import EncoderDetail
+from tune_spaces.ledger import sweep_of
 
 
 class LineageNode(NamedTuple):
@@ -70,12 +71,12 @@ def _sources(encoder: EncoderDetail, root: str, visible: Collection[str]) -> lis
 def _runs(encoder: EncoderDetail) -> list[LineageNode]:
     """Return the job that published the encoder, and its run if that is another one, such as a trial of a sweep."""
     job, run = encoder.lineage.job, encoder.lineage.run
-    is_sweep = job is not None and job.startswith("search-")
+    is_trial = run is not None and job is not None and sweep_of(run) == job
     nodes = []
     if job:
-        nodes.append(LineageNode("sweep" if is_sweep else "job", job, f"{PREFIX}/jobs/{quote(job)}"))
+        nodes.append(LineageNode("sweep" if is_trial else "job", job, f"{PREFIX}/jobs/{quote(job)}"))
     if run and run != job:
-        nodes.append(LineageNode("trial" if is_sweep else "run", run))
+        nodes.append(LineageNode("trial" if is_trial else "run", run))
     return nodes
 
 

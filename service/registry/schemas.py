@@ -249,12 +249,12 @@ class FieldValues(ApiModel):
 
 
 class ScoreValues(ApiModel):
-    """Scores of the compared encoders for one metric, protocol, data set and setting of views."""
+    """Scores of the compared encoders for one metric, protocol, data set and number of views."""
 
     protocol: str
     data: str
     views: str | None
-    """Views per sample: temporal segments x spatial crops, such as 5x3; null if the score has no setting of views."""
+    """Views per sample: temporal segments x spatial crops, such as 5x3; null if the protocol has no views."""
     metric: str
     values: list[float | None]
     """Score of each encoder; null for an encoder without that score."""

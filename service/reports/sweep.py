@@ -131,7 +131,7 @@ def current_verdict(report: Mapping[str, Any], sweep: SweepHistory | None) -> st
     if base is not None and base is not best and best.reach in base.rungs:
         gain = score - base.rungs[best.reach].score
         parts.append(
-            f"The base config scored {gain:.2f} points lower; the verdict at the end tests whether that is significant."
+            f"The base config scored {gain:.2f} points lower; the final verdict tests whether that is significant."
         )
     return " ".join(parts)
 

@@ -204,7 +204,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 
 
 def _has_failed(response: httpx.Response) -> bool:
-    """Whether a response reports that the replica failed, so that another replica may succeed."""
+    """Return whether a response reports that the replica failed, so that another replica may succeed."""
     if response.status_code not in (500, 503):
         return False
     try:

@@ -313,7 +313,7 @@ def replicas_of(deployment: str) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-def test_the_mask_lab_starts_on_the_first_request_and_draws_as_offline(served: ServedEncoders) -> None:
+def test_the_mask_lab_starts_on_the_first_request_and_draws_the_same_masks_as_offline(served: ServedEncoders) -> None:
     folder, config = f"{served.plane.data}/root/encoders/student", tiny_image_config(mask__teacher_ratio=0.25)
     content = (served.folder / "0.png").read_bytes()
     call = {"config": config.model_dump(mode="json"), "step": 7, "position": 0, "deadline_s": 120}

@@ -16,7 +16,7 @@ from amd.storage import StorageUnreachable
 from amd.training.checkpoints.listing import newest_step
 from amd.training.run_folder import run_folder, spec_of
 from tune_spaces.config import SearchConfig
-from tune_spaces.ledger import STOPPED_BY_USER, Ledger, Rung, TrialRecord
+from tune_spaces.ledger import STOPPED_BY_USER, Ledger, Rung, TrialRecord, trial_run_id
 from tune_spaces.search.population import make_child, replacements
 from tune_spaces.search.progress import SearchProgress
 from tune_spaces.search.sampler import next_point
@@ -98,7 +98,7 @@ class Sweep:
             overrides=overrides_of(self.space, point),
             digest=digest,
             baseline=digest == self.config.train.digest() and "parent" not in fields,
-            runs=tuple(f"{self.name}-{number:04d}-s{config.seed + seed}" for seed in range(self.config.seeds)),
+            runs=tuple(trial_run_id(self.name, number, config.seed + seed) for seed in range(self.config.seeds)),
             costs={"teacher_gflops": flops.teacher / 1e9, "step_gflops": flops.total / 1e9},
             began=time.time(),
             **fields,

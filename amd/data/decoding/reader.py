@@ -146,7 +146,7 @@ class SampleReader:
         if content is not None:
             self._request(record, {**load, "content": len(content)}, deadline, content)
         elif fetch_limit_s is not None and is_remote(record.location):
-            self._fetch(record, {**load, "limit_s": fetch_limit_s}, fetch_limit_s)
+            self._request_remote(record, {**load, "limit_s": fetch_limit_s}, fetch_limit_s)
             deadline = time.monotonic() + self._limit
         else:
             self._request(record, load, deadline)
@@ -162,13 +162,6 @@ class SampleReader:
 
         response = self._read_frames(record, opened, indices, deadline)
         return DecodedFrames(self._pixels(response["shape"]), order)
-
-    def _fetch(self, record: Record, load: dict[str, Any], limit_s: float) -> None:
-        """Let the child fetch a remote file. Raises _Outage if this takes too long."""
-        try:
-            self._request(record, load, self._deadline(limit_s))
-        except ChildTimeout:
-            raise _Outage(f"was not received within {limit_s:g} s") from None
 
     def expect(self, samples: Iterable[tuple[Record, FrameChooser]]) -> None:
         """Prefetch remote files for the next samples, in this order; samples from earlier calls are dropped."""
@@ -285,10 +278,14 @@ class SampleReader:
         location = record.location
         if record.kind == "frames":
             location = frame_files(location, [0], self._frame_name)[0].location
+        self._request_remote(record, {"task": "touch", "location": location}, self._limit)
+
+    def _request_remote(self, record: Record, message: dict[str, Any], limit_s: float) -> None:
+        """Send a request that only reads from a remote store. Raises _Outage if it takes longer than `limit_s`."""
         try:
-            self._request(record, {"task": "touch", "location": location}, self._deadline(self._limit))
+            self._request(record, message, self._deadline(limit_s))
         except ChildTimeout:
-            raise _Outage(f"did not respond within {self._limit:g} s") from None
+            raise _Outage(f"could not be fetched within {limit_s:g} s") from None
 
     def _request(
         self, record: Record, message: dict[str, Any], deadline: float, content: bytes | None = None

@@ -77,7 +77,7 @@ class WorkItem(NamedTuple):
     sample_range: SampleRange
     records: list[Sample]  # records with the numbers in sample_range.numbers
     following: tuple[WorkItem, ...] | None = None
-    """Next items for the same loader process, whose samples are fetched ahead; None: as an earlier item said."""
+    """Next items for the same loader process, whose samples are fetched ahead; None: those of an earlier item."""
 
     def with_following(self, items: Iterable[WorkItem] | None) -> WorkItem:
         """Add the next items, without their substitute records, which are not fetched ahead."""

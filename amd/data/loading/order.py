@@ -55,8 +55,8 @@ def micro_batches(positions: range, most: int) -> list[range]:
 def with_following(items: Iterable[T], processes: int, distance: int) -> Iterator[tuple[T, tuple[T, ...] | None]]:
     """Yield items that are handed to processes in turn, some of them with the next items for the same process.
 
-    A process always knows at least the next `distance` items, if there are as many. Each of its items would repeat most
-    of the previous item's list, so only one in distance / 2 has a longer list; the others have None.
+    A process always knows at least its next `distance` items, or all that are left. If every item had a list, each list
+    would mostly repeat the previous one, so only one item in distance / 2 has a list; the others have None.
     """
     every = max(1, distance // 2)
     source = iter(items)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from amd.config import ConfigError, ProbeDataConfig
+from amd.config import ConfigError, ProbeDataConfig, listed
 from amd.data.dataset.manifest import Manifest, ManifestError
 from amd.data.dataset.open import open_manifest
 from amd.downstream.arrays import Labels
@@ -90,11 +90,10 @@ def _by_name(train: tuple[str, ...], test: tuple[str, ...], data: ProbeDataConfi
     number = {name: i for i, name in enumerate(train)}
     unmatched = [name for name in test if name not in number]
     if unmatched:
-        shown = ", ".join(unmatched[:5]) + (f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else "")
         raise ConfigError(
             [
-                f"data.test={data.test}: class folders {shown} do not exist in data.train={data.train}; add "
-                "them there, or remove them from data.test"
+                f"data.test={data.test}: class folders {listed(unmatched)} do not exist in data.train={data.train}; "
+                "add them there, or remove them from data.test"
             ]
         )
     return np.array([number[name] for name in test], np.int64)

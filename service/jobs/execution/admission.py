@@ -197,14 +197,14 @@ class AdmissionController:
         if not needed.fits(self._total):
             return Obstacle(
                 f"waiting for the cluster to grow: the job needs {_text(needed)}, "
-                f"and the cluster has {_both(self._total)} in total"
+                f"and the cluster has {_cpus_and_gpus(self._total)} in total"
             )
         if not needed.fits(self._free):
             if self.reserved_for is None:
                 self.reserved_for = job
                 self._reservation = reserve(needed, self._total, self._holders())
             held = self._external
-            others = f"; programs outside the queue hold {_both(held)}" if any(held) else ""
+            others = f"; programs outside the queue hold {_cpus_and_gpus(held)}" if any(held) else ""
             is_full = self._free.cpus <= ROUNDING
             return Obstacle(
                 f"waiting for {_text(needed)} to become free{others}", closes="queue" if is_full else "nothing"
@@ -251,10 +251,11 @@ class AdmissionController:
 
 
 def _text(needed: Usage) -> str:
-    return _both(needed) if needed.gpus else plural(needed.cpus, "CPU")
+    """Format what a job needs; GPUs only if it needs any."""
+    return _cpus_and_gpus(needed) if needed.gpus else plural(needed.cpus, "CPU")
 
 
-def _both(amount: Usage) -> str:
+def _cpus_and_gpus(amount: Usage) -> str:
     return f"{plural(amount.cpus, 'CPU')} and {plural(amount.gpus, 'GPU')}"
 
 

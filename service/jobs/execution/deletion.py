@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from amd.storage import join, listdir, remove
@@ -17,6 +16,7 @@ from amd.training.run_folder import run_folder
 from service.db.models import Job
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.store import JobStore, StaleJob
+from tune_spaces.ledger import sweep_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ def remove_files(root: str, job: Job) -> None:
     Encoders that it published are kept. Raises StorageError.
     """
     # Found by name, because the job itself writes the sweep's ledger, which must not determine what is removed.
-    trial = re.compile(rf"{re.escape(job.id)}-[0-9]{{4,}}-s[0-9]+")
     runs = listdir(join(root, "runs")) if job.kind == "search" else []
-    for name in filter(trial.fullmatch, runs):
-        remove(run_folder(root, name))
+    for name in runs:
+        if sweep_of(name) == job.id:
+            remove(run_folder(root, name))
     remove(run_folder(root, job.id))
     remove(JobFolder(root, job.id).url)

@@ -21,11 +21,11 @@ from service.db.batches import in_batches
 from service.db.models import Alias, Deletion, Delivery, Deployment, IdempotencyKey, Job, RegisteredEncoder
 from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import IDEMPOTENCY_S
-from service.operations.retention.plan import DAY_S, Inventory, JobRecord, sweep_of
+from service.operations.retention.plan import DAY_S, Inventory, JobRecord
 from service.operations.retention.policy import RemovalKind, RetentionPolicy
 from service.operations.retention.references import reachable, references
 from service.webhooks.store import GIVEN_UP, TAKEN
-from tune_spaces.ledger import TRIALS
+from tune_spaces.ledger import TRIALS, sweep_of
 
 LEASE_CHECK_S = DAY_S  # a lease not renewed for this long has expired, even if the storage clock is wrong
 LIVE_BATCH = 200  # number of jobs whose configs are held in memory at a time

@@ -16,13 +16,12 @@ from amd.training.checkpoints.listing import CHECKPOINTS, MANIFEST
 from amd.training.run_folder import FACTS, RESULT
 from service.jobs.schemas import DELETED, ENDED
 from service.operations.retention.policy import RemovalKind, RetentionPolicy
-from tune_spaces.ledger import TRIALS
+from tune_spaces.ledger import TRIALS, sweep_of
 
 DAY_S = 86_400.0
 LOGS = "logs"
 UNFINISHED_RUN = "paused"  # state of a run that will continue, although it has a result
 
-_TRIAL_RUN = re.compile(r"(.+)-[0-9]{4,}-s[0-9]+")
 _CHECKPOINT = re.compile(rf"runs/[^/]+/{CHECKPOINTS}/step-[0-9]+/")
 
 Files = Mapping[str, StoredFile]  # by path
@@ -74,12 +73,6 @@ class Removal(NamedTuple):
     def run_ids(self) -> set[str]:
         """IDs of the runs whose files are removed."""
         return {path.split("/")[1] for path in self.paths if path.startswith("runs/")}
-
-
-def sweep_of(run_id: str) -> str | None:
-    """Return the sweep that a trial's run belongs to, according to the run's ID; None for other runs."""
-    found = _TRIAL_RUN.fullmatch(run_id)
-    return found[1] if found else None
 
 
 def plan_removals(inventory: Inventory, policy: RetentionPolicy) -> list[Removal]:

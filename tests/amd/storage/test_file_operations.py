@@ -110,7 +110,7 @@ class HttpResponseError(Exception):
         (ValueError("decoder"), False),
     ],
 )
-def test_refusals_of_a_store_are_no_outages(error: Exception, expected: bool) -> None:
+def test_requests_that_a_store_refuses_are_not_outages(error: Exception, expected: bool) -> None:
     assert is_outage(error) == expected
 
 

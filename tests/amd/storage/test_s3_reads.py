@@ -49,7 +49,7 @@ def obstore_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def root(s3_root: str) -> str:
-    """Return the URL of a bucket with an object, of which s3fs has read one as an example."""
+    """Return the URL of a bucket from which s3fs has read an object, so that obstore reads the next ones."""
     put(s3_root, KEY, CONTENT)
     assert read(f"{s3_root}/{KEY}") == CONTENT
     return s3_root
@@ -86,7 +86,7 @@ def test_s3fs_reads_one_object_and_obstore_the_others(s3_root: str, obstore_keys
     assert obstore_keys == keys[1:]
 
 
-def test_another_object_is_read_with_s3fs_every_minute(
+def test_s3fs_reads_another_object_every_minute(
     root: str, obstore_keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3_reads._buckets.clear()
@@ -207,7 +207,7 @@ def test_s3fs_reads_everything_in_a_forked_process(
     assert obstore_keys == []
 
 
-def test_other_filesystems_are_read_as_they_are(tmp_path: Path) -> None:
+def test_other_filesystems_are_read_without_obstore(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(CONTENT)
     assert read(str(tmp_path / "a")) == CONTENT
     assert read(f"file://{tmp_path}/a", 2, 4) == b"23"

@@ -72,7 +72,7 @@ NODE, OWN = S3Credentials("node", "hidden", None), S3Credentials("own", "hidden"
         ("bucket", {"anon": True}, ("https://bucket.s3.eu-west-1.amazonaws.com", True, None, None)),
     ],
 )
-def test_settings_are_those_of_s3fs(bucket: str, options: dict[str, Any], expected: tuple[Any, ...]) -> None:
+def test_settings_are_copied_from_s3fs(bucket: str, options: dict[str, Any], expected: tuple[Any, ...]) -> None:
     assert access_of(S3FileSystem(**options, skip_instance_cache=True), bucket) == BucketAccess(*expected)
 
 

@@ -39,7 +39,7 @@ class Variant(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """Part of a folder's name that tells this variant from the default; empty for the default."""
+        """Part of a folder's name that distinguishes this variant from the default; empty for the default."""
         named = zip(("steps", "teacher", "patch"), self, Variant(), strict=True)
         return "".join(f"-{name}{value}" for name, value, default in named if value != default)
 

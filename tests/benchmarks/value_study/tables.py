@@ -8,12 +8,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-
 from tests.benchmarks.value_study.arms import ARMS, COMPARISONS
 from tests.benchmarks.value_study.scoring import PROBES
 from tests.benchmarks.value_study.seed_study import PHASES
 from tune_spaces.report.figures import difference
+from tune_spaces.report.formatting import spread
 
 
 def tables(folder: Path, seeds: Container[int] | None = None) -> str:
@@ -44,7 +43,7 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
     ]
     for name in names:
         runs = by_arm[name].values()
-        cells = [_spread([run["scores"][probe] for run in runs]) for probe in probes]
+        cells = [spread([run["scores"][probe] for run in runs]) for probe in probes]
         facts = [len(runs), round(mean(run["steps"] for run in runs)), round(mean(run["seconds"] for run in runs))]
         lines.append("| " + " | ".join([name, *map(str, facts), *cells]) + " |")
     lines += ["", "Paired differences (95 % interval):", ""]
@@ -58,10 +57,6 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
             ]
             lines.append("| " + " | ".join([first, second, str(len(seeds)), *cells]) + " |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def _difference(pair: list[list[float]]) -> str:

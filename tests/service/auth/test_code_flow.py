@@ -110,7 +110,7 @@ def test_the_endpoints_of_an_https_issuer_must_use_https(url: str) -> None:
         IssuerMetadata(ISSUER, {"token_endpoint": url}).endpoint("token_endpoint")
 
 
-def test_an_http_issuer_may_have_endpoints_of_both_schemes() -> None:
+def test_an_http_issuer_may_have_http_and_https_endpoints() -> None:
     for url in ("http://127.0.0.1/token", "https://issuer.example.com/token"):
         assert IssuerMetadata("http://127.0.0.1", {"token_endpoint": url}).endpoint("token_endpoint") == url
     with pytest.raises(ValueError, match="must be an https or http URL"):

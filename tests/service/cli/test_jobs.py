@@ -188,7 +188,7 @@ def test_a_submission_accepts_a_shortened_encoder_id(kind: str, service: Service
     assert (code, "'train' matches 2 encoders" in err, json.loads(out)["state"]) == (2, True, "invalid")
 
 
-def test_a_job_may_be_given_by_its_name_if_no_other_job_has_it(service: Service, amd: Command) -> None:
+def test_a_job_is_found_by_its_name_if_the_name_is_unique(service: Service, amd: Command) -> None:
     job = queued(service.store, name="first")
     assert json.loads(amd("jobs", "show", "first", "--json")[1])["id"] == job.id
     queued(service.store, name="firsts")

@@ -129,7 +129,7 @@ def test_the_lineage_leads_from_the_teacher_to_the_deployments_and_links_them(
     with Session(database) as session, session.begin():
         session.execute(update(RegisteredEncoder).where(RegisteredEncoder.id == "taught").values(job_id=job))
         card = session.scalars(select(RegisteredEncoder.card).where(RegisteredEncoder.id == "taught")).one()
-        trial = {**card, "run": f"{job}-t0003-s0"}
+        trial = {**card, "run": f"{job}-0003-s0"}
         session.execute(update(RegisteredEncoder).where(RegisteredEncoder.id == "taught").values(card=trial))
     app.state.encoders.move_alias("default", "live", "taught", "test")
     for name, encoder, candidate in (
@@ -148,7 +148,7 @@ def test_the_lineage_leads_from_the_teacher_to_the_deployments_and_links_them(
     assert sources[0] == ("teacher", "teacher-1", "/console/encoders/teacher-1")
     assert stages == [
         [("sweep", job, f"/console/jobs/{job}")],
-        [("trial", f"{job}-t0003-s0", None)],
+        [("trial", f"{job}-0003-s0", None)],
         [("encoder", "taught", None)],
         [("alias", "live", "#moves-default-live")],
         [

@@ -103,7 +103,7 @@ def test_pictures_are_listed_and_served_as_images_that_run_no_scripts(client: ht
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("run", "teacher"), [(None, False), ("demo-image-teacher-1a2b3c", True)])
-def test_progress_tells_whether_a_job_trains_its_teacher(
+def test_progress_reports_whether_a_job_is_training_its_teacher(
     client: httpx.Client, server: Server, run: str | None, teacher: bool
 ) -> None:
     store, job = server.app.state.jobs, client.post("/jobs", json=DEMO).json()["id"]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from amd.config import ConfigError, FinetuneConfig
+from amd.config import ConfigError, FinetuneConfig, listed
 from amd.data.dataset.label_sets import LabelSets, open_label_sets
 from amd.data.dataset.manifest import Manifest, ManifestError, capped
 from amd.data.dataset.open import open_manifest
@@ -88,7 +88,7 @@ def _by_name(known: tuple[str, ...], other: LabelledSplit) -> Labels:
     if unmatched:
         raise ConfigError(
             [
-                f"{other.field}={other.url}: class folders {_shorten(unmatched)} do not exist in data.train; "
+                f"{other.field}={other.url}: class folders {listed(unmatched)} do not exist in data.train; "
                 "add them there, or remove them here"
             ]
         )
@@ -148,7 +148,7 @@ def _too_few_classes(config: FinetuneConfig, train: LabelledSplit, classes: int)
         )
         return [
             f"data.train={train.url}: {len(missing)} of {classes} classes have no samples (class "
-            f"{_shorten([str(c) for c in missing])}); {remedy}"
+            f"{listed(missing)}); {remedy}"
         ]
     return []
 
@@ -195,7 +195,3 @@ def _too_short(config: FinetuneConfig, split: LabelledSplit) -> list[str]:
             f"than clip.frames={frames}: clips would repeat frames; lower clip.frames, or use longer videos"
         ]
     )
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

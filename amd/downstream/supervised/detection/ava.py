@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amd.config import ClipConfig, ConfigError, DataConfig, DetectionDataConfig
+from amd.config import ClipConfig, ConfigError, DataConfig, DetectionDataConfig, listed
 from amd.data.dataset.manifest import capped
 from amd.data.dataset.record import VIDEO_SUFFIXES, FrameChooser, Record
 from amd.data.decoding.reader import BadSample, ReadFacts, SampleReader
@@ -158,7 +158,7 @@ def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
     unknown = [number for number in scored if number not in label_map.names]
     if unknown:
         raise ConfigError(
-            [f"data.evaluated={data.evaluated}: IDs {_shorten(unknown)} are not in data.label_map={data.label_map}"]
+            [f"data.evaluated={data.evaluated}: IDs {listed(unknown)} are not in data.label_map={data.label_map}"]
         )
     return scored
 
@@ -200,7 +200,7 @@ def _annotation(label_map: LabelMap, fields: list[str]) -> AvaRow:
     action = fields[6]
     if not action.isdecimal() or int(action) not in label_map.names:
         raise ValueError(
-            f"action {action!r} is not in data.label_map, which contains {_shorten(sorted(label_map.names))}"
+            f"action {action!r} is not in data.label_map, which contains {listed(sorted(label_map.names))}"
         )
     return AvaRow(_frame_id(fields), _box(fields), int(action), fields[7], 1.0)
 
@@ -282,7 +282,7 @@ def find_videos(field: str, url: str, root: str, names: Sequence[str]) -> dict[s
         raise ConfigError(
             [
                 f"{field}={url}: {len(missing)} of {len(names)} videos do not exist in data.root={root} "
-                f"({_shorten(missing)}); put VIDEO.mp4 or a folder VIDEO of frames there, or set data.root"
+                f"({listed(missing)}); put VIDEO.mp4 or a folder VIDEO of frames there, or set data.root"
             ]
         )
     return videos
@@ -357,8 +357,3 @@ def centred(total: int, centre: int, frames: int, step: int) -> npt.NDArray[np.i
     """Return indices of every `step`-th frame around `centre`, repeating the first or last frame beyond the ends."""
     index = centre + (np.arange(frames, dtype=np.int64) * 2 - (frames - 1)) * step // 2
     return index.clip(0, total - 1)
-
-
-def _shorten(items: Sequence[object]) -> str:
-    shown = ", ".join(str(item) for item in items[:5])
-    return shown + (f" and {len(items) - 5} more" if len(items) > 5 else "")

@@ -235,7 +235,7 @@ def test_a_read_from_a_store_that_never_responds_raises(monkeypatch: pytest.Monk
         accepted: list[socket.socket] = []
         threading.Thread(target=lambda: accepted.append(server.accept()[0]), daemon=True).start()
         reader = SampleReader(DataConfig(train="x", read_timeout_s=2))
-        with pytest.raises(StorageUnreachable, match=r"s3://bucket/a\.mp4.*did not respond within 2 s"):
+        with pytest.raises(StorageUnreachable, match=r"s3://bucket/a\.mp4.*could not be fetched within 2 s"):
             reader.read_clip(_record("s3://bucket/a.mp4"), _all)
         assert accepted, "no read reached the server"
         good = write_video(tmp_path / "a.mp4", FRAMES)

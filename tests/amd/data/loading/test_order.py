@@ -93,7 +93,7 @@ def test_rank_shares_are_equal_and_micro_batches_are_consecutive() -> None:
 
 
 @given(st.integers(0, 60), st.integers(1, 4), st.integers(1, 9))
-def test_each_process_knows_its_next_items_from_few_lists(items: int, processes: int, distance: int) -> None:
+def test_few_lists_give_each_process_its_next_items(items: int, processes: int, distance: int) -> None:
     known: dict[int, list[int]] = {}
     lists = 0
     for number, (item, following) in enumerate(with_following(range(items), processes, distance)):

@@ -62,7 +62,7 @@ def test_a_lost_node_is_listed_for_an_hour_with_its_reason() -> None:
     assert [node.state for node in lost(61)] == ["alive"]
 
 
-def test_the_fields_that_are_read_are_those_of_rays_state_api() -> None:
+def test_rays_state_api_has_the_fields_that_are_read() -> None:
     nodes = {"node_id", "node_ip", "node_name", "is_head_node", "state", "state_message", "resources_total"}
     assert nodes | {"end_time_ms"} <= NodeState.columns()
     assert {"node_id", "job_id", "name"} <= ActorState.base_columns()
