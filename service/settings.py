@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     """File for the first admin key, created with mode 0600. Default: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated URI prefixes from which jobs may read data and weights, in addition to the storage root."""
+    single_machine: bool = False
+    """Whether jobs run on this machine, so that a job whose local files do not exist is rejected. Set by `amd up`."""
     oidc_issuer: str | None = None
     """OIDC issuer whose bearer tokens are accepted. Default: none; only API keys are accepted."""
     oidc_audience: str | None = None

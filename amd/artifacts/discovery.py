@@ -37,7 +37,9 @@ def load_card(url: str) -> Card:
     try:
         return Card.model_validate(read_json(path))
     except FileNotFoundError:
-        raise ConfigError([f"{url}: not a published encoder ({CARD} is missing); check the ID or path"]) from None
+        problem = f"{url}: not a published encoder ({CARD} is missing)"
+        remedy = "check the ID or path; aliases and deployments are known only to a service"
+        raise ConfigError([f"{problem}; {remedy}"]) from None
     except (ValueError, ValidationError) as error:
         raise ConfigError([f"{path}: not a valid encoder card: {str(error).splitlines()[0]}"]) from None
 

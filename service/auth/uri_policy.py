@@ -94,7 +94,7 @@ class UriPolicy:
             # The message omits the URI, which may contain a password.
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
         if not all(map(self._is_allowed, found)):
-            remedy = "to allow others, start the service with AMD_ALLOWED_URIS"
+            remedy = "to allow others, run `amd up --allow FOLDER`, or start the service with AMD_ALLOWED_URIS"
             raise UriNotAllowed(f"{field}={uri} must be under one of: {self._prefix_names}; {remedy}", field=field)
         return found
 

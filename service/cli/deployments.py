@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from amd.config import ConfigError
-from service.cli.connection import connected, default_project
+from service.cli.connection import configured_target, connected, default_project, local_stack, service_target
+from service.cli.console import print_progress
 from service.cli.encoder_source import find_encoder
 from service.cli.exit_codes import FAILURE
 from service.cli.listing import Listing, Output, Watch, print_service_list
@@ -107,6 +109,8 @@ def deploy(
         client.deployments.put(deployment, request.model_copy(update=chosen))
         deployed = client.deployments.wait(deployment)
     _report_deployed(deployed, as_json)
+    if not as_json:
+        print_progress(f"embed a file with: {_embedding_command(deployed.name)}")
 
 
 def deployments(
@@ -158,6 +162,14 @@ def _roll_back_last_change(client: Client, name: str) -> None:
     if len(found) < 2:
         raise ConfigError([f"{name}: there is no earlier revision to restore"])
     client.deployments.rollback(name, found[1].number, etag)
+
+
+def _embedding_command(deployment: str) -> str:
+    """Return a command that sends a file to a deployment of the selected service."""
+    stack = local_stack() if configured_target() is None else None
+    key = "$AMD_KEY" if stack is None else f"$(cat {shlex.quote(str(stack.key_file))})"
+    url = f"{service_target().url.rstrip('/')}/v1/encoders/{deployment}/embeddings"
+    return f'curl -H "Authorization: Bearer {key}" -F file=@FILE {url}'
 
 
 def _report_deployed(deployed: DeploymentView, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from amd.artifacts.discovery import encoder_url, encoders_url
 from amd.storage import resolve_root
 from service.cli.connection import configured_target, connected, default_project
-from service.cli.ids import UNKNOWN_ID_STATUSES, completed_id, stored_id
+from service.cli.ids import UNKNOWN_ID_STATUSES, completed_id, id_of_name, stored_id
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -92,9 +92,9 @@ def _download(name: str, folder: Path, file: str | None, as_json: bool) -> str:
 
 
 def find_encoder(client: Client, text: str, project: str | None) -> str:
-    """Return `text` if it is an encoder's ID or alias, or otherwise the only ID that it abbreviates.
+    """Return `text` if it is an encoder's ID or alias, or otherwise the only ID that it names or abbreviates.
 
-    Raises the service's error if there is none, and ConfigError if several match.
+    An encoder's name is that of its job. Raises the service's error if there is none, and ConfigError if several match.
     """
     from service.client import ApiError
 
@@ -102,5 +102,7 @@ def find_encoder(client: Client, text: str, project: str | None) -> str:
         client.encoders.get(text, project)
         return text
     except ApiError as error:
-        newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
-        return completed_id(text, (encoder.id for encoder in newest), "encoder", error)
+        newest = [encoder.id for encoder in itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)]
+        jobs = itertools.islice(client.jobs.list(), SEARCHED_ENCODERS)
+        names = {job.id: job.name for job in jobs if job.id in newest}
+        return id_of_name(text, names, "encoder") or completed_id(text, newest, "encoder", error)

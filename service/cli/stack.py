@@ -47,18 +47,32 @@ def up(
         int | None,
         typer.Option("--num-cpus", min=1, help="Number of CPUs available to jobs; default: all CPUs of the machine."),
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            help="Folder or URI prefix from which jobs may read data and weights, besides the storage root; may be "
+            "repeated; '' for none; default: the previous ones.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start the service on this machine: Ray and the control plane, on loopback.
 
-    Parts that are already running are not restarted.
+    Parts that are already running are not restarted, except for the control plane if --allow changes.
     """
     from service.stack import StackError
     from service.stack import up as start
 
     try:
         stack = start(
-            data_dir, port=port, storage=storage, num_cpus=num_cpus, supervise=True, on_progress=print_progress
+            data_dir,
+            port=port,
+            storage=storage,
+            num_cpus=num_cpus,
+            allowed=allow,
+            supervise=True,
+            on_progress=print_progress,
         )
     except StackError as error:
         fail(str(error))
@@ -71,6 +85,8 @@ def up(
     print_plain(f"             ({link_note()})")
     print_plain(f"key file     {stack.key_file}")
     print_plain(f"data         {stack.data_dir}")
+    if stack.allowed:
+        print_plain(f"jobs read    {', '.join(stack.allowed)}")
     print_plain("next         amd train --preset demo-image-amd --submit")
     other = configured_target()
     if other is not None and other.url != stack.url:

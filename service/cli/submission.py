@@ -72,7 +72,9 @@ def exit_submitted(client: Client, job: JobView, follow: bool | None, as_json: b
     `follow`: whether to follow the log; None means only on a terminal.
     """
     if not (follow if follow is not None else sys.stdout.isatty() and not as_json):
-        print(job.model_dump_json() if as_json else job.id)
+        print(job.model_dump_json() if as_json else job.id, flush=True)
+        if not as_json:
+            print_progress(f"{job.state}; follow it with `amd jobs logs -f {job.id}`")
         raise typer.Exit(SUCCESS)
     print_progress(f"{job.id}: {job.state}; Ctrl-C stops following, but the job continues")
     if not as_json:
@@ -80,6 +82,8 @@ def exit_submitted(client: Client, job: JobView, follow: bool | None, as_json: b
     print_log(client.jobs.logs(job.id, follow=True), sys.stderr if as_json else sys.stdout)
     ended = client.jobs.get(job.id)
     print_job(ended, as_json)
+    if ended.encoder is not None and not as_json:
+        print_progress(f"deploy its encoder with `amd encoders deploy {ended.encoder} --name NAME`")
     raise typer.Exit(exit_code(ended))
 
 

@@ -6,6 +6,7 @@ from amd.config import EncoderConfig, TrainConfig
 from amd.flops import step_flops
 from amd.presets.preset import ASSUMED_MFU, H100_BF16_FLOPS
 from amd.presets.pretraining import PRESETS
+from amd.presets.teachers import teacher_recipe
 from service.jobs.execution.ray_jobs import Capacity
 from service.jobs.kinds import ResourceRequest, resources_of
 from service.jobs.schemas import Estimate
@@ -35,6 +36,7 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
     return Estimate(
         student_parameters=encoder_parameters(student.encoder, config.clip.token_values),
         teacher_parameters=frozen or None,
+        teacher_steps=_teacher_steps(config),
         device=_device(minimum, capacity),
         flops_per_step=flops * config.clips_per_step,
         memory_per_worker_bytes=memory,
@@ -43,6 +45,12 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
         gpu_hours=gpu_hours,
         feasible=None if capacity is None else _fits(config, capacity),
     )
+
+
+def _teacher_steps(config: TrainConfig) -> int | None:
+    if config.teacher is None or config.teacher.preset is None:
+        return None
+    return teacher_recipe(config).schedule.steps
 
 
 def _device(request: ResourceRequest, capacity: Capacity | None) -> str | None:

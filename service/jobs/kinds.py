@@ -125,7 +125,9 @@ def resolve(
             ["preset, config: specify only one of them; use `overrides` to change individual values of either"]
         )
     if preset is None and config is None:
-        raise ConfigError(["preset, config: specify one of them (`GET /v1/presets` lists the presets)"])
+        raise ConfigError(
+            ["preset, config: specify one of them (`amd presets` or `GET /v1/presets` lists the presets)"]
+        )
     resolved = KINDS[kind].resolve(preset, config, overrides)
     if unset := [
         f"{key}: must be set, because the preset has no value for it ({value})" for key, value in _unset(resolved)

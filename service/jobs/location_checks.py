@@ -1,4 +1,4 @@
-"""Check every location of a job's config against the URI policy, before anything is opened.
+"""Check the locations of a job's config: against the URI policy and, where jobs run on this machine, for missing files.
 
 The control plane checks a request; the driver checks the stored config again on the cluster, where symlinks may resolve
 differently.
@@ -6,12 +6,19 @@ differently.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 
 from pydantic import BaseModel
 
+from amd.config import ConfigError
+from amd.config.locations import WRITTEN
+from amd.storage import is_remote, local_path
 from service.jobs.kinds import OWN_ROLES, locations_of
 from service.web.errors import UriNotAllowed
+
+_PATTERN = re.compile(r"[*?\[{]")
 
 
 def check_locations(config: BaseModel, check: Callable[[str, str], None], root: str, output: str | None = None) -> None:
@@ -31,3 +38,21 @@ def check_locations(config: BaseModel, check: Callable[[str, str], None], root: 
             raise UriNotAllowed(message, field=field)
         if role not in OWN_ROLES:
             check(field, value)
+
+
+def check_files_exist(config: BaseModel) -> None:
+    """Check that local files and folders that a config reads exist on this machine; patterns are not expanded.
+
+    Call this after `check_locations`, so that nobody learns which other files exist. Raises ConfigError.
+    """
+    missing = [
+        f"{field}={value} does not exist on the service's machine; check the path"
+        for field, value, role in locations_of(config)
+        if role not in WRITTEN and _is_local_path(value) and not os.path.exists(local_path(value))
+    ]
+    if missing:
+        raise ConfigError(missing)
+
+
+def _is_local_path(value: str) -> bool:
+    return value.startswith(("/", "file:///", "local:///")) and not is_remote(value) and not _PATTERN.search(value)

@@ -23,7 +23,7 @@ from service.jobs.config_bounds import MAX_WORKERS, check_bounds
 from service.jobs.execution.log_sources import open_log
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
-from service.jobs.location_checks import check_locations
+from service.jobs.location_checks import check_files_exist, check_locations
 from service.jobs.metrics import MetricsCache
 from service.jobs.schemas import (
     Action,
@@ -135,6 +135,8 @@ def resolved(request: JobRequest, policy: LocationPolicy, settings: Settings, pr
         remedy = "omit the field, and name the job instead: `--name` with `--submit`, or the request's `name`"
         raise ConfigError([f"name={name}: the run is named after the job's ID; {remedy}"])
     check_locations(config, partial(policy.check, project=project), settings.root)
+    if settings.single_machine:
+        check_files_exist(config)
     if isinstance(config, ImportConfig):
         policy.check_new_encoder(config.id, project)
     check_bounds(config, settings.project_max_workers)

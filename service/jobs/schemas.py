@@ -299,6 +299,9 @@ class Estimate(ApiModel):
 
     student_parameters: int
     teacher_parameters: int | None
+    teacher_steps: int | None
+    """Length of the teacher's own training, which precedes the job's unless the teacher exists already; null if the job
+    trains no teacher or if the length is not given in steps."""
     flops_per_step: float
     memory_per_worker_bytes: float
     """Approximate memory for weights, gradients, optimizer state and the activations of one micro-batch, per worker."""

@@ -189,7 +189,7 @@ def _slot_of(deployment: Deployment, encoder: str) -> str:
 
 
 def _not_deployed(name: str) -> Refusal:
-    remedy = "create one with `amd encoders deploy` or PUT /v1/deployments/{name}"
+    remedy = "GET /v1/deployments lists them, and `amd encoders deploy` or PUT /v1/deployments/{name} creates one"
     return Refusal("encoder_not_deployed", f"no deployment serves {name!r}; {remedy}")
 
 
@@ -218,6 +218,8 @@ def _unpack_reply(response: httpx.Response, name: str) -> dict[str, Any]:
     try:
         return unpack(response.content)
     except ValueError:  # a response from Serve itself: no replica is running, or it died
+        if response.status_code == 404:
+            raise _unavailable(name, "no replica is ready yet; the deployment is starting or being restarted") from None
         raise _unavailable(name, f"no replica responded (Ray Serve returned {response.status_code})") from None
 
 

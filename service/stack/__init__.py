@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from amd.storage import StorageError, check_writable, resolve_root
+from amd.storage import StorageError, check_writable, is_remote, local_path, resolve_root
+from service.auth.uri_policy import UriPolicy
 from service.settings import Settings
 from service.stack.ports import free_ports, is_free
 from service.stack.processes import changed_settings, find_problem, reports_of, start
@@ -87,6 +89,7 @@ def up(
     port: int | None = None,
     storage: str | None = None,
     num_cpus: int | None = None,
+    allowed: Sequence[str] | None = None,
     supervise: bool = False,
     on_progress: ProgressCallback = lambda line: None,
 ) -> Stack:
@@ -96,6 +99,8 @@ def up(
 
     `port` defaults to the previous port, or else AMD_PORT; 0 selects any free port. `storage` defaults to the previous
     storage root, or else AMD_STORAGE. `num_cpus` is the number of CPUs that Ray offers to jobs. Default: all CPUs.
+    `allowed` replaces the URI prefixes that jobs may read besides those of AMD_ALLOWED_URIS. Default: the previous
+    ones. If they change while the control plane is running, it is restarted.
     """
     folder = StackFolder(resolve_data_dir(data_dir))
     folder.prepare()
@@ -104,15 +109,16 @@ def up(
         for part in START_ORDER:  # before choosing ports, which leftovers of a killed part may still use
             if previous is None or not previous.alive(part):
                 end_leftovers(folder, previous, part)
-        state = _plan_state(folder, port, storage, num_cpus)
-        if changed := changed_settings(folder, state):
+        state = _plan_state(folder, port, storage, num_cpus, allowed)
+        if changed := changed_settings(folder, previous or state):
             raise StackError(
                 f"{', '.join(changed)}: the stack in {folder.path} is running with another value; run `amd down` first"
             )
         folder.write(state)
         control_plane = state.alive("control-plane")
-        if control_plane is not None and previous is not None and previous.ray != state.ray:
-            on_progress("restarting control-plane, because another program has taken one of Ray's ports")
+        reason = _reason_to_restart(previous, state)
+        if control_plane is not None and reason is not None:
+            on_progress(f"restarting control-plane, because {reason}")
             end([control_plane])
         for part in START_ORDER:  # concurrently: neither needs the other to start
             if not state.alive(part):
@@ -166,7 +172,22 @@ def status(data_dir: Path | None = None) -> StackStatus:
     return StackStatus(folder.path, state.url, parts, reports_of(state), supervisor.pid if supervisor else None)
 
 
-def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_cpus: int | None) -> StackState:
+def _reason_to_restart(previous: StackState | None, state: StackState) -> str | None:
+    """Return the reason why a running control plane must be restarted, if there is one."""
+    if previous is not None and previous.ray != state.ray:
+        return "another program has taken one of Ray's ports"
+    if previous is not None and previous.allowed != state.allowed:
+        return "jobs may read other locations now"
+    return None
+
+
+def _plan_state(
+    folder: StackFolder,
+    port: int | None,
+    storage: str | None,
+    num_cpus: int | None,
+    allowed: Sequence[str] | None,
+) -> StackState:
     """Return the previous state with the requested changes. Raises StackError if they would affect a running stack."""
     state, settings = folder.read(), Settings()
     if state is not None:
@@ -192,6 +213,8 @@ def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_
             ray=RayPorts(**dict(zip(RayPorts.model_fields, chosen, strict=False))),
             key_file=settings.admin_key_file or folder.path / "admin-key",
         )
+    if allowed is not None:
+        state = state.model_copy(update={"allowed": _prefixes(state.storage, allowed)})
     try:
         check_writable(state.storage)
     except StorageError as error:
@@ -206,6 +229,21 @@ def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_
         ports = {name: port if is_free(port) else free_ports(1)[0] for name, port in state.ray}
         state = state.model_copy(update={"ray": RayPorts(**ports)})
     return state
+
+
+def _prefixes(root: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Return URI prefixes with absolute paths. Raises StackError if one is invalid or a local one does not exist."""
+    prefixes = tuple(text if is_remote(text) else str(local_path(text)) for text in given if text)
+    for text in prefixes:
+        if "," in text:
+            raise StackError(f"allow: {text} contains a comma; use a link to the folder whose path contains none")
+        if not is_remote(text) and not Path(text).exists():
+            raise StackError(f"allow: {text} does not exist; check the path")
+    try:
+        UriPolicy(root, prefixes)
+    except ValueError as error:
+        raise StackError(f"allow: {error}") from None
+    return prefixes
 
 
 def _wait_until_ready(folder: StackFolder, state: StackState, on_progress: ProgressCallback) -> None:

@@ -22,6 +22,7 @@ from service.stack.state import HOST, MARK, STARTUP_S, Part, PartProcess, Progre
 
 LOG_BYTES = 16 * 2**20  # a longer log is rotated
 OBJECT_STORE_MIB = 256  # clips do not pass through the object store
+ALLOWED = "AMD_ALLOWED_URIS"
 NOT_FOR_JOBS = ("AMD_KEY", "AMD_KEY_FILE", "AMD_URL", "AMD_DATABASE_URL", "AMD_DATA_DIR", "RAY_AUTH_TOKEN")
 
 # Starting
@@ -85,6 +86,8 @@ def _ray_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
 
 def _service_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
     own = _ray_token(folder) | _service_settings(folder, state)
+    if state.allowed:
+        own[ALLOWED] = ",".join(filter(None, (os.environ.get(ALLOWED), *state.allowed)))
     return _without(os.environ, "RAY_ADDRESS", "RAY_AUTH_TOKEN") | own
 
 
@@ -98,6 +101,7 @@ def _service_settings(folder: StackFolder, state: StackState) -> dict[str, str]:
         "AMD_ADMIN_KEY_FILE": str(state.key_file),
         "AMD_HOST": HOST,
         "AMD_PORT": str(state.port),
+        "AMD_SINGLE_MACHINE": "true",
         "AMD_SERVE_HOST": HOST,
         "AMD_SERVE_PORT": str(state.ray.serve),
     }
@@ -116,7 +120,8 @@ def changed_settings(folder: StackFolder, state: StackState) -> list[str]:
     if not running:  # the process has ended or is just being started
         return []
     names = {f"AMD_{field}".upper() for field in Settings.model_fields} - _service_settings(folder, state).keys()
-    return sorted(name for name in names & os.environ.keys() if os.environ[name] != running.get(name, ""))
+    wanted = _service_environment(folder, state)
+    return sorted(name for name in names & os.environ.keys() if wanted[name] != running.get(name, ""))
 
 
 def _ray_token(folder: StackFolder) -> dict[str, str]:

@@ -75,6 +75,8 @@ class StackState(BaseModel):
     num_cpus: int
     ray: RayPorts
     key_file: Path
+    allowed: tuple[str, ...] = ()
+    """URI prefixes that jobs may read, in addition to the storage root and those of AMD_ALLOWED_URIS."""
     ray_temp: str | None = None
     processes: dict[Part, PartProcess] = {}
 
@@ -97,6 +99,8 @@ class Stack(NamedTuple):
     url: str
     key_file: Path
     data_dir: Path
+    allowed: tuple[str, ...] = ()
+    """URI prefixes that `amd up --allow` has allowed jobs to read."""
 
 
 def resolve_data_dir(given: Path | None) -> Path:
@@ -168,7 +172,7 @@ class StackFolder:
         write_json(str(self._state), state.model_dump(mode="json"))
 
     def stack(self, state: StackState) -> Stack:
-        return Stack(state.url, state.key_file, self.path)
+        return Stack(state.url, state.key_file, self.path, state.allowed)
 
     def log(self, part: Part) -> Path:
         return self.path / "logs" / f"{part}.log"

@@ -15,6 +15,7 @@ from service.serving import deployments
 from service.serving.deployments import Deployer, new_deployment
 from service.serving.schemas import ServingSettings
 from tests.support.encoders.encoder_cards import publish
+from tests.support.service.fake_cluster import queued
 from tests.support.service.fake_serve import FakeServe
 from tests.support.service.server import Server
 
@@ -84,3 +85,15 @@ def test_a_rollback_that_is_not_possible_prints_why(service: Server, amd: Comman
     assert amd("deployments", "rollback", "one", "--to", 0)[0] == 2
     code, _, err = amd("deployments", "revisions", "two")
     assert (code, "there is no deployment 'two'" in err) == (2, True)
+
+
+def test_an_encoder_is_deployed_by_the_name_of_its_job(service: Server, serve: FakeServe, amd: Command) -> None:
+    job = queued(service.app.state.jobs, name="first")
+    publish(service.app.state.settings.root, job.id)
+    EncoderDiscovery(service.app.state.encoders, service.app.state.settings.root).scan()
+    code, out, err = amd("encoders", "deploy", "first", "--name", "one")
+    assert (code, out) == (0, "one: healthy\n")
+    assert service.app.state.deployments.get("one", None).encoder == job.id
+    assert f"-F file=@FILE {service.url}/v1/encoders/one/embeddings" in err
+    queued(service.app.state.jobs, name="second")
+    assert "there is no encoder 'second'" in amd("encoders", "deploy", "second", "--name", "two")[2]

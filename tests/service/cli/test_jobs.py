@@ -101,7 +101,7 @@ def test_a_command_line_is_submitted_as_a_job(kind: str, engine: Engine, service
     index_encoder(engine, "mine", "vision")
     options = ("--name", "my job", "--label", "team=video", "--label", "a=b", "--priority", 7, "--project", "vision")
     code, out, err = amd(*SUBMISSIONS[kind].split(), "--submit", *options)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"queued; follow it with `amd jobs logs -f {out.strip()}`\n")
     job = service.store.get(out.strip())
     assert (job.kind, job.name, job.labels) == (kind, "my job", {"team": "video", "a": "b"})
     assert (job.priority, job.project, job.state) == (7, "vision", "queued")

@@ -27,3 +27,14 @@ def test_the_estimate_names_the_device_that_the_job_would_use(device: str, gpus:
     config = load_config(TrainConfig, "demo-image-amd", None, overrides)
     capacity = None if gpus is None else Capacity(8.0, gpus, 1e9)
     assert estimate(config, "demo-image-amd", capacity).device == found
+
+
+def test_the_estimate_has_the_length_of_the_teachers_own_training() -> None:
+    def steps(**overrides: object) -> int | None:
+        return estimate(
+            load_config(TrainConfig, "demo-image-amd", None, overrides), "demo-image-amd", None
+        ).teacher_steps
+
+    assert steps() == 2000
+    assert steps(**{"teacher.overrides": {"schedule.steps": 700}}) == 700
+    assert steps(**{"teacher.preset": None, "teacher.weights": "timm:one"}) is None

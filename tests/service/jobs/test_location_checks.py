@@ -84,6 +84,32 @@ def test_text_fields_are_found_in_lists_dicts_and_unions() -> None:
     assert set(text_fields(schema)) == found
 
 
+@pytest.mark.parametrize("single_machine", [True, False])
+def test_missing_local_files_are_rejected_where_jobs_run_on_the_services_machine(
+    single_machine: bool, sqlite_engine: Engine, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path, storage=f"{tmp_path}/root", single_machine=single_machine)
+    app = create_app(settings, engine=sqlite_engine, cluster=FakeCluster())
+    client = TestClient(app, headers=key_to(sqlite_engine, "submit"))
+    (tmp_path / "root" / "images").mkdir(parents=True)
+
+    def submit(name: str, path: str = "/v1/jobs") -> Any:
+        run = run_values()
+        run["data"] |= {"train": f"{settings.root}/{name}", "cache_dir": f"{settings.root}/cache"}
+        return client.post(path, json={"kind": "train", "config": run})
+
+    for name in ("images", "*.tar", "{000..009}.tar"):
+        assert submit(name).status_code == 202
+    for path in ("/v1/jobs", "/v1/validate"):
+        response = submit("imges", path)
+        if single_machine:
+            assert response.json()["code"] == "config_invalid"
+            problem = f"data.train={settings.root}/imges does not exist on the service's machine; check the path"
+            assert problem in response.json()["detail"]
+        else:
+            assert response.is_success
+
+
 class JobService(NamedTuple):
     """The application, called in-process."""
 

@@ -165,8 +165,13 @@ def test_a_refusal_by_a_replica_is_returned_as_problem_details(
             1,
         ),
         (lambda _: httpx.Response(500, text="died"), "images: no replica responded (Ray Serve returned 500)", 2),
+        (
+            lambda _: httpx.Response(404, text="no application"),
+            "images: no replica is ready yet; the deployment is starting or being restarted",
+            1,
+        ),
     ],
-    ids=["not loaded", "unknown code", "Serve itself"],
+    ids=["not loaded", "unknown code", "Serve itself", "Serve has no replicas yet"],
 )
 def test_replica_failures_return_503_and_unknown_codes_are_not_retried(
     fixture: GatewayFixture, reply: ServeReply, detail: str, requests: int
@@ -219,7 +224,8 @@ def test_an_encoder_without_a_deployment_is_reported_as_not_deployed(fixture: Ga
     assert (response.status_code, response.json()["code"]) == (409, "encoder_not_deployed")
     assert "retry-after" not in response.headers
     assert response.json()["detail"] == (
-        "no deployment serves 'other'; create one with `amd encoders deploy` or PUT /v1/deployments/{name}"
+        "no deployment serves 'other'; GET /v1/deployments lists them, and `amd encoders deploy` or "
+        "PUT /v1/deployments/{name} creates one"
     )
     assert fixture.requests == 0
 
