@@ -10,10 +10,11 @@ from fastapi import APIRouter, Query, Request
 from pydantic import StringConstraints
 from starlette.responses import Response
 
-from amd.artifacts.card import STRICTEST_FIRST, Score, strictest_score
+from amd.artifacts.card import STRICTEST_FIRST, Score
 from amd.artifacts.discovery import encoder_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.sessions import PREFIX
+from service.console.encoder_scores import score_columns
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -42,6 +43,7 @@ from service.web.schemas import DEFAULT_PROJECT, ApiModel
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 SHOWN = 200  # maximum number of encoders offered for comparison
+MAX_SCORE_COLUMNS = 3  # maximum number of benchmarks with a column of their own in the list of encoders
 
 
 class AliasForm(ApiModel):
@@ -62,13 +64,25 @@ def list_encoders(
     caller: Reader,
     encoders: EncodersDep,
     objective: Annotated[Objective | None, Query()] = None,
+    score: Annotated[str, Query(max_length=2000)] = "",
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
+    """List encoders, newest first, or by the score on a benchmark. `score`: name of the benchmark."""
     page = registry_api.list_encoders(caller, encoders, objective, cursor=cursor or None)
-    aliases = registry_api.list_aliases(caller, encoders).items
-    best = {one.id: strictest_score(one.scores) for one in page.items}
+    columns = score_columns(page.items)
+    chosen = next((one for one in columns if one.name == score), None)
+    if chosen is not None:
+        page.items.sort(key=chosen.rank)
     return render(
-        request, "encoders.html", page=page, aliases=aliases, objective=objective, best=best, most=MAX_COMPARED
+        request,
+        "encoders.html",
+        page=page,
+        aliases=registry_api.list_aliases(caller, encoders).items,
+        objective=objective,
+        benchmarks=[one.name for one in columns],
+        columns=[chosen] if chosen is not None else columns[:MAX_SCORE_COLUMNS],
+        chosen=chosen.name if chosen is not None else "",
+        most=MAX_COMPARED,
     )
 
 

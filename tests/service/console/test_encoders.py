@@ -37,17 +37,48 @@ def test_the_code_for_python_embeds_clips(console: ConsoleClient, app: Any) -> N
     assert names["vectors"].shape == (2, 64)
 
 
-def test_the_list_shows_the_alias_and_the_score_of_the_strictest_protocol(
+def listed(page: str) -> list[tuple[str, list[str]]]:
+    """Return the ID and the scores of each encoder in the list."""
+    rows = re.findall(r'<tr><td class="full lead">.*?</tr>', page, re.DOTALL)
+    score_cell = r'<td class="num[^"]*"[^>]*?(?:data-label="[^"]*")?>(–|<span [^>]*>[\d.]+ %</span>)</td>'
+    return [
+        (
+            re.findall(r'name="encoder" value="(.*?)"', row)[0],
+            [text_of(cell).strip() for cell in re.findall(score_cell, row)],
+        )
+        for row in rows
+    ]
+
+
+def test_the_list_names_encoders_by_their_id_with_aliases_as_tags(
     console: ConsoleClient, app: Any, database: Engine
 ) -> None:
-    index_encoder(database, "scored", hours=1, scores=(score("knn", 94.0), score("linear", 86.75)))
-    index_encoder(database, "plain", hours=2)
-    app.state.encoders.move_alias("default", "best", "scored", "test")
+    index_encoder(database, "named", hours=1)
+    app.state.encoders.move_alias("default", "best", "named", "test")
     page = console.get("/console/encoders").text
-    assert '<a class="job-name" href="/console/encoders/scored">best</a><span class="job-id">scored</span>' in page
-    assert '<a class="job-name" href="/console/encoders/plain">plain</a>' in page
-    assert "linear 86.8 %" in plain_text_of(page)
-    assert "not scored" in page
+    link = '<a class="job-name" href="/console/encoders/named">named</a> <span class="tag accent">best</span>'
+    assert link in page
+
+
+def test_the_list_has_a_column_for_each_benchmark_and_sorts_by_the_chosen_one(
+    console: ConsoleClient, database: Engine
+) -> None:
+    plain: dict[str, Any] = {"objective": "detection"}
+    index_encoder(database, "a", hours=3, scores=(score("knn", 94.0), score("linear", 86.75)), **plain)
+    index_encoder(database, "b", hours=2, scores=(score("knn", 95.0), score("knn", 99.0, data="other")), **plain)
+    index_encoder(database, "c", hours=1, **plain)
+    page = console.get("/console/encoders?objective=detection").text
+    heads = "Parameters FLOPs/clip knn demo:digits linear demo:digits knn other Licence"
+    assert heads in plain_text_of(page)
+    expected = [("a", ["94.00 %", "86.75 %", "–"]), ("b", ["95.00 %", "–", "99.00 %"]), ("c", ["–", "–", "–"])]
+    assert listed(page) == expected
+    assert re.findall(r'class="best" title="[^"]*">([^<]*)<', page) == ["95.00 %"]
+    query = {"objective": "detection", "score": "knn, eval/top1, demo:digits"}
+    page = console.get("/console/encoders", params=query).text
+    assert listed(page) == [("b", ["95.00 %"]), ("a", ["94.00 %"]), ("c", ["–"])]
+    assert '<option value="knn, eval/top1, demo:digits" selected>' in page
+    assert 'aria-sort="descending"' in page
+    assert console.get("/console/encoders?score=unknown").status_code == 200
 
 
 def test_a_licence_that_is_not_stated_is_shown_as_such(console: ConsoleClient, database: Engine) -> None:
@@ -81,7 +112,7 @@ def test_the_comparison_lists_each_difference_once(console: ConsoleClient, app: 
     cell = r'<td class="mono text right"[^>]*>([^<]*)</td>'
     rows = re.findall(rf'<th scope="row" class="mono text">([^<]*)</th>{cell}{cell}', page)
     assert rows == [("config.mask.teacher_ratio", "–", "0.5"), ("config.teacher.preset", "demo-image-teacher", "–")]
-    assert page.count('href="/console/encoders/alone">teacherless</a><span class="job-id">alone</span>') == 3
+    assert page.count('href="/console/encoders/alone">alone</a> <span class="tag accent">teacherless</span>') == 3
 
 
 def test_several_encoders_are_compared_in_columns_and_the_best_scores_are_named(
