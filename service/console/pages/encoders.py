@@ -14,7 +14,7 @@ from amd.artifacts.card import STRICTEST_FIRST, Score
 from amd.artifacts.discovery import encoder_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.sessions import PREFIX
-from service.console.encoder_scores import score_columns
+from service.console.encoder_scores import EncoderOption, encoder_options, score_columns
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -30,7 +30,6 @@ from service.registry.schemas import (
     AliasRequest,
     EncoderDetail,
     EncoderReference,
-    EncoderView,
     Objective,
 )
 from service.registry.store import EncoderStore
@@ -97,7 +96,7 @@ def show_encoder(
 ) -> Response:
     detail = registry_api.get_encoder(encoder, caller, encoders, Response())
     histories = [encoders.alias(alias.project, alias.name) for alias in detail.aliases]
-    others = [one.id for one in registry_api.list_encoders(caller, encoders, limit=SHOWN).items if one.id != encoder.id]
+    listed = registry_api.list_encoders(caller, encoders, limit=SHOWN).items
     serving = [one for one in deployments.all(caller.project) if encoder.id in one.serving.values()]
     return render(
         request,
@@ -107,7 +106,7 @@ def show_encoder(
         folder=encoder_folder(settings.root, encoder.id),
         lineage=lineage(detail, serving, settings.root, _visible(encoders, caller, detail, settings.root)),
         histories=[views.alias_detail(*one) for one in histories],
-        others=others,
+        others=encoder_options([one for one in listed if one.id != encoder.id]),
         serving=serving,
         project=_project(caller, encoder),
     )
@@ -126,10 +125,11 @@ def compare_encoders(
         raise Refusal("not_possible", f"{len(names)} encoders are selected; select 2 to {MAX_COMPARED} to compare them")
     first = encoders.resolve(names[0], caller.own_project(None))
     found = registry_api.compare_several_encoders(first, names[1:], caller, encoders)
-    others: list[EncoderView] = []
+    others: list[EncoderOption] = []
     if len(names) < MAX_COMPARED:
         listed = registry_api.list_encoders(caller, encoders, limit=SHOWN).items
-        others = [one for one in listed if one.id not in {compared.id for compared in found.encoders}]
+        compared = {one.id for one in found.encoders}
+        others = encoder_options([one for one in listed if one.id not in compared])
     return render(request, "compare.html", found=found, others=others)
 
 

@@ -123,11 +123,25 @@ def test_several_encoders_are_compared_in_columns_and_the_best_scores_are_named(
     query = "&".join(f"encoder=wide-{number}" for number in range(4))
     page = console.get(f"/console/compare?{query}").text
     text = plain_text_of(page)
+    assert "the small numbers are each encoder's score minus that of wide-0" in text
     assert "eval/top1 90.00 % best 92.50 % +2.50 best 92.50 % +2.50 80.00 % -10.00" in text
     assert "eval/loss 0.5 best 0.25 -0.25 0.75 +0.25 1 +0.50" in text
     assert 'aria-label="Remove wide-3 from the comparison"' in page
     assert 'href="/console/compare?encoder=wide-0&amp;encoder=wide-1&amp;encoder=wide-2"' in page
     assert "Remove" not in console.get("/console/compare?encoder=wide-0&encoder=wide-1").text
+
+
+def test_encoders_to_compare_with_are_listed_with_alias_and_score_and_the_scored_ones_first(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    for number, scores in enumerate(((score("knn", 90.0), score("linear", 91.5)), (), (score("knn", 92.5),), ())):
+        index_encoder(database, f"option-{number}", hours=100 + number, scores=scores)
+    index_encoder(database, "other-option", hours=104)
+    app.state.encoders.move_alias("default", "stable", "option-0", "test")
+    for path in ("/console/encoders/option-3", "/console/compare?encoder=option-3&encoder=other-option"):
+        page = console.get(path).text
+        options = [text for text in re.findall(r"<option[^>]*>([^<]*)</option>", page) if text.startswith("option-")]
+        assert options == ["option-2, knn 92.50 %", "option-0, stable, linear 91.50 %", "option-1"]
 
 
 @pytest.mark.parametrize("names", [[], ["wide-0"], ["wide-0", "wide-0"], [f"wide-{number}" for number in range(7)]])
