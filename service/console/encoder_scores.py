@@ -11,6 +11,8 @@ from service.console import wording
 from service.registry.comparison import LOWER_IS_BETTER, Benchmark, best_positions, newest_values
 from service.registry.schemas import EncoderView
 
+MAX_OPTIONS = 200  # maximum number of encoders in a select field
+
 
 class ScoreColumn(NamedTuple):
     """Scores of several encoders on one benchmark."""

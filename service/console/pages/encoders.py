@@ -14,7 +14,7 @@ from amd.artifacts.card import STRICTEST_FIRST, Score
 from amd.artifacts.discovery import encoder_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.sessions import PREFIX
-from service.console.encoder_scores import EncoderOption, encoder_options, score_columns
+from service.console.encoder_scores import MAX_OPTIONS, EncoderOption, encoder_options, score_columns
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -41,7 +41,6 @@ from service.web.schemas import DEFAULT_PROJECT, ApiModel
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-SHOWN = 200  # maximum number of encoders offered for comparison
 MAX_SCORE_COLUMNS = 3  # maximum number of benchmarks with a column of their own in the list of encoders
 
 
@@ -96,7 +95,7 @@ def show_encoder(
 ) -> Response:
     detail = registry_api.get_encoder(encoder, caller, encoders, Response())
     histories = [encoders.alias(alias.project, alias.name) for alias in detail.aliases]
-    listed = registry_api.list_encoders(caller, encoders, limit=SHOWN).items
+    listed = registry_api.list_encoders(caller, encoders, limit=MAX_OPTIONS).items
     serving = [one for one in deployments.all(caller.project) if encoder.id in one.serving.values()]
     return render(
         request,
@@ -117,7 +116,7 @@ def compare_encoders(
     request: Request,
     caller: Reader,
     encoders: EncodersDep,
-    encoder: Annotated[list[EncoderReference] | None, Query(max_length=SHOWN)] = None,
+    encoder: Annotated[list[EncoderReference] | None, Query(max_length=MAX_OPTIONS)] = None,
 ) -> Response:
     """Show encoders side by side. `encoder`: IDs or aliases; the others are compared with the first."""
     names = list(dict.fromkeys(encoder or []))
@@ -127,7 +126,7 @@ def compare_encoders(
     found = registry_api.compare_several_encoders(first, names[1:], caller, encoders)
     others: list[EncoderOption] = []
     if len(names) < MAX_COMPARED:
-        listed = registry_api.list_encoders(caller, encoders, limit=SHOWN).items
+        listed = registry_api.list_encoders(caller, encoders, limit=MAX_OPTIONS).items
         compared = {one.id for one in found.encoders}
         others = encoder_options([one for one in listed if one.id not in compared])
     return render(request, "compare.html", found=found, others=others)
