@@ -43,6 +43,7 @@ from service.web.errors import NotFound, Refusal, ServiceError
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 BARS = 96  # maximum number of bars in a vector's chart
+DECIMALS = 6
 NEIGHBOURS = 8
 TOP = 5
 
@@ -281,6 +282,8 @@ async def try_encoder(
         "fragments/try_result.html",
         encoder=reply.encoder,
         vector=vector,
+        rounded=[round(value, DECIMALS) + 0.0 for value in vector],  # + 0.0: no negative zeros
+        decimals=DECIMALS,
         bars=bars(vector),
         classes=classes,
         near=near,

@@ -19,6 +19,7 @@ from service.auth.sessions import csrf_token
 from service.db.models import RegisteredEncoder
 from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import new_deployment
+from service.serving.gateway import EncoderReply
 from service.serving.schemas import ServingSettings
 from service.web.errors import invalid_item
 from tests.support.browser.console_client import ConsoleClient, plain_text_of, text_of
@@ -251,3 +252,15 @@ def test_a_file_that_cannot_be_encoded_is_named(
     assert response.status_code == 422
     assert "&lt;notes&gt;.txt: is neither an image nor a video" in response.text
     assert "input 0" not in response.text
+
+
+def test_the_values_of_a_vector_are_rounded(console: ConsoleClient, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def infer(*args: Any, **options: Any) -> EncoderReply:
+        item = {"embedding": [0.123456789, 5.551115123125783e-17, -1e-9], "labels": [], "scores": []}
+        return EncoderReply("any", [item], None, 0)
+
+    monkeypatch.setattr(app.state.gateway, "infer", infer)
+    headers = {"X-CSRF-Token": csrf_token(console.session), "HX-Request": "true"}
+    page = console.post("/console/encoders/any/try", files={"file": ("one.png", b"image")}, headers=headers).text
+    assert ">[0.123457, 0.0, 0.0]</pre>" in page
+    assert "rounded to 6 decimals" in page
