@@ -95,7 +95,7 @@
       animation: false, textStyle,
       parallel: { left: 50, right: 70, top: 34, bottom: 20, axisExpandable: false },
       parallelAxis: axes.map((axis, index) => ({
-        dim: index, name: axis.title.slice(0, 24), nameTextStyle: textStyle, axisLabel: textStyle, axisLine: { lineStyle: { color: colours.line } },
+        dim: index, name: axis.title.slice(0, 24), z: 3, nameTextStyle: textStyle, axisLabel: { ...textStyle, backgroundColor: colours.surface, padding: [1, 3] }, axisLine: { lineStyle: { color: colours.line } },
         ...(isNumber(axis) ? { type: "value", scale: true, ...(axis === rung ? { minInterval: 1 } : {}) } : { type: "category", data: [...new Set(scored.map((trial) => shown(axis.value(trial))))] }),
         areaSelectStyle: { color: colours.accent, opacity: 0.25 },
       })),
