@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import StringConstraints
@@ -61,12 +61,12 @@ def list_encoders(
     request: Request,
     caller: Reader,
     encoders: EncodersDep,
-    objective: Annotated[Objective | None, Query()] = None,
+    objective: Objective | Literal[""] = "",
     score: Annotated[str, Query(max_length=2000)] = "",
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
     """List encoders, newest first, or by the score on a benchmark. `score`: name of the benchmark."""
-    page = registry_api.list_encoders(caller, encoders, objective, cursor=cursor or None)
+    page = registry_api.list_encoders(caller, encoders, objective or None, cursor=cursor or None)
     columns = score_columns(page.items)
     chosen = next((one for one in columns if one.name == score), None)
     if chosen is not None:

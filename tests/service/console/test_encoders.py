@@ -79,7 +79,10 @@ def test_the_list_has_a_column_for_each_benchmark_and_sorts_by_the_chosen_one(
     assert listed(page) == [("b", ["95.00 %"]), ("a", ["94.00 %"]), ("c", ["–"])]
     assert '<option value="knn, eval/top1, demo:digits" selected>' in page
     assert 'aria-sort="descending"' in page
-    assert console.get("/console/encoders?score=unknown").status_code == 200
+    assert '<option value="" >any</option>' in page, "the filter can be removed"
+    page = console.get("/console/encoders?objective=&score=unknown").text
+    assert "Show" in page
+    assert '<option value="" selected>any</option>' in page
 
 
 def test_a_licence_that_is_not_stated_is_shown_as_such(console: ConsoleClient, database: Engine) -> None:
