@@ -11,7 +11,7 @@ from service.console import wording
 from service.registry.comparison import LOWER_IS_BETTER, Benchmark, best_positions, newest_values
 from service.registry.schemas import EncoderView
 
-MAX_OPTIONS = 200  # maximum number of encoders in a select field
+MAX_LISTED = 200  # maximum number of encoders on a page or in a select field
 
 
 class ScoreColumn(NamedTuple):

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from service.auth.authentication import Inferrer, Reader, Submitter
 from service.auth.sessions import PREFIX
-from service.console.encoder_scores import MAX_OPTIONS, EncoderOption, encoder_options
+from service.console.encoder_scores import MAX_LISTED, EncoderOption, encoder_options
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -43,7 +43,7 @@ from service.web.errors import NotFound, Refusal, ServiceError
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 BARS = 96  # maximum number of bars in a vector's chart
-DECIMALS = 6
+DECIMALS = 6  # of the values that are shown to copy
 NEIGHBOURS = 8
 TOP = 5
 
@@ -120,7 +120,7 @@ def _candidates(
     """Return the aliases and encoders that the page offers as a candidate."""
     if deployment.candidate is not None:
         return []
-    listed = registry_api.list_encoders(caller, encoders, project=deployment.project, limit=MAX_OPTIONS).items
+    listed = registry_api.list_encoders(caller, encoders, project=deployment.project, limit=MAX_LISTED).items
     named = [EncoderOption(one.name, f"alias of {one.encoder_id}") for one in aliases]
     return [*named, *encoder_options(listed)]
 

@@ -14,7 +14,7 @@ from amd.artifacts.card import STRICTEST_FIRST, Score
 from amd.artifacts.discovery import encoder_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.sessions import PREFIX
-from service.console.encoder_scores import MAX_OPTIONS, EncoderOption, encoder_options, score_columns
+from service.console.encoder_scores import MAX_LISTED, EncoderOption, encoder_options, score_columns
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -66,7 +66,7 @@ def list_encoders(
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
     """List encoders, newest first, or by the score on a benchmark. `score`: name of the benchmark."""
-    page = registry_api.list_encoders(caller, encoders, objective or None, cursor=cursor or None)
+    page = registry_api.list_encoders(caller, encoders, objective or None, cursor=cursor or None, limit=MAX_LISTED)
     columns = score_columns(page.items)
     chosen = next((one for one in columns if one.name == score), None)
     if chosen is not None:
@@ -95,7 +95,7 @@ def show_encoder(
 ) -> Response:
     detail = registry_api.get_encoder(encoder, caller, encoders, Response())
     histories = [encoders.alias(alias.project, alias.name) for alias in detail.aliases]
-    listed = registry_api.list_encoders(caller, encoders, limit=MAX_OPTIONS).items
+    listed = registry_api.list_encoders(caller, encoders, limit=MAX_LISTED).items
     serving = [one for one in deployments.all(caller.project) if encoder.id in one.serving.values()]
     return render(
         request,
@@ -116,7 +116,7 @@ def compare_encoders(
     request: Request,
     caller: Reader,
     encoders: EncodersDep,
-    encoder: Annotated[list[EncoderReference] | None, Query(max_length=MAX_OPTIONS)] = None,
+    encoder: Annotated[list[EncoderReference] | None, Query(max_length=MAX_LISTED)] = None,
 ) -> Response:
     """Show encoders side by side. `encoder`: IDs or aliases; the others are compared with the first."""
     names = list(dict.fromkeys(encoder or []))
@@ -126,7 +126,7 @@ def compare_encoders(
     found = registry_api.compare_several_encoders(first, names[1:], caller, encoders)
     others: list[EncoderOption] = []
     if len(names) < MAX_COMPARED:
-        listed = registry_api.list_encoders(caller, encoders, limit=MAX_OPTIONS).items
+        listed = registry_api.list_encoders(caller, encoders, limit=MAX_LISTED).items
         compared = {one.id for one in found.encoders}
         others = encoder_options([one for one in listed if one.id not in compared])
     return render(request, "compare.html", found=found, others=others)

@@ -135,6 +135,23 @@ def test_several_encoders_are_compared_in_columns_and_the_best_scores_are_named(
     assert "Remove" not in console.get("/console/compare?encoder=wide-0&encoder=wide-1").text
 
 
+def test_a_list_with_further_pages_says_what_its_scores_cover(
+    console: ConsoleClient, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = "objective=imported&score=knn, eval/top1, demo:digits"
+    for number in range(4):
+        index_encoder(database, f"paged-{number}", hours=number, objective=None, scores=(score("knn", 90.0 - number),))
+    assert "Older" not in console.get(f"/console/encoders?{query}").text
+    monkeypatch.setattr("service.console.pages.encoders.MAX_LISTED", 2)
+    page = console.get(f"/console/encoders?{query}").text
+    assert "Sorting and the best scores cover the 2 encoders of this page." in page
+    (older,) = re.findall(r'href="(/console/encoders[^"]*)">Older', page)
+    assert "objective=imported" in older
+    first, second = listed(page), listed(console.get(html.unescape(older)).text)
+    assert [name for name, _ in first] == ["paged-2", "paged-3"], "the newest, best first"
+    assert [name for name, _ in second] == ["paged-0", "paged-1"]
+
+
 def test_encoders_to_compare_with_are_listed_with_alias_and_score_and_the_scored_ones_first(
     console: ConsoleClient, app: Any, database: Engine
 ) -> None:
