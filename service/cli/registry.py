@@ -16,6 +16,7 @@ from service.cli.encoder_source import find_encoder
 from service.cli.listing import Listing, Output, Watch, chosen_format, print_document, print_service_list
 from service.cli.options import AsJson
 from service.cli.tables import Column, fitted_table
+from service.web.formats import DASH, compact
 
 if TYPE_CHECKING:
     from service.registry.schemas import AliasView, EncoderComparison, MoveView, ScoreValues
@@ -131,7 +132,10 @@ def _print_comparison(found: EncoderComparison) -> None:
         views = f" {score.views}" if score.views else ""
         name = f"{score.protocol}{views} {score.metric.removeprefix('eval/')}, {score.data}"
         rows.append((name, *(_score(score, position) for position in range(len(found.encoders)))))
-    rows += [(difference.field, *map(json.dumps, difference.values)) for difference in found.differences]
+    for difference in found.differences:
+        missing = "not stated" if difference.field == "weights_license" else DASH
+        texts = [missing if value is None else compact(value) for value in difference.values]
+        rows.append((difference.field, *texts))
     titles = ("", *(encoder.id for encoder in found.encoders))
     columns: list[Column[tuple[str, ...]]] = [
         Column(title, itemgetter(position)) for position, title in enumerate(titles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from amd.artifacts.card import Card
+from amd.artifacts.card import Card, Score
 from amd.config import flatten
 from service.db.models import Alias, RegisteredEncoder
 from service.registry.schemas import (
@@ -28,10 +28,13 @@ LOWER_IS_BETTER = {"eval/loss"}
 NOT_RANKED = {"eval/unreadable"}  # a number of samples, not a score
 
 
-class _ScoreKey(NamedTuple):
+class Benchmark(NamedTuple):
+    """What a score measures. Only scores of the same benchmark are comparable."""
+
     protocol: str
     data: str
     views: str
+    """Views per sample; empty if the score has no setting of views."""
     metric: str
 
 
@@ -41,7 +44,7 @@ def compare(rows: Sequence[RegisteredEncoder], aliases: Iterable[Alias]) -> Enco
     return EncoderComparison(
         encoders=encoders,
         figures=[FigureValues(name=name, values=[getattr(one, name) for one in encoders]) for name in FIGURES],
-        scores=list(_scores([Card.model_validate(row.card) for row in rows])),
+        scores=list(_scores([Card.model_validate(row.card).scores for row in rows])),
         differences=list(_differences([row.card for row in rows])),
     )
 
@@ -62,8 +65,8 @@ def compare_pair(first: RegisteredEncoder, second: RegisteredEncoder, aliases: I
     )
 
 
-def _scores(cards: Sequence[Card]) -> Iterator[ScoreValues]:
-    found = [_metrics(card) for card in cards]
+def _scores(scores: Sequence[Iterable[Score]]) -> Iterator[ScoreValues]:
+    found = [newest_values(each) for each in scores]
     for key in sorted({key for metrics in found for key in metrics}):
         values = [metrics.get(key) for metrics in found]
         yield ScoreValues(
@@ -72,20 +75,20 @@ def _scores(cards: Sequence[Card]) -> Iterator[ScoreValues]:
             views=key.views or None,
             metric=key.metric,
             values=values,
-            best=_best(key.metric, values),
+            best=best_positions(key.metric, values),
         )
 
 
-def _metrics(card: Card) -> dict[_ScoreKey, float]:
-    """Return the newest value for each combination of protocol, data set, view setting and metric."""
+def newest_values(scores: Iterable[Score]) -> dict[Benchmark, float]:
+    """Return the newest value for each benchmark."""
     return {
-        _ScoreKey(score.protocol, score.data, score.views or "", metric): value
-        for score in sorted(card.scores, key=lambda score: score.created)
+        Benchmark(score.protocol, score.data, score.views or "", metric): value
+        for score in sorted(scores, key=lambda score: score.created)
         for metric, value in score.values.items()
     }
 
 
-def _best(metric: str, values: Sequence[float | None]) -> list[int]:
+def best_positions(metric: str, values: Sequence[float | None]) -> list[int]:
     """Return the positions of the best values; empty if the values are equal or cannot be ranked."""
     known = {value for value in values if value is not None}
     if metric in NOT_RANKED or len(known) < 2:

@@ -10,8 +10,9 @@ from amd.storage import exists, join, read_json
 from amd.training.run_folder import run_folder
 from service.db.models import Job
 from service.web.errors import NotFound
-from tune_spaces.report.figures import MIN_IMPORTANCE_TRIALS, Importance
+from tune_spaces.report.figures import MIN_IMPORTANCE_TRIALS, Importance, TrialRow
 from tune_spaces.report.formatting import title
+from tune_spaces.report.page import baseline_difference
 from tune_spaces.report.ratio_map import RatioMap, ratio_map
 from tune_spaces.report.sweep import SweepHistory, TrialHistory, dimensions, read_sweep
 from tune_spaces.report.verdict import METRIC_NAMES
@@ -50,6 +51,15 @@ class ImportanceView(NamedTuple):
     shares: list[tuple[str, float]]
     """(setting, share of the score's variance), in descending order; empty if there is no estimate."""
     note: str
+
+
+class BaselineDifference(NamedTuple):
+    """Difference of a trial's score from that of the base config."""
+
+    points: float | None
+    """None for the trial with the base config, and for a trial that shares no rung with it."""
+    text: str
+    """The difference with its 95 % interval, paired by seed."""
 
 
 def read_job_sweep(job: Job, root: str) -> tuple[SweepHistory | None, str]:
@@ -150,6 +160,14 @@ def current_importance(report: Mapping[str, Any], sweep: SweepHistory) -> Import
         f"rung {found.level + 1}{guide}. It says nothing about values that were not tried."
     )
     return ImportanceView([(names.get(name, name), share) for name, share in found.shares.items()], note)
+
+
+def baseline_differences(report: Mapping[str, Any]) -> dict[int, BaselineDifference]:
+    """Return the differences from the base config by trial number, or an empty dict if the report contains none."""
+    rows = [TrialRow.model_validate(row) for row in report.get("rows", ())]
+    if all(row.difference is None for row in rows):
+        return {}
+    return {row.number: BaselineDifference(row.difference, baseline_difference(row)) for row in rows}
 
 
 def metric_name(sweep: SweepHistory) -> str:

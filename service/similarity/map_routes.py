@@ -40,6 +40,8 @@ class MapView(EmbeddingMap):
     """Job ID."""
     thumbnails: bool
     """Whether the samples have thumbnails."""
+    unreadable: int
+    """Number of samples that could not be read, and so have no embedding."""
 
 
 @router.get("/{job_id}/map", summary="Get the map of a job's embeddings", response_model=MapView)
@@ -82,7 +84,7 @@ def _render_map(job: Job, cache: EmbeddingCache, output: str) -> str:
         ) from None
     except DamagedMap as damage:
         raise Refusal("not_possible", f"{damage}; embed the data set again to rewrite it") from None
-    return MapView(job=job.id, thumbnails=index.thumbnails, **dict(found)).model_dump_json()
+    return MapView(job=job.id, thumbnails=index.thumbnails, unreadable=len(index.bad), **dict(found)).model_dump_json()
 
 
 def _load_thumbnail(job: Job, cache: EmbeddingCache, output: str, record: int) -> bytes:

@@ -76,6 +76,31 @@ def test_selected_encoders_are_compared_and_one_can_be_removed(open_page: OpenPa
     expect(page.locator("table.compare").first.locator("thead a")).to_have_count(3)
 
 
+def test_encoders_are_sorted_by_a_score_with_missing_scores_last(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, "/encoders"))
+    names, knn = page.locator("#encoders .job-name"), page.locator("#encoders .sort", has_text="knn")
+    scored = [scenes.ENCODER, scenes.OTHER_ENCODER]
+    for expected in (scored, scored[::-1]):
+        knn.click()
+        expect(names.nth(0)).to_have_text(expected[0])
+        expect(names.nth(1)).to_have_text(expected[1])
+    expect(page.locator("#encoders th[aria-sort]")).to_contain_text("knn")
+    page.get_by_label("Score").select_option("linear, eval/top1, demo:digits")
+    page.get_by_role("button", name="Show").click()
+    expect(names.first).to_have_text(scenes.ENCODER)
+    expect(page.locator("#encoders th[aria-sort=descending]")).to_contain_text("linear")
+
+
+def test_all_scores_are_visible_on_a_narrow_screen(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page(width=390)
+    page.goto(path(service, "/encoders"))
+    for cell in page.locator("#encoders td:visible").all():
+        box = cell.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+
+
 def test_all_compared_values_are_visible_on_a_narrow_screen(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page(width=390)
     names = (scenes.ENCODER, scenes.OTHER_ENCODER, scenes.CLASSIFIER)

@@ -62,6 +62,8 @@ def test_samples_are_coloured_selected_with_a_lasso_and_listed(open_page: OpenPa
     page.get_by_role("link", name="Digits, embedded by encoder A").click()  # two clicks from the list
     page.get_by_role("link", name="Map", exact=True).click()
     expect(page.locator("#map-charts header")).to_contain_text("digits-0: 1,999 samples, PCA")
+    expect(page.locator("#map-charts header")).to_contain_text("; 1 sample could not be read")
+    expect(page.locator("#map-selection-panel")).to_be_hidden()
     expect(page.locator("#map-groups button")).to_have_count(10)
     expect(page.locator("#map-groups button").first).to_contain_text("label 0")
     by_label = drawn(page)
@@ -82,7 +84,7 @@ def test_samples_are_coloured_selected_with_a_lasso_and_listed(open_page: OpenPa
     lines = Path(downloading.value.path()).read_text().splitlines()
     assert len(lines) == int(title.split()[0].replace(",", "")) < EMBEDDED_SAMPLES
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator("#map-selection-title")).to_have_text("Nothing selected")
+    expect(page.locator("#map-selection-panel")).to_be_hidden()
     page.locator("#map-groups button").first.click()  # without a mouse
     expect(page.locator("#map-selection li").first).to_be_visible()
 

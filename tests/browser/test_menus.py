@@ -37,6 +37,19 @@ def running_job(service: ConsoleService) -> str:
     return job_id
 
 
+def test_a_resized_field_does_not_violate_the_policy_when_its_menu_is_refreshed(
+    open_page: OpenPage, service: ConsoleService
+) -> None:
+    job_id = running_job(service)
+    page = open_page()
+    page.goto(path(service, f"/jobs/{job_id}"))
+    page.locator("#edit-labels").evaluate("(field) => { field.style.height = '200px'; }")  # as dragging its corner does
+    service.api("PATCH", f"/jobs/{job_id}", json={"name": "renamed"})
+    page.evaluate("htmx.trigger('#job-head', 'refresh')")
+    expect(page.locator("#job-head h1")).to_have_text("renamed")
+    expect(page.locator("#job-head .htmx-settling")).to_have_count(0)
+
+
 def test_a_refresh_keeps_open_menus_and_typed_text(open_page: OpenPage, service: ConsoleService) -> None:
     job_id = running_job(service)
     page = open_page()

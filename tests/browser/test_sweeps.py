@@ -25,6 +25,14 @@ def test_a_sweep_page_shows_its_map_and_the_trials_in_a_cell(open_page: OpenPage
     page.get_by_role("link", name="Mask ratios of the digits").click()
     expect(page.locator("#map canvas").last).to_be_visible()
     expect(page.locator("#parallel canvas").last).to_be_visible()
+    (label, order) = page.evaluate(
+        """() => {
+        const axis = echarts.getInstanceByDom(document.getElementById("parallel")).getOption().parallelAxis[0];
+        return [axis.axisLabel.backgroundColor, axis.z];
+    }"""
+    )
+    assert label == page.evaluate("amdColours().surface"), "lines must not cross the tick labels"
+    assert order > 2, "the lines of a series have z=2"
     expect(page.locator(".notice").first).to_contain_text("Best so far")
     rows = page.locator("#trials tbody tr:visible")
     before = rows.count()

@@ -42,7 +42,7 @@ COLUMNS: dict[str, Callable[[TrialRow], str]] = {
     "parent": lambda row: "–" if row.parent is None else str(row.parent),
     "rung": lambda row: "–" if row.rung is None else f"{row.rung}",
     "score %": lambda row: spread(row.by_seed),
-    "to baseline": lambda row: _difference(row),
+    "to baseline": lambda row: baseline_difference(row),
     "clips/s": lambda row: "–" if row.clips_per_s is None else f"{row.clips_per_s:.3g}",
     "teacher GFLOP": lambda row: "–" if row.teacher_gflops is None else f"{row.teacher_gflops:.3g}",
     "state": lambda row: _state(row),
@@ -51,7 +51,8 @@ COLUMNS: dict[str, Callable[[TrialRow], str]] = {
 IN_PAGE_ONLY = ("clips/s", "teacher GFLOP")
 
 
-def _difference(row: TrialRow) -> str:
+def baseline_difference(row: TrialRow) -> str:
+    """Return a trial's difference from the baseline in points, with its 95 % interval if there are several seeds."""
     if row.baseline:
         return "baseline"
     if row.difference is None:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from service.auth.authentication import Inferrer, Reader, Submitter
 from service.auth.sessions import PREFIX
+from service.console.encoder_scores import MAX_LISTED, EncoderOption, encoder_options
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -37,11 +38,12 @@ from service.serving.schemas import (
     RollbackRequest,
 )
 from service.similarity.routes import EmbeddingCacheDep, neighbours
-from service.web.errors import Refusal, ServiceError
+from service.web.errors import NotFound, Refusal, ServiceError
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 BARS = 96  # maximum number of bars in a vector's chart
+DECIMALS = 6  # of the values that are shown to copy
 NEIGHBOURS = 8
 TOP = 5
 
@@ -90,15 +92,37 @@ async def show_deployment(
             problem = error.message
     aliases = await run_in_threadpool(encoders.aliases, found.project)
     alias = next((one for one in aliases if one.name == found.encoder), None)
+    target = await run_in_threadpool(_target, found, encoders)
     revisions = (await run_in_threadpool(revisions_api.list_revisions, name, caller, store)).items
     context: dict[str, Any] = {
         "deployment": found,
         "drift": drift,
         "problem": problem,
         "alias": alias,
+        "target": target,
+        "candidates": await run_in_threadpool(_candidates, found, caller, encoders, aliases),
         "revisions": [(one, rollback_to(one, found, aliases)) for one in revisions],
     }
     return await run_in_threadpool(render, request, "deployment.html", **context)
+
+
+def _target(deployment: DeploymentView, encoders: EncodersDep) -> str:
+    """Return the ID of the main encoder after the rollout, or of the one that serves if its name has been deleted."""
+    try:
+        return encoders.resolve(deployment.encoder, deployment.project).id
+    except NotFound:
+        return deployment.serving.get(MAIN, deployment.encoder)
+
+
+def _candidates(
+    deployment: DeploymentView, caller: Reader, encoders: EncodersDep, aliases: Sequence[Alias]
+) -> list[EncoderOption]:
+    """Return the aliases and encoders that the page offers as a candidate."""
+    if deployment.candidate is not None:
+        return []
+    listed = registry_api.list_encoders(caller, encoders, project=deployment.project, limit=MAX_LISTED).items
+    named = [EncoderOption(one.name, f"alias of {one.encoder_id}") for one in aliases]
+    return [*named, *encoder_options(listed)]
 
 
 @router.post("/deployments/{name}/candidate")
@@ -258,6 +282,8 @@ async def try_encoder(
         "fragments/try_result.html",
         encoder=reply.encoder,
         vector=vector,
+        rounded=[round(value, DECIMALS) + 0.0 for value in vector],  # + 0.0: no negative zeros
+        decimals=DECIMALS,
         bars=bars(vector),
         classes=classes,
         near=near,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import StringConstraints
 from starlette.responses import Response
 
-from amd.artifacts.card import STRICTEST_FIRST, Score, strictest_score
+from amd.artifacts.card import STRICTEST_FIRST, Score
 from amd.artifacts.discovery import encoder_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.sessions import PREFIX
+from service.console.encoder_scores import MAX_LISTED, EncoderOption, encoder_options, score_columns
 from service.console.forms import FormDep, parse
 from service.console.rendering import redirect, render
 from service.console.security import ConsoleRoute
@@ -29,7 +30,6 @@ from service.registry.schemas import (
     AliasRequest,
     EncoderDetail,
     EncoderReference,
-    EncoderView,
     Objective,
 )
 from service.registry.store import EncoderStore
@@ -41,7 +41,7 @@ from service.web.schemas import DEFAULT_PROJECT, ApiModel
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
-SHOWN = 200  # maximum number of encoders offered for comparison
+MAX_SCORE_COLUMNS = 3  # maximum number of benchmarks with a column of their own in the list of encoders
 
 
 class AliasForm(ApiModel):
@@ -61,14 +61,26 @@ def list_encoders(
     request: Request,
     caller: Reader,
     encoders: EncodersDep,
-    objective: Annotated[Objective | None, Query()] = None,
+    objective: Objective | Literal[""] = "",
+    score: Annotated[str, Query(max_length=2000)] = "",
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
-    page = registry_api.list_encoders(caller, encoders, objective, cursor=cursor or None)
-    aliases = registry_api.list_aliases(caller, encoders).items
-    best = {one.id: strictest_score(one.scores) for one in page.items}
+    """List encoders, newest first, or by the score on a benchmark. `score`: name of the benchmark."""
+    page = registry_api.list_encoders(caller, encoders, objective or None, cursor=cursor or None, limit=MAX_LISTED)
+    columns = score_columns(page.items)
+    chosen = next((one for one in columns if one.name == score), None)
+    if chosen is not None:
+        page.items.sort(key=chosen.rank)
     return render(
-        request, "encoders.html", page=page, aliases=aliases, objective=objective, best=best, most=MAX_COMPARED
+        request,
+        "encoders.html",
+        page=page,
+        aliases=registry_api.list_aliases(caller, encoders).items,
+        objective=objective,
+        benchmarks=[one.name for one in columns],
+        columns=[chosen] if chosen is not None else columns[:MAX_SCORE_COLUMNS],
+        chosen=chosen.name if chosen is not None else "",
+        most=MAX_COMPARED,
     )
 
 
@@ -83,7 +95,7 @@ def show_encoder(
 ) -> Response:
     detail = registry_api.get_encoder(encoder, caller, encoders, Response())
     histories = [encoders.alias(alias.project, alias.name) for alias in detail.aliases]
-    others = [one.id for one in registry_api.list_encoders(caller, encoders, limit=SHOWN).items if one.id != encoder.id]
+    listed = registry_api.list_encoders(caller, encoders, limit=MAX_LISTED).items
     serving = [one for one in deployments.all(caller.project) if encoder.id in one.serving.values()]
     return render(
         request,
@@ -93,7 +105,7 @@ def show_encoder(
         folder=encoder_folder(settings.root, encoder.id),
         lineage=lineage(detail, serving, settings.root, _visible(encoders, caller, detail, settings.root)),
         histories=[views.alias_detail(*one) for one in histories],
-        others=others,
+        others=encoder_options([one for one in listed if one.id != encoder.id]),
         serving=serving,
         project=_project(caller, encoder),
     )
@@ -104,7 +116,7 @@ def compare_encoders(
     request: Request,
     caller: Reader,
     encoders: EncodersDep,
-    encoder: Annotated[list[EncoderReference] | None, Query(max_length=SHOWN)] = None,
+    encoder: Annotated[list[EncoderReference] | None, Query(max_length=MAX_LISTED)] = None,
 ) -> Response:
     """Show encoders side by side. `encoder`: IDs or aliases; the others are compared with the first."""
     names = list(dict.fromkeys(encoder or []))
@@ -112,10 +124,11 @@ def compare_encoders(
         raise Refusal("not_possible", f"{len(names)} encoders are selected; select 2 to {MAX_COMPARED} to compare them")
     first = encoders.resolve(names[0], caller.own_project(None))
     found = registry_api.compare_several_encoders(first, names[1:], caller, encoders)
-    others: list[EncoderView] = []
+    others: list[EncoderOption] = []
     if len(names) < MAX_COMPARED:
-        listed = registry_api.list_encoders(caller, encoders, limit=SHOWN).items
-        others = [one for one in listed if one.id not in {compared.id for compared in found.encoders}]
+        listed = registry_api.list_encoders(caller, encoders, limit=MAX_LISTED).items
+        compared = {one.id for one in found.encoders}
+        others = encoder_options([one for one in listed if one.id not in compared])
     return render(request, "compare.html", found=found, others=others)
 
 

@@ -64,6 +64,7 @@ async def show_lab(
     trained = selection.job if selection.job is not None and selection.job.kind == "train" else None
     checkpoints = await jobs_api.job_checkpoints(trained, settings, storage) if trained is not None else []
     media = await details_api.job_media(trained, settings, storage) if trained is not None else []
+    training_jobs = await run_in_threadpool(_training_jobs, jobs, caller.project, selection.job)
     return render(
         request,
         "lab.html",
@@ -74,7 +75,8 @@ async def show_lab(
         default_preset=DEFAULT_PRESET,
         encoders=selection.encoders,
         encoder=selection.encoder,
-        trained=await run_in_threadpool(_training_jobs, jobs, caller.project, selection.job),
+        trained=training_jobs,
+        job_names={one.id: one.name for one in training_jobs},
     )
 
 

@@ -21,6 +21,7 @@ from service.jobs.details.queue_place import queue_place
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls, Visible
 from service.jobs.schemas import ACTIVE, JobRequest
 from service.reports.sweep import (
+    baseline_differences,
     current_importance,
     current_verdict,
     metric_name,
@@ -87,6 +88,7 @@ def _content(job: Job, sweep: SweepHistory, report: dict[str, Any], stops: set[i
         "overrides": override_arguments({row.key: row.value for row in settings}),
         "command": best_command(job, sweep),
         "importance": current_importance(report, sweep),
+        "differences": baseline_differences(report),
         "metric": metric_name(sweep),
         "fractions": sweep.config.fractions(),
         "clips": trained_clips(sweep),

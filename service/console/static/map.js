@@ -25,10 +25,11 @@
     get count() { return this.data.records.length; }
 
     describe() {
-      const { layout, samples, explained_variance: variance } = this.data;
+      const { layout, samples, unreadable, explained_variance: variance } = this.data;
       const shown = this.count === samples ? `${samples.toLocaleString()} samples` : `${this.count.toLocaleString()} of ${samples.toLocaleString()} samples`;
       const share = variance ? `, ${Math.round(100 * (variance[0] + variance[1]))} % of the variance` : "";
-      this.figure.querySelector("header span").textContent = `${this.data.encoder.slice(0, 60)}: ${shown}, ${layout.toUpperCase()}${share}`;
+      const missing = unreadable ? `; ${unreadable.toLocaleString()} ${unreadable === 1 ? "sample" : "samples"} could not be read` : "";
+      this.figure.querySelector("header span").textContent = `${this.data.encoder.slice(0, 60)}: ${shown}, ${layout.toUpperCase()}${share}${missing}`;
     }
 
     // Positions on the canvas, from two reference points, since zooming is linear.
@@ -170,8 +171,8 @@
   function select(locations) {
     selection = new Set(locations);
     const count = selection.size;
-    byId("selection-title").textContent = count ? `${count.toLocaleString()} selected${count > LISTED ? `, the first ${LISTED} shown` : ""}` : "Nothing selected";
-    byId("selection-actions").hidden = !count;
+    byId("selection-panel").hidden = !count;
+    byId("selection-title").textContent = `${count.toLocaleString()} selected${count > LISTED ? `, the first ${LISTED} shown` : ""}`;
     byId("selection").replaceChildren(...[...selection].slice(0, LISTED).map((location) => {
       const map = maps.find((one) => one.rows.has(location)), row = map.rows.get(location);
       return item(map, row, shortName(location));

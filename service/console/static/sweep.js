@@ -6,7 +6,6 @@
   const charts = new Map();
   let data = null;
   let shownTrials = null; // numbers of the selected trials, as text; null: all
-  let order = null; // the column that the table is sorted by, and the direction
 
   function chart(id) {
     if (!charts.has(id)) charts.set(id, echarts.init(document.getElementById(id), null, { renderer: "canvas" }));
@@ -96,7 +95,7 @@
       animation: false, textStyle,
       parallel: { left: 50, right: 70, top: 34, bottom: 20, axisExpandable: false },
       parallelAxis: axes.map((axis, index) => ({
-        dim: index, name: axis.title.slice(0, 24), nameTextStyle: textStyle, axisLabel: textStyle, axisLine: { lineStyle: { color: colours.line } },
+        dim: index, name: axis.title.slice(0, 24), z: 3, nameTextStyle: textStyle, axisLabel: { ...textStyle, backgroundColor: colours.surface, padding: [1, 3] }, axisLine: { lineStyle: { color: colours.line } },
         ...(isNumber(axis) ? { type: "value", scale: true, ...(axis === rung ? { minInterval: 1 } : {}) } : { type: "category", data: [...new Set(scored.map((trial) => shown(axis.value(trial))))] }),
         areaSelectStyle: { color: colours.accent, opacity: 0.25 },
       })),
@@ -134,43 +133,16 @@
 
   function showTrials(numbers) {
     shownTrials = numbers && new Set(numbers.map(String));
-    arrange();
+    hideUnselected();
     if (shownTrials) document.getElementById("trials-title").scrollIntoView({ block: "center" });
   }
 
-  // Sort the table and hide the trials that are not selected; also after the service has replaced the table.
-  function arrange() {
+  // Hide the trials that are not selected; also after the service has replaced the table.
+  function hideUnselected() {
     const table = document.getElementById("trials");
     if (!table) return;
-    const rows = [...table.tBodies[0].rows];
-    for (const row of rows) row.hidden = Boolean(shownTrials) && !shownTrials.has(row.dataset.trial);
+    for (const row of table.tBodies[0].rows) row.hidden = Boolean(shownTrials) && !shownTrials.has(row.dataset.trial);
     document.getElementById("all-trials").hidden = !shownTrials;
-    if (!order) return;
-    [...table.tHead.rows[0].cells].forEach((cell, index) => {
-      if (index === order.column) cell.setAttribute("aria-sort", order.direction);
-      else cell.removeAttribute("aria-sort");
-    });
-    const sign = order.direction === "descending" ? -1 : 1;
-    const numeric = rows.some((row) => "value" in row.cells[order.column].dataset);
-    const value = (row) => {
-      const cell = row.cells[order.column];
-      return numeric ? ("value" in cell.dataset ? Number(cell.dataset.value) : null) : cell.textContent.trim();
-    };
-    const compare = (a, b) => (numeric ? a - b : a.localeCompare(b, undefined, { numeric: true }));
-    rows.sort((one, other) => {
-      const [a, b] = [value(one), value(other)];
-      if (a === null || b === null) return (a === null) - (b === null); // missing values are last
-      return sign * compare(a, b);
-    });
-    table.tBodies[0].append(...rows);
-  }
-
-  function sortBy(button) {
-    const column = button.closest("th").cellIndex;
-    const opposite = { ascending: "descending", descending: "ascending" };
-    const direction = order?.column === column ? opposite[order.direction] : button.dataset.first || "ascending";
-    order = { column, direction };
-    arrange();
   }
 
   function draw() {
@@ -192,10 +164,8 @@
 
   document.addEventListener("click", (event) => {
     if (event.target.closest("#all-trials")) showTrials(null);
-    const button = event.target.closest("#trials .sort");
-    if (button) sortBy(button);
   });
-  document.body.addEventListener("htmx:afterSettle", arrange);
+  document.body.addEventListener("htmx:afterSettle", hideUnselected);
   document.addEventListener("theme", draw);
   new ResizeObserver(() => charts.forEach((one) => one.resize())).observe(place);
   let pending = null;

@@ -110,6 +110,15 @@ def amd(
     return lambda *args: run_command(monkeypatch, capfd, "encoders", *map(str, args))
 
 
+def test_the_comparison_prints_missing_values_as_text(amd: Any, server: Server) -> None:
+    root, encoders = server.app.state.settings.root, server.app.state.encoders
+    publish(root, "licensed", weights_license="Apache-2.0", teacher={"preset": "demo-image-teacher"})
+    EncoderDiscovery(encoders, root).scan()
+    rows = dict(line.split(maxsplit=1) for line in amd("compare", "a", "licensed")[1].splitlines())
+    assert rows["weights_license"].split() == ["not", "stated", "Apache-2.0"]
+    assert rows["teacher.preset"].split() == ["–", "demo-image-teacher"]
+
+
 def test_aliases_and_encoders_can_be_managed_with_the_command(amd: Any, tmp_path: Path) -> None:
     assert amd("aliases")[:2] == (0, "no aliases\n")
     assert amd("alias", "production", "a") == (0, "production: a\n", "")

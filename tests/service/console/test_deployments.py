@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 import pytest
@@ -132,6 +133,55 @@ def test_the_list_names_the_aliases_of_what_is_served(
         stored, _ = deployed.put(desired, resolved=serving)
         deployed.record_status(stored, "healthy", "", serving)
     text = plain_text_of(console.get("/console/deployments").text)
-    assert "digits follows production first second 25 % 1 " in text
-    assert "plain production first – 1 " in text
+    assert "digits first follows production second 25 % 1 " in text
+    assert "plain first production – 1 " in text
     deployed.delete("plain", None, "test")
+
+
+def test_the_page_says_which_encoder_serves_until_the_target_is_deployed(
+    app: Any, console: ConsoleClient, deployed: Any
+) -> None:
+    desired = new_deployment(
+        "digits", "default", "test", encoder="production", candidate=None, share=0.0, settings=ServingSettings()
+    )
+    stored, _ = deployed.put(desired, resolved={"main": "first"})
+    deployed.record_status(stored, "healthy", "", {"main": "first"})
+    page = console.get(PAGE).text
+    assert "Serves first Requests" in plain_text_of(page)
+    assert "hx-trigger" not in page
+    app.state.encoders.move_alias("default", "production", "second", "test")
+    page = console.get(PAGE).text
+    assert "Serves first , deploying second Requests" in plain_text_of(page)
+    assert 'hx-trigger="every 2s"' in page
+    deployed.record_status(stored, "deploying", "", {"main": "second"})
+    assert "Deploying second Requests" in plain_text_of(console.get(PAGE).text)
+    app.state.encoders.delete_alias("default", "production", "test")
+    deployed.record_status(stored, "healthy", "", {"main": "first"})
+    assert "Serves first Requests" in plain_text_of(console.get(PAGE).text), "no other encoder is deployed"
+
+
+@pytest.mark.parametrize(
+    ("resources", "text"),
+    [({}, "idle CPUs , float32"), ({"cpus": 1.0}, "1 CPU, float32"), ({"cpus": 2, "gpus": 0.5}, "2 CPUs, 0.5 GPUs")],
+)
+def test_the_page_shows_the_resources_of_a_replica(
+    app: Any, console: ConsoleClient, deployed: Any, resources: dict[str, Any], text: str
+) -> None:
+    settings = ServingSettings(**resources)
+    desired = new_deployment("digits", "default", "test", encoder="first", candidate=None, share=0.0, settings=settings)
+    deployed.put(desired, resolved={"main": "first"})
+    assert f"Per replica {text}" in plain_text_of(console.get(PAGE).text)
+
+
+def test_the_page_links_to_the_form_that_tries_the_encoder_that_serves(deployed: Any, console: ConsoleClient) -> None:
+    link = '<a class="button" href="/console/encoders/second#try-title">Try it</a>'
+    assert link not in console.get(PAGE).text, "nothing serves yet"
+    deployed.record_status(deployed.get("digits", None), "healthy", "", {"main": "second"})
+    assert link in console.get(PAGE).text
+    assert 'id="try-title"' in console.get("/console/encoders/second").text
+
+
+def test_the_form_for_a_candidate_offers_aliases_and_encoders(deployed: Any, console: ConsoleClient) -> None:
+    page = console.get(PAGE).text
+    options = re.findall(r'<option value="([^"]*)">([^<]*)</option>', page.partition('<datalist id="candidates">')[2])
+    assert options == [("production", "alias of first"), ("second", "second"), ("first", "first, production")]

@@ -19,6 +19,7 @@ from service.auth.sessions import csrf_token
 from service.db.models import RegisteredEncoder
 from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import new_deployment
+from service.serving.gateway import EncoderReply
 from service.serving.schemas import ServingSettings
 from service.web.errors import invalid_item
 from tests.support.browser.console_client import ConsoleClient, plain_text_of, text_of
@@ -37,17 +38,51 @@ def test_the_code_for_python_embeds_clips(console: ConsoleClient, app: Any) -> N
     assert names["vectors"].shape == (2, 64)
 
 
-def test_the_list_shows_the_alias_and_the_score_of_the_strictest_protocol(
+def listed(page: str) -> list[tuple[str, list[str]]]:
+    """Return the ID and the scores of each encoder in the list."""
+    rows = re.findall(r'<tr><td class="full lead">.*?</tr>', page, re.DOTALL)
+    score_cell = r'<td class="num[^"]*"[^>]*?(?:data-label="[^"]*")?>(–|<span [^>]*>[\d.]+ %</span>)</td>'
+    return [
+        (
+            re.findall(r'name="encoder" value="(.*?)"', row)[0],
+            [text_of(cell).strip() for cell in re.findall(score_cell, row)],
+        )
+        for row in rows
+    ]
+
+
+def test_the_list_names_encoders_by_their_id_with_aliases_as_tags(
     console: ConsoleClient, app: Any, database: Engine
 ) -> None:
-    index_encoder(database, "scored", hours=1, scores=(score("knn", 94.0), score("linear", 86.75)))
-    index_encoder(database, "plain", hours=2)
-    app.state.encoders.move_alias("default", "best", "scored", "test")
+    index_encoder(database, "named", hours=1)
+    app.state.encoders.move_alias("default", "best", "named", "test")
     page = console.get("/console/encoders").text
-    assert '<a class="job-name" href="/console/encoders/scored">best</a><span class="job-id">scored</span>' in page
-    assert '<a class="job-name" href="/console/encoders/plain">plain</a>' in page
-    assert "linear 86.8 %" in plain_text_of(page)
-    assert "not scored" in page
+    link = '<a class="job-name" href="/console/encoders/named">named</a> <span class="tag accent">best</span>'
+    assert link in page
+
+
+def test_the_list_has_a_column_for_each_benchmark_and_sorts_by_the_chosen_one(
+    console: ConsoleClient, database: Engine
+) -> None:
+    plain: dict[str, Any] = {"objective": "detection"}
+    index_encoder(database, "a", hours=3, scores=(score("knn", 94.0), score("linear", 86.75)), **plain)
+    index_encoder(database, "b", hours=2, scores=(score("knn", 95.0), score("knn", 99.0, data="other")), **plain)
+    index_encoder(database, "c", hours=1, **plain)
+    page = console.get("/console/encoders?objective=detection").text
+    heads = "Parameters FLOPs/clip knn demo:digits linear demo:digits knn other Licence"
+    assert heads in plain_text_of(page)
+    expected = [("a", ["94.00 %", "86.75 %", "–"]), ("b", ["95.00 %", "–", "99.00 %"]), ("c", ["–", "–", "–"])]
+    assert listed(page) == expected
+    assert re.findall(r'class="best" title="[^"]*">([^<]*)<', page) == ["95.00 %"]
+    query = {"objective": "detection", "score": "knn, eval/top1, demo:digits"}
+    page = console.get("/console/encoders", params=query).text
+    assert listed(page) == [("b", ["95.00 %"]), ("a", ["94.00 %"]), ("c", ["–"])]
+    assert '<option value="knn, eval/top1, demo:digits" selected>' in page
+    assert 'aria-sort="descending"' in page
+    assert '<option value="" >any</option>' in page, "the filter can be removed"
+    page = console.get("/console/encoders?objective=&score=unknown").text
+    assert "Show" in page
+    assert '<option value="" selected>any</option>' in page
 
 
 def test_a_licence_that_is_not_stated_is_shown_as_such(console: ConsoleClient, database: Engine) -> None:
@@ -81,7 +116,7 @@ def test_the_comparison_lists_each_difference_once(console: ConsoleClient, app: 
     cell = r'<td class="mono text right"[^>]*>([^<]*)</td>'
     rows = re.findall(rf'<th scope="row" class="mono text">([^<]*)</th>{cell}{cell}', page)
     assert rows == [("config.mask.teacher_ratio", "–", "0.5"), ("config.teacher.preset", "demo-image-teacher", "–")]
-    assert page.count('href="/console/encoders/alone">teacherless</a><span class="job-id">alone</span>') == 3
+    assert page.count('href="/console/encoders/alone">alone</a> <span class="tag accent">teacherless</span>') == 3
 
 
 def test_several_encoders_are_compared_in_columns_and_the_best_scores_are_named(
@@ -92,11 +127,42 @@ def test_several_encoders_are_compared_in_columns_and_the_best_scores_are_named(
     query = "&".join(f"encoder=wide-{number}" for number in range(4))
     page = console.get(f"/console/compare?{query}").text
     text = plain_text_of(page)
+    assert "the small numbers are each encoder's score minus that of wide-0" in text
     assert "eval/top1 90.00 % best 92.50 % +2.50 best 92.50 % +2.50 80.00 % -10.00" in text
     assert "eval/loss 0.5 best 0.25 -0.25 0.75 +0.25 1 +0.50" in text
     assert 'aria-label="Remove wide-3 from the comparison"' in page
     assert 'href="/console/compare?encoder=wide-0&amp;encoder=wide-1&amp;encoder=wide-2"' in page
     assert "Remove" not in console.get("/console/compare?encoder=wide-0&encoder=wide-1").text
+
+
+def test_a_list_with_further_pages_says_what_its_scores_cover(
+    console: ConsoleClient, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = "objective=imported&score=knn, eval/top1, demo:digits"
+    for number in range(4):
+        index_encoder(database, f"paged-{number}", hours=number, objective=None, scores=(score("knn", 90.0 - number),))
+    assert "Older" not in console.get(f"/console/encoders?{query}").text
+    monkeypatch.setattr("service.console.pages.encoders.MAX_LISTED", 2)
+    page = console.get(f"/console/encoders?{query}").text
+    assert "Sorting and the best scores cover the 2 encoders of this page." in page
+    (older,) = re.findall(r'href="(/console/encoders[^"]*)">Older', page)
+    assert "objective=imported" in older
+    first, second = listed(page), listed(console.get(html.unescape(older)).text)
+    assert [name for name, _ in first] == ["paged-2", "paged-3"], "the newest, best first"
+    assert [name for name, _ in second] == ["paged-0", "paged-1"]
+
+
+def test_encoders_to_compare_with_are_listed_with_alias_and_score_and_the_scored_ones_first(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    for number, scores in enumerate(((score("knn", 90.0), score("linear", 91.5)), (), (score("knn", 92.5),), ())):
+        index_encoder(database, f"option-{number}", hours=100 + number, scores=scores)
+    index_encoder(database, "other-option", hours=104)
+    app.state.encoders.move_alias("default", "stable", "option-0", "test")
+    for path in ("/console/encoders/option-3", "/console/compare?encoder=option-3&encoder=other-option"):
+        page = console.get(path).text
+        options = [text for text in re.findall(r"<option[^>]*>([^<]*)</option>", page) if text.startswith("option-")]
+        assert options == ["option-2, knn 92.50 %", "option-0, stable, linear 91.50 %", "option-1"]
 
 
 @pytest.mark.parametrize("names", [[], ["wide-0"], ["wide-0", "wide-0"], [f"wide-{number}" for number in range(7)]])
@@ -206,3 +272,15 @@ def test_a_file_that_cannot_be_encoded_is_named(
     assert response.status_code == 422
     assert "&lt;notes&gt;.txt: is neither an image nor a video" in response.text
     assert "input 0" not in response.text
+
+
+def test_the_values_of_a_vector_are_rounded(console: ConsoleClient, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def infer(*args: Any, **options: Any) -> EncoderReply:
+        item = {"embedding": [0.123456789, 5.551115123125783e-17, -1e-9], "labels": [], "scores": []}
+        return EncoderReply("any", [item], None, 0)
+
+    monkeypatch.setattr(app.state.gateway, "infer", infer)
+    headers = {"X-CSRF-Token": csrf_token(console.session), "HX-Request": "true"}
+    page = console.post("/console/encoders/any/try", files={"file": ("one.png", b"image")}, headers=headers).text
+    assert ">[0.123457, 0.0, 0.0]</pre>" in page
+    assert "rounded to 6 decimals" in page

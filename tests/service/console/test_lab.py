@@ -27,6 +27,7 @@ def app(database: Engine, folder: Any) -> Any:
     app = new_app(database, folder)
     scenes.populate(database, app.state.settings.root)
     index_encoder(database, "rebuilds", decoder=DECODER)
+    index_encoder(database, "named-by-its-job", run=scenes.FAILED, decoder=DECODER)
     index_encoder(database, "bare")
     return app
 
@@ -61,6 +62,20 @@ def test_a_training_job_links_to_the_lab_with_a_sample_of_its_data(console: Cons
     assert 'name="alignment" type="checkbox"' in page  # it has checkpoints and a teacher
     assert 'name="alignment"' not in console.get(f"/console/lab?job={scenes.SUCCEEDED}").text
     assert console.get("/console/lab?job=train-nothing").status_code == 404
+
+
+def test_jobs_have_the_same_name_in_both_lists(console: ConsoleClient, app: Any) -> None:
+    job = app.state.jobs.get(scenes.FAILED)
+    page = console.get(f"/console/lab?job={job.id}").text
+    assert f"selected>{job.name}</option>" in page
+    assert f'<option value="job:{job.id}">{job.name}, this job</option>' in page
+    sources = page.partition('<select id="lab-source">')[2]
+    (text,) = re.findall(r'<option value="encoder:named-by-its-job"[^>]*>([^<]*)<', sources)
+    assert text == f"{job.name} (named-by-its-job)"
+
+
+def test_the_wipe_is_explained(console: ConsoleClient) -> None:
+    assert "The slider moves the line: the first layer is left of it" in console.get("/console/lab").text
 
 
 def test_a_single_checkpoint_or_picture_needs_no_slider(console: ConsoleClient, app: Any) -> None:

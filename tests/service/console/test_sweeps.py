@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def test_the_page_shows_the_best_trial_with_its_settings_and_command(console: Co
     assert "Best trial so far: trial 8" in text
     assert "mask.student_ratio 0.8 base config: 0.75 mask.teacher_ratio 0.6 base config: 0.5" in text
     assert "amd train --preset demo-image-amd mask.student_ratio=0.8 mask.teacher_ratio=0.6 --submit" in text
-    assert "Trials ended 18 of 20 Cost so far" in text
+    assert "Cost so far" in text
     assert f'hx-post="/console/sweeps/{scenes.SWEEP}/trials/8/train"' in page[: page.index('id="charts"')]
     trials = console.get(TRIALS, headers=key_to(database, "read")).json()
     assert trials[8]["overrides"] == {"mask.student_ratio": 0.8, "mask.teacher_ratio": 0.6}
@@ -74,6 +75,34 @@ def test_the_importance_of_the_settings_comes_from_the_report(
     text = plain_text_of(console.get(path).text)
     write_json(report, written)
     assert "cannot be estimated: it needs at least 4 trials at the same rung" in text
+
+
+def test_the_head_shows_the_progress_once_and_no_throughput(console: ConsoleClient) -> None:
+    text = plain_text_of(console.get(f"/console/sweeps/{scenes.SWEEP}").text)
+    assert "Progress 90 % 18 / 20 trials Time left" in text
+    assert (text.count("18 / 20"), text.count("Throughput")) == (1, 0)
+
+
+def test_the_trials_show_the_differences_and_intervals_of_the_report(console: ConsoleClient, app: Any) -> None:
+    path = f"/console/sweeps/{scenes.ENDED_SWEEP}"
+    assert "To baseline" not in console.get(path).text
+    report = join(run_folder(app.state.settings.root, scenes.ENDED_SWEEP), "report", "report.json")
+    written = read_json(report)
+    plain = {"title": "", "state": "succeeded", "rung": 3, "difference_rung": 3}
+    rows = [
+        {"number": 0, "baseline": True, **plain},
+        {"number": 4, "difference": 3.69, "interval": [1.24, 6.14], **plain},
+        {"number": 1, "difference": -0.5, "interval": None, **plain, "difference_rung": 2},
+    ]
+    write_json(report, {**written, "rows": rows})
+    page = console.get(path).text
+    write_json(report, written)
+    cells = re.findall(r'data-label="to baseline" (?:data-value="([^"]*)")?>([^<]*)<', page)
+    assert ("3.69", "+3.7 [+1.2, +6.1]") in cells
+    assert ("-0.5", "-0.5 at rung 2") in cells
+    assert ("", "baseline") in cells
+    assert len(cells) == 24
+    assert 'title="Standard deviation over seeds">±' in page
 
 
 def test_the_list_shows_the_best_score_of_an_ended_sweep(console: ConsoleClient) -> None:

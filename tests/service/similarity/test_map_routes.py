@@ -51,7 +51,7 @@ def test_the_map_lists_all_readable_samples(service: MapService) -> None:
     found = service.get("").json()
     assert found["job"] == service.job
     assert (found["encoder"], found["layout"], found["samples"]) == ("digits-0", "pca", COUNT - 1)
-    assert found["thumbnails"] is True
+    assert (found["thumbnails"], found["unreadable"]) == (True, 1)
     assert found["records"] == [record for record in range(COUNT) if record != UNREADABLE]
     assert found["locations"][0] == HOSTILE
     assert all(len(found[name]) == COUNT - 1 for name in ("labels", "x", "y", "cluster", "score"))
