@@ -102,7 +102,8 @@ def _form(request: Request, **context: Any) -> Response:
     given = {name.removeprefix(FIELD): text for name, text in request.query_params.items() if name.startswith(FIELD)}
     fields = with_use(context.pop("fields"), given)
     typed = {name: request.query_params.get(name, "") for name in METADATA}
-    return render(request, "new_job.html", kinds=list(KINDS), given=given, typed=typed, fields=fields, **context)
+    shown = {"kinds": list(KINDS), "summary": KINDS[context["kind"]].summary, "given": given, "typed": typed}
+    return render(request, "new_job.html", fields=fields, **shown, **context)
 
 
 @router.post("/new/check")

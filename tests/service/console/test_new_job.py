@@ -48,6 +48,12 @@ def test_the_form_for_a_sweep_has_its_own_title(console: ConsoleClient) -> None:
         assert f"<h1>{title}</h1>" in page
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_form_says_what_a_job_of_the_kind_does(console: ConsoleClient, kind: JobKind) -> None:
+    page = html.unescape(console.get(f"/console/new?kind={kind}").text)
+    assert f'<p id="kind-summary">{KINDS[kind].summary}</p>' in page
+
+
 @pytest.mark.parametrize("kind", COMMON)
 def test_the_fields_that_a_job_needs_are_shown_first(kind: JobKind) -> None:
     first = [field.key for field in config_fields(kind) if field.common]
