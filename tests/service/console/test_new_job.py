@@ -140,12 +140,12 @@ def test_the_estimated_duration_on_gpus_is_shown_only_for_jobs_that_may_use_them
     assert ("on one H100 per worker" in page) is is_shown
 
 
-def test_the_estimate_names_no_gpu_hours_if_the_cluster_has_no_gpus(console: ConsoleClient, app: Any) -> None:
+def test_a_job_on_cpus_has_no_duration_beside_the_one_in_the_presets_summary(console: ConsoleClient, app: Any) -> None:
     assert app.state.cluster.capacity().gpus == 0
     page = check(console, **{"o.scaling.device": "auto"})
     assert "the job will use CPUs" in page
-    assert "not estimated for CPUs" in page
-    assert "H100" not in page
+    assert "<dt>Compute</dt>" in page
+    assert "<dt>Duration</dt>" not in page
 
 
 @pytest.mark.parametrize(
