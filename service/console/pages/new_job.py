@@ -22,10 +22,11 @@ from service.console.forms import FormDep, FormValues, parse, parse_labels
 from service.console.rendering import redirect, render
 from service.console.schema_fields import config_fields, with_use, with_values
 from service.console.security import ConsoleRoute
+from service.db.models import Job
 from service.jobs import catalog
 from service.jobs import routes as jobs_api
 from service.jobs.details.changes import clone_request
-from service.jobs.details.commands import amd_command, ray_command
+from service.jobs.details.commands import amd_command, clone_command, ray_command
 from service.jobs.details.config_diff import preset_values
 from service.jobs.details.schemas import CloneRequest
 from service.jobs.kinds import KINDS, JobKind
@@ -119,7 +120,11 @@ def check_job(
     commands: list[EquivalentCommand] = []
     try:
         body = _request_of(form, jobs, caller)
-        commands = _commands(body, form, str(request.base_url).rstrip("/"), settings.root)
+        url = str(request.base_url).rstrip("/")
+        if form.text("original"):
+            commands = _copy_commands(jobs.get(form.text("original"), caller.project), _changes_of(form), url)
+        else:
+            commands = _commands(body, url, settings.root)
         found = CheckResult(catalog.validate_request(body, caller, settings, policy, request), (), {})
     except (ServiceError, ConfigError) as error:
         found = _problems(error)
@@ -202,11 +207,8 @@ def _name(location: Sequence[Any]) -> str:
     return ".".join(map(str, location[1:])) or "the form"
 
 
-def _commands(request: JobRequest, form: FormValues, url: str, root: str) -> list[EquivalentCommand]:
+def _commands(request: JobRequest, url: str, root: str) -> list[EquivalentCommand]:
     """Return the equivalent curl, `amd` and Ray commands for a job."""
-    if original := form.text("original"):
-        body = _changes_of(form).model_dump(mode="json", exclude_none=True)
-        return [EquivalentCommand("curl", _curl(f"{url}/v1/jobs/{original}/clone", body))]
     body = request.model_dump(mode="json", exclude_defaults=True)
     found = [EquivalentCommand("curl", _curl(f"{url}/v1/jobs", body))]
     if request.preset and request.config is None:
@@ -214,6 +216,15 @@ def _commands(request: JobRequest, form: FormValues, url: str, root: str) -> lis
         if request.kind == "train":
             found.append(EquivalentCommand("ray job submit", ray_command(request, root), RAY_NOTE))
     return found
+
+
+def _copy_commands(job: Job, changes: CloneRequest, url: str) -> list[EquivalentCommand]:
+    """Return the equivalent curl and `amd` commands for a copy of a job."""
+    body = changes.model_dump(mode="json", exclude_none=True)
+    return [
+        EquivalentCommand("curl", _curl(f"{url}/v1/jobs/{job.id}/clone", body)),
+        EquivalentCommand("amd", clone_command(job, changes)),
+    ]
 
 
 def _curl(url: str, body: dict[str, Any]) -> str:

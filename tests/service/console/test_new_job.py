@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from service.cli.main import app as cli
 from service.console.schema_fields import COMMON, ConfigField, config_fields
+from service.jobs.details.schemas import CloneRequest
 from service.jobs.kinds import KINDS, JobKind
 from service.jobs.schemas import JobRequest
 from tests.support.browser.console_client import ConsoleClient
@@ -207,12 +209,39 @@ def test_the_ray_command_writes_to_the_storage_root_of_the_service(console: Cons
     assert not [argument for argument in ray if argument.startswith("name=")]
 
 
-def test_a_copy_keeps_the_priority_and_its_command_sends_the_same_changes(console: ConsoleClient, app: Any) -> None:
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"labels": "a=2", "name": "my copy", "priority": "0"},
+            {"name": "my copy", "labels": {"a": "2"}, "priority": 0},
+        ),
+        ({"labels": ""}, {"labels": {}}),
+    ],
+)
+def test_the_commands_for_a_copy_send_the_same_changes(
+    console: ConsoleClient, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], expected: dict[str, Any]
+) -> None:
+    original = submit(console, preset="demo-image-mae", priority="-9", labels="a=1")
+    sent: list[CloneRequest] = []
+    monkeypatch.setattr("service.cli.jobs.connected", lambda *args, **options: NoService(sent))
+    curl, amd = commands(check(console, original=original, **values, **{"o.seed": "5"}))
+    expected = {"overrides": {"seed": 5}, **expected}
+    assert json.loads(curl[-1]) == expected
+    assert amd[:4] == ["amd", "jobs", "clone", original]
+    CliRunner().invoke(cli, amd[1:])
+    assert [request.model_dump(exclude_none=True) for request in sent] == [expected]
+
+
+def test_the_command_for_a_copy_names_only_changes(console: ConsoleClient) -> None:
+    original = submit(console, preset="demo-image-mae", labels="a=1")
+    _, amd = commands(check(console, original=original, labels="a=1"))
+    assert amd == ["amd", "jobs", "clone", original]
+
+
+def test_a_copy_keeps_the_priority(console: ConsoleClient, app: Any) -> None:
     original = submit(console, preset="demo-image-mae", priority="-9", labels="a=1")
     assert 'placeholder="-9"' in console.get(f"/console/jobs/{original}/clone").text
-    page = check(console, original=original, labels="a=2", name="copy")
-    ((*_, body),) = commands(page)
-    assert json.loads(body) == {"overrides": {}, "labels": {"a": "2"}, "name": "copy"}
     copy = app.state.jobs.get(submit(console, original=original, labels="a=2", name="copy"))
     assert (copy.name, copy.labels, copy.priority) == ("copy", {"a": "2"}, -9)
 
@@ -220,12 +249,18 @@ def test_a_copy_keeps_the_priority_and_its_command_sends_the_same_changes(consol
 class NoService:
     """A connection whose client records the requests."""
 
-    def __init__(self, sent: list[JobRequest]) -> None:
+    def __init__(self, sent: list[Any]) -> None:
         self.jobs, self._sent = self, sent
 
-    def submit(self, request: JobRequest) -> Any:
+    def submit(self, request: JobRequest | CloneRequest) -> Any:
         self._sent.append(request)
         raise SystemExit
+
+    def get(self, job_id: str) -> Any:
+        return SimpleNamespace(id=job_id)
+
+    def clone(self, job_id: str, request: CloneRequest) -> Any:
+        return self.submit(request)
 
     def __enter__(self) -> NoService:
         return self
