@@ -112,10 +112,13 @@ def test_a_job_is_overlaid_by_its_name_or_the_start_of_its_id(open_page: OpenPag
     open_overview(page, service, scenes.SUCCEEDED)
     field, note = page.get_by_label("Name or ID of a job to overlay"), page.locator("#overlay-note")
     legend = page.locator("#curves figcaption").first
-    for text, job_id in (("digits, Teacher ratio 0.6", scenes.RUNNING), (scenes.FAILED[:-4], scenes.FAILED)):
+    name = "Digits, teacher ratio 0.6"
+    failed = "Learning rate times four"
+    for text, job_id, shown in ((name.upper(), scenes.RUNNING, name), (scenes.FAILED[:-4], scenes.FAILED, failed)):
         field.fill(text)
         field.press("Enter")
-        expect(legend).to_contain_text(f"loss/total of {job_id}")
+        expect(legend).to_contain_text(f"loss/total of {shown}")
+        expect(legend.get_by_title(job_id).locator("i.dashed").first).to_be_visible()
         expect(note).to_be_empty()
     field.fill("no such job")
     field.press("Enter")
