@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from amd.artifacts.discovery import encoder_folder
 from amd.storage import join, write_bytes
 from amd.training.run_folder import run_folder
+from service.web.formats import number
 from tests.support.browser import scenes
 from tests.support.browser.console_service import PATIENCE_MS, ConsoleService
 
@@ -91,9 +92,18 @@ def test_the_legend_shows_the_values_at_the_cursor(open_page: OpenPage, service:
     last = figure.locator("figcaption").text_content() or ""
     figure.locator(".u-over").hover(position={"x": 5, "y": 40})
     expect(figure.locator("figcaption")).not_to_have_text(last)
-    expect(figure.locator("header")).to_contain_text("step")
+    plot = figure.locator(".u-over")
+    plot.hover(position={"x": 0.8 * plot.evaluate("plot => plot.clientWidth"), "y": 40})
+    expect(figure.locator("header")).to_contain_text("step 1")
+    assert re.search(r"step 1\u202f\d{3}$", figure.locator("header").text_content() or "")
     page.mouse.move(1, 1)
     expect(figure.locator("figcaption")).to_have_text(last)
+
+
+@pytest.mark.parametrize("value", [0, 7, 999, 1320, 1234567, -20000])
+def test_scripts_and_pages_separate_thousands_alike(open_page: OpenPage, service: ConsoleService, value: int) -> None:
+    page = open_page()
+    assert page.evaluate("value => amdNumber(value)", value) == number(value)
 
 
 def test_smoothed_values_are_marked_as_such(open_page: OpenPage, service: ConsoleService) -> None:

@@ -204,7 +204,7 @@
   const valueAt = (values, index) => (index <= lastIndex(values) ? values[lastIndex(values, index)] ?? null : null);
 
   const percent = (value) => (value === null ? "–" : `${Number((100 * value).toPrecision(3))} %`);
-  const format = (value) => (value === null ? "–" : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(Number(value.toPrecision(4))));
+  const format = (value) => (value === null ? "–" : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : window.amdNumber(Number(value.toPrecision(4))));
 
   function options(chart, rows, count, isZero) {
     const target = chart.target;
@@ -231,14 +231,15 @@
     };
   }
 
-  const short = (value) => (Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(4))));
+  const short = (value) => (Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : window.amdNumber(Number(value.toPrecision(4))));
 
   function showCursor(plot, rows, chart) {
     const index = plot.cursor.idx;
     if (index === null || index === undefined) { showLast(chart, rows, plot.data); return; }
     const step = plot.data[0][index];
     const values = rows.map((_, row) => chart.format(valueAt(plot.data[row + 1], index)));
-    chart.last.textContent = caption(rows.length === 1 ? `step ${step}: ${values[0]}` : `step ${step}`);
+    const at = `step ${window.amdNumber(step)}`;
+    chart.last.textContent = caption(rows.length === 1 ? `${at}: ${values[0]}` : at);
     showLegend(chart, rows, values);
   }
 

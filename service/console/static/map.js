@@ -26,7 +26,7 @@
 
     describe() {
       const { layout, samples, explained_variance: variance } = this.data;
-      const shown = this.count === samples ? `${samples.toLocaleString()} samples` : `${this.count.toLocaleString()} of ${samples.toLocaleString()} samples`;
+      const shown = this.count === samples ? `${window.amdNumber(samples)} samples` : `${window.amdNumber(this.count)} of ${window.amdNumber(samples)} samples`;
       const share = variance ? `, ${Math.round(100 * (variance[0] + variance[1]))} % of the variance` : "";
       this.figure.querySelector("header span").textContent = `${this.data.encoder.slice(0, 60)}: ${shown}, ${layout.toUpperCase()}${share}`;
     }
@@ -170,7 +170,7 @@
   function select(locations) {
     selection = new Set(locations);
     const count = selection.size;
-    byId("selection-title").textContent = count ? `${count.toLocaleString()} selected${count > LISTED ? `, the first ${LISTED} shown` : ""}` : "Nothing selected";
+    byId("selection-title").textContent = count ? `${window.amdNumber(count)} selected${count > LISTED ? `, the first ${LISTED} shown` : ""}` : "Nothing selected";
     byId("selection-actions").hidden = !count;
     byId("selection").replaceChildren(...[...selection].slice(0, LISTED).map((location) => {
       const map = maps.find((one) => one.rows.has(location)), row = map.rows.get(location);
