@@ -73,7 +73,9 @@ def test_samples_are_coloured_selected_with_a_lasso_and_listed(open_page: OpenPa
     assert len({by_label, by_cluster, drawn(page)}) == 3
 
     drag_around(page, 0, [(0.02, 0.02), (0.5, 0.02), (0.5, 0.98), (0.02, 0.98)])
-    expect(page.locator("#map-selection-title")).to_have_text(re.compile(r"^[1-9][\d\s]* selected, the first 60 shown$"))
+    expect(page.locator("#map-selection-title")).to_have_text(
+        re.compile(r"^[1-9][\d\s]* selected, the first 60 shown$")
+    )
     expect(page.locator("#map-selection li")).to_have_count(60)
     expect(page.locator("#map-selection img").first).to_be_visible()
     with page.expect_download() as downloading:

@@ -103,8 +103,20 @@ def _form(request: Request, **context: Any) -> Response:
     given = {name.removeprefix(FIELD): text for name, text in request.query_params.items() if name.startswith(FIELD)}
     fields = with_use(context.pop("fields"), given)
     typed = {name: request.query_params.get(name, "") for name in METADATA}
-    shown = {"kinds": list(KINDS), "summary": KINDS[context["kind"]].summary, "given": given, "typed": typed}
-    return render(request, "new_job.html", fields=fields, **shown, **context)
+    missing = [field.key for field in fields if field.is_missing and field.is_used]
+    has_values = bool(context["preset"]) and context["kind"] != "search" and not missing
+    return render(
+        request,
+        "new_job.html",
+        kinds=list(KINDS),
+        summary=KINDS[context["kind"]].summary,
+        given=given,
+        typed=typed,
+        fields=fields,
+        missing=missing,
+        is_checked=bool(context["original"] or given or has_values),
+        **context,
+    )
 
 
 @router.post("/new/check")

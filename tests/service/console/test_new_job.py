@@ -105,6 +105,23 @@ def test_a_form_without_required_values_is_checked_only_once_the_user_types(
     assert ("The fields are checked while you type." in page) is not is_checked
 
 
+@pytest.mark.parametrize(
+    ("query", "missing"),
+    [
+        ("preset=in1k-vit-s", ["data.train", "teacher.weights"]),
+        ("kind=search&preset=in1k-vit-s", ["train.data.train", "train.teacher.weights"]),
+        ("preset=demo-image-amd", []),
+    ],
+)
+def test_the_form_names_the_required_fields_before_the_user_types(
+    console: ConsoleClient, query: str, missing: list[str]
+) -> None:
+    page = console.get(f"/console/new?{query}").text
+    keys = re.search(r"Still required: (.*?)\. The fields are checked while you type\.", page)
+    assert re.findall("<code>(.*?)</code>", keys[1] if keys else "") == missing
+    assert ('hx-trigger="load, input from:#new-job' in page) is (not missing)
+
+
 def test_a_label_without_a_value_is_reported(console: ConsoleClient) -> None:
     page = check(console, labels="team=vision, urgent")
     assert "labels: &#39;urgent&#39; is not a label; write key=value" in page
