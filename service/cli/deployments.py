@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from service.cli.connection import connected, default_project
 from service.cli.encoder_source import find_encoder
 from service.cli.exit_codes import FAILURE
@@ -98,7 +98,7 @@ def deploy(
         )
     except ValidationError as error:
         found = error.errors()[0]
-        raise ConfigError([f"--{found['loc'][0]}: {found['msg']}"]) from None
+        raise ConfigError([f"--{found['loc'][0]}: {broken_rule(found)}"]) from None
     with connected(as_json, persistent=True) as client:
         chosen = {"encoder": find_encoder(client, encoder, request.project)}
         if candidate is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from service.cli.ids import completed_id, id_of_name
 
 if TYPE_CHECKING:
@@ -51,5 +51,5 @@ def build_request(model: type[M], **values: Any) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+        problems = [f"{'.'.join(map(str, found['loc']))}: {broken_rule(found)}" for found in error.errors()]
         raise ConfigError(problems) from None

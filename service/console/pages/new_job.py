@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from amd.presets.load import PRESETS_BY_KIND
 from service.auth.authentication import Principal, Submitter
 from service.auth.sessions import PREFIX
@@ -42,6 +42,7 @@ METADATA = ("name", "labels", "priority", "project")  # fields that are not part
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
 COPY_SUFFIX = " (copy)"
 MAX_NAME = 200  # characters of a job's name
+MAX_SHOWN = 60  # characters of a value in a message about it
 RAY_NOTE = (
     "Ray starts this run at once, outside the service's queue: labels, priority, project and retries do not apply. The "
     "name becomes the run's ID, so each run needs another name. The service lists the run in the project default."
@@ -141,7 +142,7 @@ def check_job(
     except (ServiceError, ConfigError) as error:
         found = _problems(error)
     except RequestValidationError as error:
-        found = CheckResult(None, tuple(f"{_name(one['loc'])}: {one['msg']}" for one in error.errors()), {})
+        found = CheckResult(None, tuple(_problem(one) for one in error.errors()), {})
     return render(request, "fragments/job_check.html", check=found, commands=commands)
 
 
@@ -215,8 +216,12 @@ def _problems(error: ServiceError | ConfigError) -> CheckResult:
     return CheckResult(None, (error.message,), {str(field): error.message} if field else {})
 
 
-def _name(location: Sequence[Any]) -> str:
-    return ".".join(map(str, location[1:])) or "the form"
+def _problem(found: Mapping[str, Any]) -> str:
+    """Return the field, its value if it is short, and the rule that it breaks."""
+    name = ".".join(str(part) for part in found["loc"][1:] if part != "[key]") or "the form"
+    value = found.get("input")
+    shown = f"={value}" if isinstance(value, str | int | float) and len(str(value)) <= MAX_SHOWN else ""
+    return f"{name}{shown}: {broken_rule(found)}"
 
 
 def _commands(request: JobRequest, url: str, root: str) -> list[EquivalentCommand]:

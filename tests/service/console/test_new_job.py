@@ -128,6 +128,21 @@ def test_a_label_without_a_value_is_reported(console: ConsoleClient) -> None:
     assert console.submit("/console/new", kind="train", preset="demo-image-amd", labels="urgent").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"priority": "500"}, "priority=500: must be less than or equal to 100"),
+        ({"priority": "high"}, "priority=high: must be a valid integer, unable to parse string as an integer"),
+        ({"name": "x" * 201}, "name: must have at most 200 characters"),
+        ({"labels": "-a=1"}, "labels.-a=-a: must match pattern '^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$'"),
+    ],
+)
+def test_an_invalid_value_is_reported_with_its_rule(
+    console: ConsoleClient, values: dict[str, str], problem: str
+) -> None:
+    assert f">{problem}</li>" in html.unescape(check(console, **values))
+
+
 def test_a_fork_names_its_checkpoint(console: ConsoleClient) -> None:
     original = submit(console, preset="demo-image-mae")
     fork = console.get(f"/console/jobs/{original}/clone?o.start=/runs/a/checkpoints/step-00000500").text
