@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 import time
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -153,6 +155,41 @@ def test_a_webhook_is_tested_and_a_delivery_is_repeated(console: ConsoleClient, 
     action = f"/console/webhooks/{webhook.id}/deliveries/{delivery.id}/redeliver"
     assert f'hx-post="{action}"' in console.get("/console/webhooks").text
     assert console.submit(action).status_code == 204
+
+
+def test_a_new_webhook_is_listed_at_once_and_its_secret_is_shown_once(console: ConsoleClient, database: Engine) -> None:
+    values = {"url": "https://hooks.example.com/<new>", "events": ["failed", "time_limit"], "project": "hooked"}
+    fragment = console.submit("/console/webhooks", **values).text
+    assert "shown only once" in fragment
+    assert re.search(r'<div id="webhooks" [^>]* hx-swap-oob="true">', fragment)
+    assert "https://hooks.example.com/&lt;new&gt;</h2>" in fragment
+    (webhook,) = WebhookStore(database).of_project("hooked")
+    assert (webhook.events, webhook.secret in fragment) == (["failed", "time_limit"], True)
+    page = console.get("/console/webhooks").text
+    assert "failed, time_limit, hooked" in text_of(page)
+    assert webhook.secret not in page
+    assert "hx-swap-oob" not in page
+    offered = re.findall("<option>(.*?)</option>", page)
+    assert {"created", "failed", "preempt", "pause"} <= set(offered)
+    assert len(offered) == len(set(offered))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"url": "http://hooks.example.com"}, "url: "),
+        ({"url": "https://hooks.example.com", "events": "exploded"}, "must be "),
+        ({"url": ""}, "must have at least 1 character"),
+    ],
+)
+def test_an_invalid_webhook_is_rejected(console: ConsoleClient, values: dict[str, str], problem: str) -> None:
+    response = console.submit("/console/webhooks", **values)
+    assert response.status_code in (400, 403, 422), response.text
+    assert problem in html.unescape(response.text)
+
+
+def test_a_reader_cannot_create_webhooks(reader: ConsoleClient) -> None:
+    assert reader.submit("/console/webhooks", url="https://hooks.example.com").status_code == 403
 
 
 def test_a_new_key_is_shown_once_and_listed_at_once(console: ConsoleClient) -> None:
