@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Annotated, Any, NamedTuple, get_args
 from urllib.parse import urlencode
 
@@ -14,6 +15,7 @@ from service.auth.sessions import PREFIX
 from service.console.rendering import render
 from service.console.security import ConsoleRoute
 from service.jobs.routes import Config, Jobs
+from service.projects import audit
 from service.projects import routes as projects_api
 from service.projects.schemas import ProjectView, UsageGroup
 from service.settings import Settings
@@ -23,6 +25,8 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 ROWS = 200  # maximum number of rows in a month's usage table
 PAGE = 50
+ACTIONS = {kind: tuple(found) for kind, found in groupby(audit.ACTIONS, lambda action: action.partition(".")[0])}
+"""Actions in the audit log, by the kind of their target."""
 GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 
 
@@ -121,6 +125,7 @@ def show_audit(
         request,
         "audit.html",
         page=page,
+        actions=ACTIONS,
         chosen=chosen,
         filtered=bool(filtered),
         newest=urlencode(filtered) if cursor else None,

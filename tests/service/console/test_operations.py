@@ -16,6 +16,7 @@ from amd.training.run_folder import run_folder
 from service.auth.api_keys import KeyRequest, KeyStore
 from service.console.pages.projects import Month
 from service.db.models import Attempt, Job
+from service.projects.audit import ACTIONS
 from service.projects.schemas import ProjectPolicy
 from service.projects.store import ProjectStore
 from service.webhooks.store import WebhookStore
@@ -94,7 +95,15 @@ def test_the_audit_log_is_filtered_and_paged_by_the_service(app: Any, console: C
     assert console.get("/console/audit?action=%25").status_code == 422
     own = ConsoleClient(app)
     own.sign_in(key_to(database, "admin", project="other")["Authorization"])
-    assert "project.put" not in own.get("/console/audit").text
+    assert "<td>project.put</td>" not in own.get("/console/audit").text
+
+
+def test_the_audit_log_can_be_filtered_by_all_actions(console: ConsoleClient) -> None:
+    page = console.get("/console/audit?action=job.cancel").text
+    options = re.findall(r'<option (?:value="(\w+)" )?(selected)?>([^<]*)</option>', page)
+    assert {value or text for value, _, text in options} == {*ACTIONS, *(name.partition(".")[0] for name in ACTIONS)}
+    assert [text for _, selected, text in options if selected] == ["job.cancel"]
+    assert re.search('<option value="job" selected>', console.get("/console/audit?action=job").text)
 
 
 def test_a_dry_run_reports_bytes_that_only_applying_it_removes(
