@@ -192,6 +192,17 @@ def test_buttons_perform_their_action_on_the_job(console: ConsoleClient, app: An
     assert response.headers["hx-redirect"] == "/console/jobs"
 
 
+def test_the_attempt_of_a_starting_job_has_the_state_of_the_job(console: ConsoleClient, app: Any) -> None:
+    job = queued(app.state.jobs)
+    attempt = {"submission_id": job.id, "started_at": job.created_at, "state": "running", "message": ""}
+    job = app.state.jobs.change(job, "starting", attempt=attempt, number=1, state="starting")
+    for state in ("starting", "running", "cancelling"):
+        job = app.state.jobs.change(job, state, state=state)
+        page = console.get(f"/console/jobs/{job.id}").text
+        assert re.findall(r'<span class="state \w+">(\w+)</span>', page) == [state, state]
+    app.state.jobs.change(job, "cancelled", state="cancelled", attempt={"ended_at": time.time(), "state": "cancelled"})
+
+
 def test_an_action_on_a_finished_job_is_rejected_with_an_explanation(console: ConsoleClient) -> None:
     response = console.submit(f"/console/jobs/{scenes.SUCCEEDED}/pause")
     assert response.status_code == 409
