@@ -112,6 +112,7 @@ def show_usage(
 def show_audit(
     request: Request,
     caller: Admin,
+    jobs: Jobs,
     action: Annotated[str, Query(pattern=rf"^$|{projects_api.ACTION_PATTERN}")] = "",
     actor: Annotated[str, Query(max_length=100)] = "",
     target: Annotated[str, Query(max_length=200)] = "",
@@ -125,6 +126,7 @@ def show_audit(
         request,
         "audit.html",
         page=page,
+        names=jobs.names({entry.target for entry in page.items if entry.action.startswith("job.")}),
         actions=ACTIONS,
         chosen=chosen,
         filtered=bool(filtered),

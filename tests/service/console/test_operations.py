@@ -146,12 +146,13 @@ def test_retention_requires_an_admin_of_all_projects(app: Any, database: Engine)
 
 
 def test_the_activity_page_describes_events_and_links_to_their_objects(app: Any, console: ConsoleClient) -> None:
-    job = queued(app.state.jobs, project="active")
+    job = queued(app.state.jobs, project="active", name="Digits <b>")
     app.state.jobs.change(job, "failed", state="failed", reason="nan_loss", message="step 3")
     page = console.get("/console/activity?type=job.failed").text
     assert f'href="/console/jobs/{job.id}/history"' in page
     text = plain_text_of(page)
-    assert f"{job.id} Failed by the service , project active" in text
+    assert f"{job.name} Failed by the service , project active" in text
+    assert f'title="{job.id}"' in page
     assert "The loss became NaN or infinite" in text
     assert "Submitted" not in text
     assert console.get("/console/activity?type=key").status_code == 422
@@ -234,6 +235,12 @@ def test_a_reader_sees_no_names_of_other_projects_keys(app: Any, database: Engin
     for key, shown in ((theirs, theirs.id), (ours, "key of ours"), (shared, "key of None")):
         job = queued(app.state.jobs, project="ours", created_by=key.id)
         assert f'by <span title="{key.id}">{shown}</span>' in reader.get(f"/console/jobs/{job.id}").text
+
+
+def test_the_audit_log_names_jobs(app: Any, console: ConsoleClient) -> None:
+    job = app.state.jobs.add(new_job(name="Ablation", project="audited-jobs"), "someone")
+    page = console.get(f"/console/audit?target={job.id}").text
+    assert re.search(rf'<a [^>]*title="{job.id}"[^>]*>Ablation</a>', page)
 
 
 def test_usage_shows_short_times_in_minutes_and_the_names_of_jobs(
