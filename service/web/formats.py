@@ -124,6 +124,11 @@ def shortened(text: Any, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def sentence(text: str) -> str:
+    """Start a text with a capital letter."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def joined(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
@@ -150,5 +155,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "plain": plain,
     "plural": plural,
+    "sentence": sentence,
     "shortened": shortened,
 }
