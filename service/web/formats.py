@@ -75,10 +75,10 @@ def amount(value: float | None) -> str:
 
 
 def hours(value: float) -> str:
-    """Format a number of hours; below one hour, in minutes and seconds: `1 234.5 h`, `3 min 17 s`, `0`."""
+    """Format a number of hours; below one hour, in minutes and seconds: `1 234.5 h`, `3 min 17 s`, `0 h`."""
     if value >= 1:
         return f"{amount(value)} h"
-    return duration(value * 3600) if value else "0"
+    return duration(value * 3600) if value else "0 h"
 
 
 def large(value: float | None) -> str:

@@ -243,6 +243,10 @@ def test_the_audit_log_names_jobs(app: Any, console: ConsoleClient) -> None:
     assert re.search(rf'<a [^>]*title="{job.id}"[^>]*>Ablation</a>', page)
 
 
+def test_usage_without_hours_has_a_unit(console: ConsoleClient) -> None:
+    assert "GPU time 0 h, CPU time 0 h" in text_of(console.get("/console/usage?month=2021-02").text)
+
+
 def test_usage_shows_short_times_in_minutes_and_the_names_of_jobs(
     app: Any, console: ConsoleClient, database: Engine
 ) -> None:
