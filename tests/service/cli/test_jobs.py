@@ -397,35 +397,3 @@ def test_a_job_is_forked_from_a_checkpoint(service: Service, amd: Command) -> No
     fork = service.store.get(json.loads(out)["id"])
     assert (fork.name, fork.config["optim"]["base_lr"]) == ("faster", 0.002)
     assert fork.config["start"].endswith(f"/runs/{job.id}/checkpoints/step-00000400")
-
-
-def test_a_job_is_cloned_with_changes(service: Service, amd: Command) -> None:
-    _, out, _ = amd("train", "--preset", "demo-image-amd", "--submit", "--name", "first", "--label", "a=1")
-    job = service.store.get(out.strip())
-    code, out, err = amd("jobs", "clone", short(job), "optim.base_lr=0.002", "--name", "faster", "--priority", 7)
-    assert (code, err) == (0, "")
-    copy = service.store.get(out.partition(":")[0])
-    assert (copy.name, copy.labels, copy.priority, copy.preset) == ("faster", {"a": "1"}, 7, "demo-image-amd")
-    original, changed = ({**one.config, "name": None, "optim": None} for one in (job, copy))
-    assert (changed, copy.config["optim"]["base_lr"]) == (original, 0.002)
-    code, out, _ = amd("jobs", "clone", "faster", "--label", "b=2", "--json")
-    copy = service.store.get(json.loads(out)["id"])
-    assert (copy.name, copy.labels, copy.priority) == ("faster", {"b": "2"}, 7)
-    code, out, _ = amd("jobs", "clone", copy.id, "--label", "", "--json")
-    assert json.loads(out)["labels"] == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (["optim.base_lrr=1"], "did you mean optim.base_lr?"),
-        (["--name", "x" * 201], "name: "),
-        (["--label", "odd"], "--label odd: must have the form KEY=VALUE"),
-    ],
-)
-def test_an_invalid_change_of_a_copy_is_reported(
-    service: Service, amd: Command, arguments: list[str], problem: str
-) -> None:
-    _, out, _ = amd("train", "--preset", "demo-image-amd", "--submit")
-    code, _, err = amd("jobs", "clone", out.strip(), *arguments)
-    assert (code, problem in err, "Traceback" in err) == (2, True, False)
