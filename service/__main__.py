@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError, OperationalError
 
+from amd.config import broken_rule
 from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
 from service.auth.stream_limits import StreamLimits
@@ -117,7 +118,7 @@ def main(args: Sequence[str] | None = None) -> int:
         settings = Settings()
     except ValidationError as error:
         for found in error.errors():
-            print(f"error: AMD_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}", file=sys.stderr)
+            print(f"error: AMD_{'_'.join(map(str, found['loc'])).upper()}: {broken_rule(found)}", file=sys.stderr)
         return BAD_INPUT
     configure_logging(settings.log_format)
     try:

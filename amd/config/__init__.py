@@ -27,6 +27,7 @@ from amd.config.locations import ConfigLocation, locations, locations_in
 from amd.config.overrides import (
     ConfigError,
     LocationError,
+    broken_rule,
     data_fields,
     flatten,
     listed,
@@ -180,6 +181,7 @@ __all__ = [
     "TrainConfig",
     "ViewSampling",
     "ViewsConfig",
+    "broken_rule",
     "data_fields",
     "encoder_id",
     "flatten",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -177,15 +178,24 @@ def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key{_suggestion(model, problem['loc'])}")
         elif problem["type"] == "missing":
-            lines.append(f"{where}: required, but not set")
+            lines.append(f"{where}: {broken_rule(problem)}")
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
             # Rules name fields relative to their section; prefix the path of that section.
             prefix = ".".join(str(part) for part in problem["loc"][:-1])
             lines += [f"{prefix}.{line}" if prefix else line for line in text.split("\n")]
         else:
-            lines.append(f"{where}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+            lines.append(f"{where}={problem['input']!r}: {broken_rule(problem)}")
     return lines
+
+
+def broken_rule(problem: Mapping[str, Any]) -> str:
+    """Return the rule that a value breaks, such as `must be less than 1`, for a problem that pydantic found."""
+    if problem["type"] == "missing":
+        return "required, but not set"
+    if problem["type"] == "extra_forbidden":
+        return "unknown field"
+    return re.sub(r"^\w+ should ", "must ", problem["msg"].removeprefix("Value error, "))
 
 
 def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:

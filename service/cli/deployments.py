@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from service.cli.connection import configured_target, connected, default_project, local_stack, service_target
 from service.cli.console import print_progress
 from service.cli.encoder_source import find_encoder
@@ -100,7 +100,7 @@ def deploy(
         )
     except ValidationError as error:
         found = error.errors()[0]
-        raise ConfigError([f"--{found['loc'][0]}: {found['msg']}"]) from None
+        raise ConfigError([f"--{found['loc'][0]}: {broken_rule(found)}"]) from None
     with connected(as_json, persistent=True) as client:
         chosen = {"encoder": find_encoder(client, encoder, request.project)}
         if candidate is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from service.cli.connection import connected
 from service.cli.console import out, print_plain, print_progress
 from service.cli.options import AsJson
@@ -63,7 +63,7 @@ def gc(
     try:
         policy = RetentionPolicy(**chosen) if chosen else None
     except ValidationError as error:
-        problems = [f"--{str(found['loc'][0]).replace('_', '-')}: {found['msg']}" for found in error.errors()]
+        problems = [f"--{str(found['loc'][0]).replace('_', '-')}: {broken_rule(found)}" for found in error.errors()]
         raise ConfigError(problems) from None
     if storage is not None:
         report = _clean_root(storage, policy, dry_run)

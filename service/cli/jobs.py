@@ -1,6 +1,6 @@
 """`amd jobs …`: list, inspect, follow, stop and resume jobs on the service.
 
-The helpers that find a job by a shortened ID and print it are also used by `--submit`.
+The helpers that print a job and its log are also used by `--submit`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ from amd.storage import join, local_path, write_bytes
 from service.cli.connection import connected, default_project
 from service.cli.console import fail, out
 from service.cli.exit_codes import FAILURE, SUCCESS
-from service.cli.ids import completed_id, id_of_name
+from service.cli.job_arguments import JobId, Labels, build_request, find_job, parse_labels
 from service.cli.job_views import details_table, progress_text, reason_text, state_text
 from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
@@ -34,16 +34,17 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.jobs.details.schemas import ArtifactView, PictureView
     from service.jobs.kinds import JobKind
-    from service.jobs.schemas import JobDetail, JobView, State
+    from service.jobs.schemas import JobView, State
     from service.serving.schemas import NeighbourView
 
-SEARCHED_JOBS = 2000  # number of newest jobs searched for a shortened id
 COMPLETE_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")  # as `service.jobs.store.new_job_id` creates it
 
 app = typer.Typer(help="List, follow, stop and resume jobs on the service.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job ID, or a prefix of the ID or of its last part.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Config values to change, by dotted key.")
+]
+CopyName = Annotated[str | None, typer.Option("--name", help="Display name; default: the original job's.")]
 
 
 @app.command("list")
@@ -175,19 +176,45 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def clone(
+    job: JobId,
+    overrides: Changes = None,
+    name: CopyName = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            "-l",
+            help="Label as KEY=VALUE; may be repeated; empty for no labels; default: the original job's labels.",
+        ),
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Priority of the copy; default: the original job's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a copy of a job, with changes, that starts where the original job started."""
+    from service.jobs.details.schemas import CloneRequest
+
+    labels = {} if label == [""] else parse_labels(label)
+    changes = {"name": name, "labels": labels, "priority": priority}
+    request = build_request(CloneRequest, overrides=parse_overrides(overrides or []), **changes)
+    with connected(as_json) as client:
+        print_job(client.jobs.clone(find_job(client, job).id, request), as_json)
+
+
+@app.command()
 def fork(
     job: JobId,
     step: Annotated[int, typer.Argument(min=1, help="Step of one of the job's checkpoints.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Config values to change, by dotted key.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Display name; default: the original job's.")] = None,
+    overrides: Changes = None,
+    name: CopyName = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit a copy of a pre-training job that starts from one of its checkpoints."""
     from service.jobs.details.schemas import ForkRequest
 
-    request = ForkRequest(step=step, overrides=parse_overrides(overrides or []), name=name)
+    request = build_request(ForkRequest, step=step, overrides=parse_overrides(overrides or []), name=name)
     with connected(as_json) as client:
         print_job(client.jobs.fork(find_job(client, job).id, request), as_json)
 
@@ -315,31 +342,6 @@ def neighbours(
         print(json.dumps([each.model_dump(mode="json") for each in found]))
         return
     out.print(fitted_table(NEIGHBOURS, found, out.width))
-
-
-# Lookup
-
-
-def find_job(client: Client, text: str) -> JobDetail:
-    """Find a job by its ID or, among the newest jobs, by its name, or by a prefix of the ID or of its last part.
-
-    Raises the service's error if there is none, and ConfigError if several match.
-    """
-    from service.client import ApiError
-
-    try:
-        return client.jobs.get(text)
-    except ApiError as error:
-        newest = {job.id: job.name for job in itertools.islice(client.jobs.list(), SEARCHED_JOBS)}
-        return client.jobs.get(id_of_name(text, newest, "job") or completed_id(text, newest, "job", error))
-
-
-def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
-    """Parse `--label` values, or return None if there are none. Raises ConfigError if one is invalid."""
-    for pair in pairs or ():
-        if "=" not in pair:
-            raise ConfigError([f"--label {pair}: must have the form KEY=VALUE"])
-    return dict(pair.split("=", 1) for pair in pairs) if pairs else None
 
 
 # Output

@@ -10,7 +10,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from service.cli.connection import connected
 from service.cli.console import out
 from service.cli.listing import Listing, Output, Watch, chosen_format, print_document, print_list, print_service_list
@@ -125,7 +125,7 @@ def set_command(
         try:
             policy = ProjectPolicy.model_validate(changed)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            problems = [f"{'.'.join(map(str, one['loc']))}: {broken_rule(one)}" for one in error.errors()]
             raise ConfigError(problems) from None
         _print_project(client.projects.put(project, policy), as_json)
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
-from pydantic import ValidationError
 
 from amd.config import ConfigError, ConfigLocation
 from amd.config.locations import replace_in_overrides, replace_locations
@@ -23,7 +22,8 @@ from service.cli.connection import connected, default_project
 from service.cli.console import print_progress
 from service.cli.encoder_source import submitted_encoder
 from service.cli.exit_codes import SUCCESS
-from service.cli.jobs import Labels, exit_code, parse_labels, print_job, print_log
+from service.cli.job_arguments import Labels, build_request, parse_labels
+from service.cli.jobs import exit_code, print_job, print_log
 from service.cli.options import Follow
 
 if TYPE_CHECKING:
@@ -57,12 +57,8 @@ class Submission(NamedTuple):
             for given in (values or {}, overrides):
                 if isinstance(encoder := given.get("encoder"), str):
                     given["encoder"] = submitted_encoder(client, encoder, project)
-            try:
-                request = JobRequest(kind=kind, preset=preset, config=values, overrides=overrides, **metadata)
-            except ValidationError as error:
-                raise ConfigError(
-                    [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-                ) from None
+            job = {"kind": kind, "preset": preset, "config": values, "overrides": overrides}
+            request = build_request(JobRequest, **job, **metadata)
             exit_submitted(client, client.jobs.submit(request), self.follow, as_json)
 
 

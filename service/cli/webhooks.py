@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from service.cli.connection import connected, default_project
 from service.cli.console import out, print_secret
 from service.cli.ids import unique_id
@@ -82,7 +82,7 @@ def create(
             {"url": url, "events": event or [], "project": default_project(project)}
         )
     except ValidationError as error:
-        raise ConfigError([f"{found['loc'][0]}: {found['msg']}" for found in error.errors()]) from None
+        raise ConfigError([f"{found['loc'][0]}: {broken_rule(found)}" for found in error.errors()]) from None
     with connected(as_json) as client:
         created = client.webhooks.create(request)
     if as_json:

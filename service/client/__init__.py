@@ -15,7 +15,7 @@ from service.client._async.client import AsyncClient
 from service.client._sync.client import Client
 from service.client.errors import ApiError, NoAnswer
 from service.client.retries import Patience
-from service.jobs.details.schemas import ForkRequest
+from service.jobs.details.schemas import CloneRequest, ForkRequest
 from service.jobs.schemas import JobRequest
 from service.operations.retention.policy import RetentionPolicy
 from service.operations.retention.routes import GcRequest
@@ -28,6 +28,7 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "Client",
+    "CloneRequest",
     "DeploymentRequest",
     "ForkRequest",
     "GcRequest",

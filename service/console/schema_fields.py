@@ -35,6 +35,8 @@ COMMON: dict[str, tuple[str, ...]] = {
 }
 """Fields that users change most often, by kind. They include the fields without which a job cannot run."""
 
+REQUIRED = "required"  # start of the values that a preset leaves to the user
+
 
 class ConfigField(NamedTuple):
     """One field of a config."""
@@ -53,6 +55,11 @@ class ConfigField(NamedTuple):
     is_used: bool = True
     suggestions: tuple[str, ...] = ()
     """Values to offer for a list whose items have few permitted values."""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the preset leaves the field's value to the user."""
+        return self.value == REQUIRED or self.value.startswith(f"{REQUIRED}: ")
 
 
 @cache
@@ -132,5 +139,5 @@ def _alternatives(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Ma
 
 def _shown(value: Any) -> str:
     if isinstance(value, str) and value.startswith(UNSET):
-        return f"required: {value.removeprefix(UNSET).strip()}".removesuffix(": ")
+        return f"{REQUIRED}: {value.removeprefix(UNSET).strip()}".removesuffix(": ")
     return "" if value is None else compact(value)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from amd.artifacts.weights import Card, load_decoder, load_encoder, load_head, whole_clips
-from amd.config import ConfigError, Precision, ViewsConfig
+from amd.config import ConfigError, Precision, ViewsConfig, broken_rule
 from amd.device import autocast
 from amd.downstream.supervised.classification.metrics import probabilities
 from amd.storage import StorageError
@@ -133,7 +133,7 @@ class LoadedEncoder:
         try:
             return ViewsConfig(segments=segments, crops=crops, sampling=tested.get("sampling", "dense"))
         except ValidationError as error:
-            raise Refusal("not_possible", f"views={text}: {error.errors()[0]['msg']}") from None
+            raise Refusal("not_possible", f"views={text}: {broken_rule(error.errors()[0])}") from None
 
     def warm_up(self) -> None:
         """Run one forward pass, so that the first request is not slow. Skips the decoder, which is rarely used."""

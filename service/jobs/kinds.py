@@ -64,8 +64,10 @@ Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], Ba
 
 
 class JobKindSpec(NamedTuple):
-    """Config and program of a job kind."""
+    """Purpose, config and program of a job kind."""
 
+    summary: str
+    """What a job of this kind does, in one sentence for users."""
     config: type[Section]
     resolve: Resolve
     """Function (preset, config, overrides) -> complete config. Raises ConfigError."""
@@ -102,16 +104,64 @@ def _search(preset: str | None, values: Mapping[str, Any] | None, overrides: Map
 
 
 KINDS: dict[JobKind, JobKindSpec] = {
-    "train": JobKindSpec(TrainConfig, _with_presets(TrainConfig, complete=True), ("amd.training",)),
-    "finetune": JobKindSpec(FinetuneConfig, _with_presets(FinetuneConfig), ("amd.downstream", "finetune")),
-    "detect": JobKindSpec(DetectionConfig, _with_presets(DetectionConfig), ("amd.downstream", "detect")),
-    "probe": JobKindSpec(ProbeConfig, _without_presets("probe", ProbeConfig), ("amd.downstream", "probe"), args=()),
-    "embed": JobKindSpec(EmbedConfig, _without_presets("embed", EmbedConfig), ("amd.downstream", "embed"), args=()),
-    "search": JobKindSpec(SearchConfig, _search, ("tune_spaces",)),
-    "import": JobKindSpec(ImportConfig, _without_presets("import", ImportConfig), ("amd.tasks", "import"), args=()),
-    "export": JobKindSpec(ExportConfig, _without_presets("export", ExportConfig), ("amd.tasks", "export"), args=()),
+    "train": JobKindSpec(
+        "Pre-train a small encoder on unlabelled images or videos, with or without distillation from a larger encoder.",
+        TrainConfig,
+        _with_presets(TrainConfig, complete=True),
+        ("amd.training",),
+    ),
+    "finetune": JobKindSpec(
+        "Fine-tune an encoder on labelled images or videos, test its best checkpoint, and publish it.",
+        FinetuneConfig,
+        _with_presets(FinetuneConfig),
+        ("amd.downstream", "finetune"),
+    ),
+    "detect": JobKindSpec(
+        "Fine-tune an encoder to detect the actions of people in videos, score it by frame-mAP, and publish it.",
+        DetectionConfig,
+        _with_presets(DetectionConfig),
+        ("amd.downstream", "detect"),
+    ),
+    "probe": JobKindSpec(
+        "Score a published encoder on labelled data without training the encoder, and add the scores to its card.",
+        ProbeConfig,
+        _without_presets("probe", ProbeConfig),
+        ("amd.downstream", "probe"),
+        args=(),
+    ),
+    "embed": JobKindSpec(
+        "Embed a data set with a published encoder, for example for a map or a search for similar samples.",
+        EmbedConfig,
+        _without_presets("embed", EmbedConfig),
+        ("amd.downstream", "embed"),
+        args=(),
+    ),
+    "search": JobKindSpec(
+        "Pre-train many encoders with different settings, compare their scores, and report the best settings.",
+        SearchConfig,
+        _search,
+        ("tune_spaces",),
+    ),
+    "import": JobKindSpec(
+        "Publish third-party weights, such as those of a timm model, as an encoder.",
+        ImportConfig,
+        _without_presets("import", ImportConfig),
+        ("amd.tasks", "import"),
+        args=(),
+    ),
+    "export": JobKindSpec(
+        "Convert a published encoder to another format, such as Hugging Face's.",
+        ExportConfig,
+        _without_presets("export", ExportConfig),
+        ("amd.tasks", "export"),
+        args=(),
+    ),
     "prepare": JobKindSpec(
-        PrepareConfig, _without_presets("prepare", PrepareConfig), ("amd.tasks", "prepare"), args=()
+        "Convert images or videos to tar shards with smaller frames, which jobs read faster.",
+        PrepareConfig,
+        _without_presets("prepare", PrepareConfig),
+        ("amd.tasks", "prepare"),
+        args=(),
     ),
 }
 

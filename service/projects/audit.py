@@ -10,6 +10,14 @@ from sqlalchemy.orm import Session
 from service.db.models import AuditEntry
 from service.web.pagination import after, cursor_of
 
+ACTIONS = (
+    *("alias.delete", "alias.move", "console.link", "console.session", "deployment.delete", "deployment.put"),
+    *("encoder.delete", "gc.collect", "job.cancel", "job.delete", "job.edit", "job.pause", "job.resume", "job.retry"),
+    *("job.stop_trial", "job.submit", "key.create", "key.revoke", "project.put"),
+    *("webhook.create", "webhook.delete", "webhook.redeliver", "webhook.test"),
+)
+"""All actions, each with the kind of its target and a verb."""
+
 
 class AuditFilter(NamedTuple):
     """Filter for a listing; None matches every entry."""

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from amd.storage import StorageError
 from service.web.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -96,7 +96,7 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if any(found["type"] == "json_invalid" for found in error.errors()):
         return _problem("json_invalid", "the body is not valid JSON")
     found_errors = error.errors()[:MAX_FIELD_PROBLEMS]
-    errors = [FieldProblem(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in found_errors]
+    errors = [FieldProblem(pointer=_pointer(found["loc"]), detail=broken_rule(found)) for found in found_errors]
     detail = "; ".join(f"{found.pointer}: {found.detail}" for found in errors[:5])
     return _problem("request_invalid", detail, errors=errors)
 

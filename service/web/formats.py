@@ -75,10 +75,10 @@ def amount(value: float | None) -> str:
 
 
 def hours(value: float) -> str:
-    """Format a number of hours; below one hour, in minutes and seconds: `1 234.5 h`, `3 min 17 s`, `0`."""
+    """Format a number of hours; below one hour, in minutes and seconds: `1 234.5 h`, `3 min 17 s`, `0 h`."""
     if value >= 1:
         return f"{amount(value)} h"
-    return duration(value * 3600) if value else "0"
+    return duration(value * 3600) if value else "0 h"
 
 
 def large(value: float | None) -> str:
@@ -124,6 +124,11 @@ def shortened(text: Any, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def sentence(text: str) -> str:
+    """Start a text with a capital letter."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def joined(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
@@ -150,5 +155,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "plain": plain,
     "plural": plural,
+    "sentence": sentence,
     "shortened": shortened,
 }

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from amd.artifacts.discovery import encoder_folder
 from amd.storage import join, write_bytes
 from amd.training.run_folder import run_folder
+from service.web.formats import number
 from tests.support.browser import scenes
 from tests.support.browser.console_service import PATIENCE_MS, ConsoleService
 
@@ -91,9 +92,18 @@ def test_the_legend_shows_the_values_at_the_cursor(open_page: OpenPage, service:
     last = figure.locator("figcaption").text_content() or ""
     figure.locator(".u-over").hover(position={"x": 5, "y": 40})
     expect(figure.locator("figcaption")).not_to_have_text(last)
-    expect(figure.locator("header")).to_contain_text("step")
+    plot = figure.locator(".u-over")
+    plot.hover(position={"x": 0.8 * plot.evaluate("plot => plot.clientWidth"), "y": 40})
+    expect(figure.locator("header")).to_contain_text("step 1")
+    assert re.search(r"step 1\u202f\d{3}$", figure.locator("header").text_content() or "")
     page.mouse.move(1, 1)
     expect(figure.locator("figcaption")).to_have_text(last)
+
+
+@pytest.mark.parametrize("value", [0, 7, 999, 1320, 1234567, -20000])
+def test_scripts_and_pages_separate_thousands_alike(open_page: OpenPage, service: ConsoleService, value: int) -> None:
+    page = open_page()
+    assert page.evaluate("value => amdNumber(value)", value) == number(value)
 
 
 def test_smoothed_values_are_marked_as_such(open_page: OpenPage, service: ConsoleService) -> None:
@@ -112,10 +122,13 @@ def test_a_job_is_overlaid_by_its_name_or_the_start_of_its_id(open_page: OpenPag
     open_overview(page, service, scenes.SUCCEEDED)
     field, note = page.get_by_label("Name or ID of a job to overlay"), page.locator("#overlay-note")
     legend = page.locator("#curves figcaption").first
-    for text, job_id in (("digits, Teacher ratio 0.6", scenes.RUNNING), (scenes.FAILED[:-4], scenes.FAILED)):
+    name = "Digits, teacher ratio 0.6"
+    failed = "Learning rate times four"
+    for text, job_id, shown in ((name.upper(), scenes.RUNNING, name), (scenes.FAILED[:-4], scenes.FAILED, failed)):
         field.fill(text)
         field.press("Enter")
-        expect(legend).to_contain_text(f"loss/total of {job_id}")
+        expect(legend).to_contain_text(f"loss/total of {shown}")
+        expect(legend.get_by_title(job_id).locator("i.dashed").first).to_be_visible()
         expect(note).to_be_empty()
     field.fill("no such job")
     field.press("Enter")

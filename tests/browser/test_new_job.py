@@ -86,6 +86,22 @@ def test_submit_stays_in_view_on_a_narrow_screen_and_never_covers_the_focus(
         assert page.evaluate(IS_COVERED) is False, page.evaluate("document.activeElement.id")
 
 
+def test_submit_and_the_check_stay_in_view_on_a_wide_screen(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    open_form(page, service)
+    check = page.get_by_text("This job can be submitted")
+    expect(check).to_be_visible()
+    page.locator("summary", has_text="Show the fields").click()
+    for share in (0, 0.5, 1):
+        page.evaluate("share => scrollTo(0, share * document.documentElement.scrollHeight)", share)
+        expect(page.get_by_role("button", name="Submit")).to_be_in_viewport(ratio=1)
+        expect(check).to_be_in_viewport(ratio=1)
+    commands = page.get_by_role("button", name="Copy").last
+    commands.scroll_into_view_if_needed()
+    expect(commands).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("button", name="Submit")).to_be_in_viewport(ratio=1)
+
+
 IS_COVERED = """() => {
     const focused = document.activeElement, bar = document.querySelector(".submit-bar");
     if (bar.contains(focused)) return false;

@@ -127,7 +127,7 @@ MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
     (PRESET, None, {**MASKING, "sed": 1}, "sed: unknown key; did you mean seed?"),
     (PRESET, None, {**MASKING, "seeds": 0}, "seeds=0: "),
     (PRESET, None, {**MASKING, "mask.teacher_ratio": 0.9}, "train.mask.teacher_ratio=0.9 must not be above"),
-    (PRESET, None, {**MASKING, "seeds.more": 1}, "seeds={'more': 1}: input should be a valid integer"),
+    (PRESET, None, {**MASKING, "seeds.more": 1}, "seeds={'more': 1}: must be a valid integer"),
     (PRESET, "a list\nand: more", {}, "neither JSON nor YAML"),
     (PRESET, "- masking", {}, "must be an object"),
 ]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from amd.config import TrainConfig, overridden, validate
+from amd.config import TrainConfig, broken_rule, overridden, validate
 
 
 class DraftConfig(TrainConfig):
@@ -68,8 +68,7 @@ def value_problem(key: str, value: object) -> str | None:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         adapter.validate_python(value)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        return f"{message[0].lower()}{message[1:]}"
+        return broken_rule(error.errors()[0])
     return None
 
 

@@ -14,7 +14,7 @@ from httpx_sse import ServerSentEvent
 
 from service.client._async.requests import POLL_INTERVAL_S, AsyncApiMethods
 from service.client.messages import idempotency, input_item, parse, present
-from service.jobs.details.schemas import ArtifactList, ForkRequest, MediaStepView
+from service.jobs.details.schemas import ArtifactList, CloneRequest, ForkRequest, MediaStepView
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import (
     ENDED,
@@ -60,6 +60,11 @@ class AsyncJobs(AsyncApiMethods):
     async def retry(self, job_id: str) -> JobView:
         """Retry a failed or cancelled job from its newest checkpoint."""
         return await self._request("POST", JobView, job_id, "retry")
+
+    async def clone(self, job_id: str, request: CloneRequest | None = None, key: str | None = None) -> JobView:
+        """Submit a copy of a job with changes. `key` is the Idempotency-Key."""
+        body = request or CloneRequest()
+        return await self._request("POST", JobView, job_id, "clone", body=body, headers=idempotency(key))
 
     async def fork(self, job_id: str, request: ForkRequest, key: str | None = None) -> JobView:
         """Submit a copy of a job that starts from one of its checkpoints. `key` is the Idempotency-Key."""

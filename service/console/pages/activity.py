@@ -12,6 +12,7 @@ from service.auth.authentication import Reader
 from service.auth.sessions import PREFIX
 from service.console.rendering import render
 from service.console.security import ConsoleRoute
+from service.jobs.routes import Jobs
 from service.projects import routes as projects_api
 
 router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
@@ -33,6 +34,7 @@ TYPES = {
 def show_activity(
     request: Request,
     caller: Reader,
+    jobs: Jobs,
     type: Annotated[str, Query(pattern=rf"^$|{projects_api.ACTIVITY_PATTERN}")] = "",
     cursor: Annotated[str | None, Query(max_length=300)] = None,
 ) -> Response:
@@ -42,6 +44,7 @@ def show_activity(
         request,
         "activity.html",
         page=page,
+        names=jobs.names({event.target for event in page.items if event.type.startswith("job.")}),
         type=type,
         types=TYPES,
         here=urlencode(chosen),

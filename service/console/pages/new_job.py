@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from amd.config import ConfigError
+from amd.config import ConfigError, broken_rule
 from amd.presets.load import PRESETS_BY_KIND
 from service.auth.authentication import Principal, Submitter
 from service.auth.sessions import PREFIX
@@ -22,10 +22,11 @@ from service.console.forms import FormDep, FormValues, parse, parse_labels
 from service.console.rendering import redirect, render
 from service.console.schema_fields import config_fields, with_use, with_values
 from service.console.security import ConsoleRoute
+from service.db.models import Job
 from service.jobs import catalog
 from service.jobs import routes as jobs_api
 from service.jobs.details.changes import clone_request
-from service.jobs.details.commands import amd_command, ray_command
+from service.jobs.details.commands import amd_command, clone_command, ray_command
 from service.jobs.details.config_diff import preset_values
 from service.jobs.details.schemas import CloneRequest
 from service.jobs.kinds import KINDS, JobKind
@@ -41,6 +42,7 @@ METADATA = ("name", "labels", "priority", "project")  # fields that are not part
 DEFAULT_PRESET = "demo-image-amd"  # needs neither data nor weights
 COPY_SUFFIX = " (copy)"
 MAX_NAME = 200  # characters of a job's name
+MAX_SHOWN = 60  # characters of a value in a message about it
 RAY_NOTE = (
     "Ray starts this run at once, outside the service's queue: labels, priority, project and retries do not apply. The "
     "name becomes the run's ID, so each run needs another name. The service lists the run in the project default."
@@ -102,7 +104,20 @@ def _form(request: Request, **context: Any) -> Response:
     given = {name.removeprefix(FIELD): text for name, text in request.query_params.items() if name.startswith(FIELD)}
     fields = with_use(context.pop("fields"), given)
     typed = {name: request.query_params.get(name, "") for name in METADATA}
-    return render(request, "new_job.html", kinds=list(KINDS), given=given, typed=typed, fields=fields, **context)
+    missing = [field.key for field in fields if field.is_missing and field.is_used]
+    has_values = bool(context["preset"]) and context["kind"] != "search" and not missing
+    return render(
+        request,
+        "new_job.html",
+        kinds=list(KINDS),
+        summary=KINDS[context["kind"]].summary,
+        given=given,
+        typed=typed,
+        fields=fields,
+        missing=missing,
+        is_checked=bool(context["original"] or given or has_values),
+        **context,
+    )
 
 
 @router.post("/new/check")
@@ -118,12 +133,16 @@ def check_job(
     commands: list[EquivalentCommand] = []
     try:
         body = _request_of(form, jobs, caller)
-        commands = _commands(body, form, str(request.base_url).rstrip("/"), settings.root)
+        url = str(request.base_url).rstrip("/")
+        if form.text("original"):
+            commands = _copy_commands(jobs.get(form.text("original"), caller.project), _changes_of(form), url)
+        else:
+            commands = _commands(body, url, settings.root)
         found = CheckResult(catalog.validate_request(body, caller, settings, policy, request), (), {})
     except (ServiceError, ConfigError) as error:
         found = _problems(error)
     except RequestValidationError as error:
-        found = CheckResult(None, tuple(f"{_name(one['loc'])}: {one['msg']}" for one in error.errors()), {})
+        found = CheckResult(None, tuple(_problem(one) for one in error.errors()), {})
     return render(request, "fragments/job_check.html", check=found, commands=commands)
 
 
@@ -197,15 +216,16 @@ def _problems(error: ServiceError | ConfigError) -> CheckResult:
     return CheckResult(None, (error.message,), {str(field): error.message} if field else {})
 
 
-def _name(location: Sequence[Any]) -> str:
-    return ".".join(map(str, location[1:])) or "the form"
+def _problem(found: Mapping[str, Any]) -> str:
+    """Return the field, its value if it is short, and the rule that it breaks."""
+    name = ".".join(str(part) for part in found["loc"][1:] if part != "[key]") or "the form"
+    value = found.get("input")
+    shown = f"={value}" if isinstance(value, str | int | float) and len(str(value)) <= MAX_SHOWN else ""
+    return f"{name}{shown}: {broken_rule(found)}"
 
 
-def _commands(request: JobRequest, form: FormValues, url: str, root: str) -> list[EquivalentCommand]:
+def _commands(request: JobRequest, url: str, root: str) -> list[EquivalentCommand]:
     """Return the equivalent curl, `amd` and Ray commands for a job."""
-    if original := form.text("original"):
-        body = _changes_of(form).model_dump(mode="json", exclude_none=True)
-        return [EquivalentCommand("curl", _curl(f"{url}/v1/jobs/{original}/clone", body))]
     body = request.model_dump(mode="json", exclude_defaults=True)
     found = [EquivalentCommand("curl", _curl(f"{url}/v1/jobs", body))]
     if request.preset and request.config is None:
@@ -213,6 +233,15 @@ def _commands(request: JobRequest, form: FormValues, url: str, root: str) -> lis
         if request.kind == "train":
             found.append(EquivalentCommand("ray job submit", ray_command(request, root), RAY_NOTE))
     return found
+
+
+def _copy_commands(job: Job, changes: CloneRequest, url: str) -> list[EquivalentCommand]:
+    """Return the equivalent curl and `amd` commands for a copy of a job."""
+    body = changes.model_dump(mode="json", exclude_none=True)
+    return [
+        EquivalentCommand("curl", _curl(f"{url}/v1/jobs/{job.id}/clone", body)),
+        EquivalentCommand("amd", clone_command(job, changes)),
+    ]
 
 
 def _curl(url: str, body: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -31,6 +31,10 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 FAILURES = 200  # maximum number of failures that are grouped, newest first
 DELIVERIES = 20
+EVENTS: tuple[str, ...] = tuple(
+    dict.fromkeys(event for group in get_args(webhooks_api.EventType) for event in get_args(group))
+)
+"""Types of the job events that webhooks deliver."""
 OCCUPANTS = 50  # maximum number of running and of waiting jobs on the cluster page
 
 
@@ -118,9 +122,22 @@ async def revoke_key(request: Request, caller: Admin, key_id: api_keys.KeyId) ->
 
 @router.get("/webhooks")
 def show_webhooks(request: Request, caller: Admin) -> Response:
+    return render(request, "webhooks.html", **_webhooks(request, caller), events=EVENTS, new=None)
+
+
+@router.post("/webhooks")
+def create_webhook(request: Request, caller: Admin, form: FormDep) -> Response:
+    """Create a webhook, show its secret once, and update the list of webhooks."""
+    values = {"url": form.text("url"), "events": form.texts("events"), "project": form.text("project") or None}
+    new = webhooks_api.create_webhook(request, caller, parse(webhooks_api.WebhookRequest, values), Response())
+    return render(request, "fragments/new_webhook.html", **_webhooks(request, caller), new=new)
+
+
+def _webhooks(request: Request, caller: Admin) -> dict[str, Any]:
+    """Return the template context of the list of webhooks."""
     webhooks = webhooks_api.list_webhooks(request, caller).items
     deliveries = {one.id: webhooks_api.list_deliveries(request, caller, one.id, DELIVERIES).items for one in webhooks}
-    return render(request, "webhooks.html", webhooks=webhooks, deliveries=deliveries)
+    return {"webhooks": webhooks, "deliveries": deliveries}
 
 
 @router.post("/webhooks/{webhook_id}/test")

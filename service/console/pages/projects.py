@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Annotated, Any, NamedTuple, get_args
 from urllib.parse import urlencode
 
@@ -14,6 +15,7 @@ from service.auth.sessions import PREFIX
 from service.console.rendering import render
 from service.console.security import ConsoleRoute
 from service.jobs.routes import Config, Jobs
+from service.projects import audit
 from service.projects import routes as projects_api
 from service.projects.schemas import ProjectView, UsageGroup
 from service.settings import Settings
@@ -23,6 +25,8 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 ROWS = 200  # maximum number of rows in a month's usage table
 PAGE = 50
+ACTIONS = {kind: tuple(found) for kind, found in groupby(audit.ACTIONS, lambda action: action.partition(".")[0])}
+"""Actions in the audit log, by the kind of their target."""
 GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 
 
@@ -108,6 +112,7 @@ def show_usage(
 def show_audit(
     request: Request,
     caller: Admin,
+    jobs: Jobs,
     action: Annotated[str, Query(pattern=rf"^$|{projects_api.ACTION_PATTERN}")] = "",
     actor: Annotated[str, Query(max_length=100)] = "",
     target: Annotated[str, Query(max_length=200)] = "",
@@ -121,6 +126,8 @@ def show_audit(
         request,
         "audit.html",
         page=page,
+        names=jobs.names({entry.target for entry in page.items if entry.action.startswith("job.")}),
+        actions=ACTIONS,
         chosen=chosen,
         filtered=bool(filtered),
         newest=urlencode(filtered) if cursor else None,

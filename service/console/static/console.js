@@ -191,5 +191,7 @@
       series: [1, 2, 3, 4, 5, 6, 7, 8].map((index) => read(`c${index}`)),
     };
   };
+  // Format a number like `service.web.formats.number`, with the same thousands separator in every language.
+  window.amdNumber = (value) => value.toLocaleString("en", { maximumFractionDigits: 20 }).replaceAll(",", "\u202f");
   window.amdCsrf = csrf;
 })();

@@ -22,7 +22,7 @@
     "data/bad_samples": "Bad samples", "eval/knn_top1": "Nearest-neighbour top-1", loss: "Loss",
   };
   const series = new Map(); // name → {steps, values} of this job
-  const compared = { baseline: null, overlay: null }; // {job, series} each
+  const compared = { baseline: null, overlay: null }; // {id, name, series} each
   const baselineKey = `amd-baseline-${place.dataset.project}`;
   const charts = new Map(); // group → {plot, element}
   let lastStep = -1;
@@ -83,8 +83,8 @@
     for (const [role, found] of Object.entries(compared)) {
       for (const row of found ? rows.slice() : []) {
         const other = found.series.get(row.label);
-        const name = role === "baseline" ? "the baseline" : found.job;
-        if (other && !row.overlay) rows.push({ label: `${row.label} of ${name}`, overlay: true, ...other });
+        const name = role === "baseline" ? "the baseline" : found.name;
+        if (other && !row.job) rows.push({ label: `${row.label} of ${name}`, job: found.id, ...other });
       }
     }
     return rows;
@@ -103,7 +103,7 @@
     const rows = rowsOf(group);
     const weight = Number(smoothing.value);
     const tables = rows.map((row) => [row.steps, smooth(row.values, weight)]);
-    if (weight) rows.forEach((row) => { if (!row.overlay && rows.length === 1) tables.push([row.steps, row.values]); });
+    if (weight) rows.forEach((row) => { if (!row.job && rows.length === 1) tables.push([row.steps, row.values]); });
     const data = uPlot.join(tables);
     const isZero = data.slice(1).every((values) => values.every((value) => !value));
     const key = JSON.stringify([isZero, rows.map((row) => row.label), tables.length, logScale.checked, document.documentElement.dataset.theme]);
@@ -187,6 +187,8 @@
       const item = document.createElement("span");
       const mark = document.createElement("i");
       mark.className = `c${(index % 8) + 1}`;
+      mark.classList.toggle("dashed", Boolean(row.job));
+      if (row.job) item.title = row.job;
       item.append(mark, `${row.label.slice(0, 80)} ${values[index]}`);
       return item;
     })));
@@ -202,7 +204,7 @@
   const valueAt = (values, index) => (index <= lastIndex(values) ? values[lastIndex(values, index)] ?? null : null);
 
   const percent = (value) => (value === null ? "–" : `${Number((100 * value).toPrecision(3))} %`);
-  const format = (value) => (value === null ? "–" : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(Number(value.toPrecision(4))));
+  const format = (value) => (value === null ? "–" : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : window.amdNumber(Number(value.toPrecision(4))));
 
   function options(chart, rows, count, isZero) {
     const target = chart.target;
@@ -212,7 +214,7 @@
     const axis = { stroke: colours.muted, font, grid: { stroke: colours.line, width: 1 }, ticks: { show: false } };
     const lines = rows.map((row, index) => ({
       label: row.label, stroke: colours.series[index % 8], width: 1.5, spanGaps: true,
-      dash: row.overlay ? [4, 3] : undefined, points: { show: row.steps.length < 2 },
+      dash: row.job ? [4, 3] : undefined, points: { show: row.steps.length < 2 },
     }));
     while (lines.length < count) lines.push({ label: "not smoothed", stroke: `${colours.series[0]}55`, width: 1, spanGaps: true, points: { show: false } });
     return {
@@ -229,14 +231,15 @@
     };
   }
 
-  const short = (value) => (Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(4))));
+  const short = (value) => (Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : window.amdNumber(Number(value.toPrecision(4))));
 
   function showCursor(plot, rows, chart) {
     const index = plot.cursor.idx;
     if (index === null || index === undefined) { showLast(chart, rows, plot.data); return; }
     const step = plot.data[0][index];
     const values = rows.map((_, row) => chart.format(valueAt(plot.data[row + 1], index)));
-    chart.last.textContent = caption(rows.length === 1 ? `step ${step}: ${values[0]}` : `step ${step}`);
+    const at = `step ${window.amdNumber(step)}`;
+    chart.last.textContent = caption(rows.length === 1 ? `${at}: ${values[0]}` : at);
     showLegend(chart, rows, values);
   }
 
@@ -249,23 +252,23 @@
     return found;
   }
 
-  // Return the IDs of the jobs that a text means: those with this name or ID, or else all that the job list finds.
+  // Return the jobs that a text means, {id, name} each: those with this name or ID, or else all that the job list finds.
   async function findJobs(text) {
     const response = await fetch(`${place.dataset.list}?${new URLSearchParams({ q: text })}`, { headers: { "HX-Request": "true" } });
     if (!response.ok) return [];
     const list = new DOMParser().parseFromString(await response.text(), "text/html");
-    const links = [...list.querySelectorAll("#jobs a.job-name")].filter((link) => idOf(link) !== place.dataset.job);
-    const exact = links.filter((link) => idOf(link) === text || link.textContent.trim().toLowerCase() === text.toLowerCase());
-    return (exact.length ? exact : links).map(idOf);
+    const links = [...list.querySelectorAll("#jobs a.job-name")];
+    const jobs = links.map((link) => ({ id: decodeURIComponent(link.getAttribute("href").split("/").pop()), name: link.textContent.trim() }));
+    const others = jobs.filter((job) => job.id !== place.dataset.job);
+    const exact = others.filter((job) => job.id === text || job.name.toLowerCase() === text.toLowerCase());
+    return exact.length ? exact : others;
   }
-
-  const idOf = (link) => decodeURIComponent(link.getAttribute("href").split("/").pop());
 
   async function overlay() {
     const text = overlayField.value.trim();
     const jobs = text ? await findJobs(text) : [];
-    const found = jobs.length === 1 ? await fetchSeries(jobs[0]) : null;
-    compared.overlay = found && { job: jobs[0], series: found };
+    const found = jobs.length === 1 ? await fetchSeries(jobs[0].id) : null;
+    compared.overlay = found && { ...jobs[0], series: found };
     overlayNote.textContent = text && !found ? overlayProblem(text, jobs) : "";
     if (overlayNote.textContent) overlayField.setAttribute("aria-invalid", "true");
     else overlayField.removeAttribute("aria-invalid");
@@ -275,19 +278,21 @@
   function overlayProblem(text, jobs) {
     if (!jobs.length) return `No job matches “${text}”.`;
     if (jobs.length > 1) return `Several jobs match “${text}”. Enter a whole name or an ID.`;
-    return `The metrics of ${jobs[0]} cannot be read.`;
+    return `The metrics of ${jobs[0].name} cannot be read.`;
   }
 
   async function showBaseline() {
-    const job = localStorage.getItem(baselineKey);
-    const isThis = job === place.dataset.job;
-    document.getElementById("baseline").hidden = !job;
+    const id = localStorage.getItem(baselineKey);
+    const isThis = id === place.dataset.job;
+    document.getElementById("baseline").hidden = !id;
     document.getElementById("pin").hidden = isThis;
     const text = document.getElementById("baseline-text");
-    text.textContent = isThis ? "This job is the baseline of its project." : `Baseline: ${job}`;
-    const found = job && !isThis ? await fetchSeries(job) : null;
-    if (job && !isThis && !found) text.textContent = `The baseline ${job} cannot be read.`;
-    compared.baseline = found && { job, series: found };
+    text.title = id || "";
+    text.textContent = isThis ? "This job is the baseline of its project." : `Baseline: ${id}`;
+    const job = id && !isThis ? (await findJobs(id))[0] || { id, name: id } : null;
+    const found = job && (await fetchSeries(id));
+    if (job) text.textContent = found ? `Baseline: ${job.name}` : `The baseline ${job.name} cannot be read.`;
+    compared.baseline = found && { ...job, series: found };
     draw();
   }
 

@@ -72,7 +72,7 @@ function draw() {
     rows.push(row);
   }
   lines.replaceChildren(...rows);
-  const size = `${shown.length.toLocaleString("en")} lines`;
+  const size = `${window.amdNumber(shown.length)} lines`;
   status.textContent = shown.length ? (start > 0 ? `${size} loaded; scroll up for earlier ones` : size) : "The log is empty so far.";
 }
 
@@ -134,12 +134,12 @@ async function search(text) {
   const response = await fetch(`${view.dataset.url}/search?${url}`, { headers: { "HX-Request": "true" } });
   if (!response.ok) { title.textContent = "The log cannot be searched now."; return; }
   const found = await response.json();
-  const count = found.items.length.toLocaleString("en");
-  title.textContent = found.complete ? `${count} of ${found.lines.toLocaleString("en")} lines` : `The first ${count} matching lines`;
+  const count = window.amdNumber(found.items.length);
+  title.textContent = found.complete ? `${count} of ${window.amdNumber(found.lines)} lines` : `The first ${count} matching lines`;
   list.replaceChildren(...found.items.map((match) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = `${match.line.toLocaleString("en")}  ${match.text}`;
+    button.textContent = `${window.amdNumber(match.line)}  ${match.text}`;
     button.addEventListener("click", () => show(match));
     return button;
   }));

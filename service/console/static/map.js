@@ -26,9 +26,9 @@
 
     describe() {
       const { layout, samples, unreadable, explained_variance: variance } = this.data;
-      const shown = this.count === samples ? `${samples.toLocaleString()} samples` : `${this.count.toLocaleString()} of ${samples.toLocaleString()} samples`;
+      const shown = this.count === samples ? `${window.amdNumber(samples)} samples` : `${window.amdNumber(this.count)} of ${window.amdNumber(samples)} samples`;
       const share = variance ? `, ${Math.round(100 * (variance[0] + variance[1]))} % of the variance` : "";
-      const missing = unreadable ? `; ${unreadable.toLocaleString()} ${unreadable === 1 ? "sample" : "samples"} could not be read` : "";
+      const missing = unreadable ? `; ${window.amdNumber(unreadable)} ${unreadable === 1 ? "sample" : "samples"} could not be read` : "";
       this.figure.querySelector("header span").textContent = `${this.data.encoder.slice(0, 60)}: ${shown}, ${layout.toUpperCase()}${share}${missing}`;
     }
 
@@ -172,7 +172,7 @@
     selection = new Set(locations);
     const count = selection.size;
     byId("selection-panel").hidden = !count;
-    byId("selection-title").textContent = `${count.toLocaleString()} selected${count > LISTED ? `, the first ${LISTED} shown` : ""}`;
+    byId("selection-title").textContent = `${window.amdNumber(count)} selected${count > LISTED ? `, the first ${LISTED} shown` : ""}`;
     byId("selection").replaceChildren(...[...selection].slice(0, LISTED).map((location) => {
       const map = maps.find((one) => one.rows.has(location)), row = map.rows.get(location);
       return item(map, row, shortName(location));

@@ -18,7 +18,7 @@
 
   async function show() {
     const step = wanted = steps[slider.value];
-    value.textContent = Number(step).toLocaleString();
+    value.textContent = window.amdNumber(Number(step));
     try {
       const images = await Promise.all(figures.map((figure) => load(figure, step)));
       if (step !== wanted) return;  // the slider has moved on

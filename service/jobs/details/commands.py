@@ -1,13 +1,15 @@
-"""Commands that are equivalent to a job: `amd` submits the same job, `ray job submit` runs it outside the service."""
+"""Commands that are equivalent to a job or a copy: `amd` submits it, `ray job submit` runs it outside the service."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from service.db.models import Job
+from service.jobs.details.schemas import CloneRequest
 from service.jobs.schemas import JobRequest
 
 MAX_RUN_NAME = 100
@@ -15,14 +17,27 @@ MAX_RUN_NAME = 100
 
 def amd_command(request: JobRequest) -> str:
     """Return the `amd` command that submits the same job as a request with a preset."""
-    options: list[tuple[str, str | None]] = [
-        ("name", request.name),
-        *(("label", f"{key}={value}") for key, value in request.labels.items()),
-        ("priority", str(request.priority) if request.priority else None),
-        ("project", request.project),
-    ]
-    given = "".join(f" --{option} {shlex.quote(value)}" for option, value in options if value is not None)
-    return f"amd {request.kind} {preset_arguments(str(request.preset), request.overrides)} --submit{given}"
+    preset = preset_arguments(str(request.preset), request.overrides)
+    labels = _label_options(request.labels)
+    options = _options(("name", request.name), *labels, ("priority", request.priority or None))
+    return f"amd {request.kind} {preset} --submit{options}{_options(('project', request.project))}"
+
+
+def clone_command(job: Job, changes: CloneRequest) -> str:
+    """Return the `amd` command that submits a copy of a job with these changes."""
+    command = f"amd jobs clone {job.id} {override_arguments(changes.overrides)}".rstrip()
+    labels: Sequence[tuple[str, str]] = ()
+    if changes.labels is not None and changes.labels != job.labels:
+        labels = _label_options(changes.labels) or [("label", "")]
+    return command + _options(("name", changes.name), *labels, ("priority", changes.priority))
+
+
+def _label_options(labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [("label", f"{key}={value}") for key, value in labels.items()]
+
+
+def _options(*options: tuple[str, object]) -> str:
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
 
 
 def ray_command(request: JobRequest, root: str) -> str:

@@ -29,7 +29,7 @@ def test_the_presets_match_the_official_scripts(name: str, lr: float, decay: flo
         ({"data.repeats": 2}, "data.repeats=2: detection uses one clip per key frame; set it to 1"),
         ({"data.rand_augment": "rand-m7"}, "data.rand_augment=rand-m7: geometric operations would not move"),
         ({"optim.ema_decay": 0.99}, "optim.ema_decay=0.99: detection does not average the weights"),
-        ({"data.jitter_in": [0.5, 0]}, "data.jitter_in.0=0.5: input should be less than 0.5"),
+        ({"data.jitter_in": [0.5, 0]}, "data.jitter_in.0=0.5: must be less than 0.5"),
     ],
 )
 def test_an_invalid_config_raises(override: dict[str, object], message: str) -> None:

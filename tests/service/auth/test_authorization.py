@@ -25,7 +25,7 @@ from service.auth.authentication import SCOPES, Scope
 from service.auth.sessions import is_browser_path
 from service.db.models import Alias, ApiKey, Base, Delivery, Deployment, Job, RegisteredEncoder, Webhook
 from service.jobs.store import JobStore
-from service.projects.audit import AuditFilter, AuditLog
+from service.projects.audit import ACTIONS, AuditFilter, AuditLog
 from service.projects.schemas import ProjectPolicy
 from service.projects.store import ProjectStore
 from service.registry.store import EncoderStore
@@ -285,6 +285,7 @@ def test_every_change_leaves_an_audit_entry(api: ApiFixture, route: tuple[str, s
     assert response.status_code < 400, response.text
     (entry,) = AuditLog(api.engine).list(AuditFilter(actor=header["Authorization"].split("_")[1]))[0]
     assert entry.project in ("ours", "default", None)
+    assert entry.action in ACTIONS
     path = route[1].format(**ours | {"project": "ours", "number": "0"})
     assert entry.target in response.text + path + header["Authorization"]
 

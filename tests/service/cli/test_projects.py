@@ -42,7 +42,7 @@ def test_storage_credentials_are_set_and_removed_by_name(service: Server, amd: C
     removed = json.loads(amd("projects", "set", "video", "credentials.sets=null", "--json")[1])
     assert (list(removed["credentials"]), removed["share"]) == (["raw"], 2.0)
     assert (
-        "credentials.raw.prefixes: Field required"
+        "credentials.raw.prefixes: required, but not set"
         in amd("projects", "set", "video", "credentials.raw.prefixes=null")[2]
     )
     code, _, err = amd("projects", "set", "video", "credentials.raw.secret=wJalrXUtnFEMI/K7MDENG")
@@ -61,8 +61,8 @@ def test_project_storage_is_shown_with_its_quota(service: Server, amd: Command, 
 def test_invalid_policy_values_are_reported_by_name(service: Server, amd: Command) -> None:
     code, _, err = amd("projects", "set", "video", "share=0")
     assert code == 2
-    assert "share: Input should be greater than 0" in err
-    assert "unknown: Extra inputs are not permitted" in amd("projects", "set", "video", "unknown=1")[2]
+    assert "share: must be greater than 0" in err
+    assert "unknown: unknown field" in amd("projects", "set", "video", "unknown=1")[2]
     assert "max_gpus: must be KEY=VALUE" in amd("projects", "set", "video", "max_gpus")[2]
 
 

@@ -51,6 +51,7 @@ FORMS = {  # in this order, since later forms change what earlier ones have crea
     "/console/encoders/{encoder}/delete": FormRule("encoder.delete"),
     "/console/keys": FormRule("key.create", {"name": "new", "scope": "read"}),
     "/console/keys/{key_id}/revoke": FormRule("key.revoke"),
+    "/console/webhooks": FormRule("webhook.create", {"url": "https://hooks.example.com"}),
     "/console/webhooks/{webhook_id}/delete": FormRule("webhook.delete"),
 }
 

@@ -192,6 +192,17 @@ def test_buttons_perform_their_action_on_the_job(console: ConsoleClient, app: An
     assert response.headers["hx-redirect"] == "/console/jobs"
 
 
+def test_the_attempt_of_a_starting_job_has_the_state_of_the_job(console: ConsoleClient, app: Any) -> None:
+    job = queued(app.state.jobs)
+    attempt = {"submission_id": job.id, "started_at": job.created_at, "state": "running", "message": ""}
+    job = app.state.jobs.change(job, "starting", attempt=attempt, number=1, state="starting")
+    for state in ("starting", "running", "cancelling"):
+        job = app.state.jobs.change(job, state, state=state)
+        page = console.get(f"/console/jobs/{job.id}").text
+        assert re.findall(r'<span class="state \w+">(\w+)</span>', page) == [state, state]
+    app.state.jobs.change(job, "cancelled", state="cancelled", attempt={"ended_at": time.time(), "state": "cancelled"})
+
+
 def test_an_action_on_a_finished_job_is_rejected_with_an_explanation(console: ConsoleClient) -> None:
     response = console.submit(f"/console/jobs/{scenes.SUCCEEDED}/pause")
     assert response.status_code == 409
@@ -251,7 +262,7 @@ def test_labels_are_edited_in_a_form_with_one_label_per_line(console: ConsoleCli
     assert app.state.jobs.get(job.id).labels == {"a": "1", "b": "two words"}
     for invalid_labels, message in (
         ("a=1\nno value", "write key=value"),
-        ("no\x00key=1", "String should match pattern"),
+        ("no\x00key=1", "must match pattern"),
     ):
         invalid = console.submit(f"/console/jobs/{job.id}/edit", labels=invalid_labels)
         assert invalid.status_code == 422

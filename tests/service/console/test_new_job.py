@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from service.cli.main import app as cli
 from service.console.schema_fields import COMMON, ConfigField, config_fields
+from service.jobs.details.schemas import CloneRequest
 from service.jobs.kinds import KINDS, JobKind
 from service.jobs.schemas import JobRequest
 from tests.support.browser.console_client import ConsoleClient
@@ -46,6 +48,12 @@ def test_the_form_for_a_sweep_has_its_own_title(console: ConsoleClient) -> None:
         page = console.get(f"/console/new{path}").text
         assert f"<title>{title} · AMD</title>" in page
         assert f"<h1>{title}</h1>" in page
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_form_says_what_a_job_of_the_kind_does(console: ConsoleClient, kind: JobKind) -> None:
+    page = html.unescape(console.get(f"/console/new?kind={kind}").text)
+    assert f'<p id="kind-summary">{KINDS[kind].summary}</p>' in page
 
 
 @pytest.mark.parametrize("kind", COMMON)
@@ -97,10 +105,42 @@ def test_a_form_without_required_values_is_checked_only_once_the_user_types(
     assert ("The fields are checked while you type." in page) is not is_checked
 
 
+@pytest.mark.parametrize(
+    ("query", "missing"),
+    [
+        ("preset=in1k-vit-s", ["data.train", "teacher.weights"]),
+        ("kind=search&preset=in1k-vit-s", ["train.data.train", "train.teacher.weights"]),
+        ("preset=demo-image-amd", []),
+    ],
+)
+def test_the_form_names_the_required_fields_before_the_user_types(
+    console: ConsoleClient, query: str, missing: list[str]
+) -> None:
+    page = console.get(f"/console/new?{query}").text
+    keys = re.search(r"Still required: (.*?)\. The fields are checked while you type\.", page)
+    assert re.findall("<code>(.*?)</code>", keys[1] if keys else "") == missing
+    assert ('hx-trigger="load, input from:#new-job' in page) is (not missing)
+
+
 def test_a_label_without_a_value_is_reported(console: ConsoleClient) -> None:
     page = check(console, labels="team=vision, urgent")
     assert "labels: &#39;urgent&#39; is not a label; write key=value" in page
     assert console.submit("/console/new", kind="train", preset="demo-image-amd", labels="urgent").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"priority": "500"}, "priority=500: must be less than or equal to 100"),
+        ({"priority": "high"}, "priority=high: must be a valid integer, unable to parse string as an integer"),
+        ({"name": "x" * 201}, "name: must have at most 200 characters"),
+        ({"labels": "-a=1"}, "labels.-a=-a: must match pattern '^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$'"),
+    ],
+)
+def test_an_invalid_value_is_reported_with_its_rule(
+    console: ConsoleClient, values: dict[str, str], problem: str
+) -> None:
+    assert f">{problem}</li>" in html.unescape(check(console, **values))
 
 
 def test_a_fork_names_its_checkpoint(console: ConsoleClient) -> None:
@@ -134,12 +174,12 @@ def test_the_estimated_duration_on_gpus_is_shown_only_for_jobs_that_may_use_them
     assert ("on one H100 per worker" in page) is is_shown
 
 
-def test_the_estimate_names_no_gpu_hours_if_the_cluster_has_no_gpus(console: ConsoleClient, app: Any) -> None:
+def test_a_job_on_cpus_has_no_duration_beside_the_one_in_the_presets_summary(console: ConsoleClient, app: Any) -> None:
     assert app.state.cluster.capacity().gpus == 0
     page = check(console, **{"o.scaling.device": "auto"})
     assert "the job will use CPUs" in page
-    assert "not estimated for CPUs" in page
-    assert "H100" not in page
+    assert "<dt>Compute</dt>" in page
+    assert "<dt>Duration</dt>" not in page
 
 
 @pytest.mark.parametrize(
@@ -201,12 +241,39 @@ def test_the_ray_command_writes_to_the_storage_root_of_the_service(console: Cons
     assert not [argument for argument in ray if argument.startswith("name=")]
 
 
-def test_a_copy_keeps_the_priority_and_its_command_sends_the_same_changes(console: ConsoleClient, app: Any) -> None:
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"labels": "a=2", "name": "my copy", "priority": "0"},
+            {"name": "my copy", "labels": {"a": "2"}, "priority": 0},
+        ),
+        ({"labels": ""}, {"labels": {}}),
+    ],
+)
+def test_the_commands_for_a_copy_send_the_same_changes(
+    console: ConsoleClient, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], expected: dict[str, Any]
+) -> None:
+    original = submit(console, preset="demo-image-mae", priority="-9", labels="a=1")
+    sent: list[CloneRequest] = []
+    monkeypatch.setattr("service.cli.jobs.connected", lambda *args, **options: NoService(sent))
+    curl, amd = commands(check(console, original=original, **values, **{"o.seed": "5"}))
+    expected = {"overrides": {"seed": 5}, **expected}
+    assert json.loads(curl[-1]) == expected
+    assert amd[:4] == ["amd", "jobs", "clone", original]
+    CliRunner().invoke(cli, amd[1:])
+    assert [request.model_dump(exclude_none=True) for request in sent] == [expected]
+
+
+def test_the_command_for_a_copy_names_only_changes(console: ConsoleClient) -> None:
+    original = submit(console, preset="demo-image-mae", labels="a=1")
+    _, amd = commands(check(console, original=original, labels="a=1"))
+    assert amd == ["amd", "jobs", "clone", original]
+
+
+def test_a_copy_keeps_the_priority(console: ConsoleClient, app: Any) -> None:
     original = submit(console, preset="demo-image-mae", priority="-9", labels="a=1")
     assert 'placeholder="-9"' in console.get(f"/console/jobs/{original}/clone").text
-    page = check(console, original=original, labels="a=2", name="copy")
-    ((*_, body),) = commands(page)
-    assert json.loads(body) == {"overrides": {}, "labels": {"a": "2"}, "name": "copy"}
     copy = app.state.jobs.get(submit(console, original=original, labels="a=2", name="copy"))
     assert (copy.name, copy.labels, copy.priority) == ("copy", {"a": "2"}, -9)
 
@@ -214,12 +281,18 @@ def test_a_copy_keeps_the_priority_and_its_command_sends_the_same_changes(consol
 class NoService:
     """A connection whose client records the requests."""
 
-    def __init__(self, sent: list[JobRequest]) -> None:
+    def __init__(self, sent: list[Any]) -> None:
         self.jobs, self._sent = self, sent
 
-    def submit(self, request: JobRequest) -> Any:
+    def submit(self, request: JobRequest | CloneRequest) -> Any:
         self._sent.append(request)
         raise SystemExit
+
+    def get(self, job_id: str) -> Any:
+        return SimpleNamespace(id=job_id)
+
+    def clone(self, job_id: str, request: CloneRequest) -> Any:
+        return self.submit(request)
 
     def __enter__(self) -> NoService:
         return self

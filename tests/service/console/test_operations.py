@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 import time
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -14,6 +16,7 @@ from amd.training.run_folder import run_folder
 from service.auth.api_keys import KeyRequest, KeyStore
 from service.console.pages.projects import Month
 from service.db.models import Attempt, Job
+from service.projects.audit import ACTIONS
 from service.projects.schemas import ProjectPolicy
 from service.projects.store import ProjectStore
 from service.webhooks.store import WebhookStore
@@ -92,7 +95,15 @@ def test_the_audit_log_is_filtered_and_paged_by_the_service(app: Any, console: C
     assert console.get("/console/audit?action=%25").status_code == 422
     own = ConsoleClient(app)
     own.sign_in(key_to(database, "admin", project="other")["Authorization"])
-    assert "project.put" not in own.get("/console/audit").text
+    assert "<td>project.put</td>" not in own.get("/console/audit").text
+
+
+def test_the_audit_log_can_be_filtered_by_all_actions(console: ConsoleClient) -> None:
+    page = console.get("/console/audit?action=job.cancel").text
+    options = re.findall(r'<option (?:value="(\w+)" )?(selected)?>([^<]*)</option>', page)
+    assert {value or text for value, _, text in options} == {*ACTIONS, *(name.partition(".")[0] for name in ACTIONS)}
+    assert [text for _, selected, text in options if selected] == ["job.cancel"]
+    assert re.search('<option value="job" selected>', console.get("/console/audit?action=job").text)
 
 
 def test_a_dry_run_reports_bytes_that_only_applying_it_removes(
@@ -135,12 +146,13 @@ def test_retention_requires_an_admin_of_all_projects(app: Any, database: Engine)
 
 
 def test_the_activity_page_describes_events_and_links_to_their_objects(app: Any, console: ConsoleClient) -> None:
-    job = queued(app.state.jobs, project="active")
+    job = queued(app.state.jobs, project="active", name="Digits <b>")
     app.state.jobs.change(job, "failed", state="failed", reason="nan_loss", message="step 3")
     page = console.get("/console/activity?type=job.failed").text
     assert f'href="/console/jobs/{job.id}/history"' in page
     text = plain_text_of(page)
-    assert f"{job.id} Failed by the service , project active" in text
+    assert f"{job.name} Failed by the service , project active" in text
+    assert f'title="{job.id}"' in page
     assert "The loss became NaN or infinite" in text
     assert "Submitted" not in text
     assert console.get("/console/activity?type=key").status_code == 422
@@ -153,6 +165,41 @@ def test_a_webhook_is_tested_and_a_delivery_is_repeated(console: ConsoleClient, 
     action = f"/console/webhooks/{webhook.id}/deliveries/{delivery.id}/redeliver"
     assert f'hx-post="{action}"' in console.get("/console/webhooks").text
     assert console.submit(action).status_code == 204
+
+
+def test_a_new_webhook_is_listed_at_once_and_its_secret_is_shown_once(console: ConsoleClient, database: Engine) -> None:
+    values = {"url": "https://hooks.example.com/<new>", "events": ["failed", "time_limit"], "project": "hooked"}
+    fragment = console.submit("/console/webhooks", **values).text
+    assert "shown only once" in fragment
+    assert re.search(r'<div id="webhooks" [^>]* hx-swap-oob="true">', fragment)
+    assert "https://hooks.example.com/&lt;new&gt;</h2>" in fragment
+    (webhook,) = WebhookStore(database).of_project("hooked")
+    assert (webhook.events, webhook.secret in fragment) == (["failed", "time_limit"], True)
+    page = console.get("/console/webhooks").text
+    assert "failed, time_limit, hooked" in text_of(page)
+    assert webhook.secret not in page
+    assert "hx-swap-oob" not in page
+    offered = re.findall("<option>(.*?)</option>", page)
+    assert {"created", "failed", "preempt", "pause"} <= set(offered)
+    assert len(offered) == len(set(offered))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"url": "http://hooks.example.com"}, "url: "),
+        ({"url": "https://hooks.example.com", "events": "exploded"}, "must be "),
+        ({"url": ""}, "must have at least 1 character"),
+    ],
+)
+def test_an_invalid_webhook_is_rejected(console: ConsoleClient, values: dict[str, str], problem: str) -> None:
+    response = console.submit("/console/webhooks", **values)
+    assert response.status_code in (400, 403, 422), response.text
+    assert problem in html.unescape(response.text)
+
+
+def test_a_reader_cannot_create_webhooks(reader: ConsoleClient) -> None:
+    assert reader.submit("/console/webhooks", url="https://hooks.example.com").status_code == 403
 
 
 def test_a_new_key_is_shown_once_and_listed_at_once(console: ConsoleClient) -> None:
@@ -188,6 +235,16 @@ def test_a_reader_sees_no_names_of_other_projects_keys(app: Any, database: Engin
     for key, shown in ((theirs, theirs.id), (ours, "key of ours"), (shared, "key of None")):
         job = queued(app.state.jobs, project="ours", created_by=key.id)
         assert f'by <span title="{key.id}">{shown}</span>' in reader.get(f"/console/jobs/{job.id}").text
+
+
+def test_the_audit_log_names_jobs(app: Any, console: ConsoleClient) -> None:
+    job = app.state.jobs.add(new_job(name="Ablation", project="audited-jobs"), "someone")
+    page = console.get(f"/console/audit?target={job.id}").text
+    assert re.search(rf'<a [^>]*title="{job.id}"[^>]*>Ablation</a>', page)
+
+
+def test_usage_without_hours_has_a_unit(console: ConsoleClient) -> None:
+    assert "GPU time 0 h, CPU time 0 h" in text_of(console.get("/console/usage?month=2021-02").text)
 
 
 def test_usage_shows_short_times_in_minutes_and_the_names_of_jobs(

@@ -55,8 +55,8 @@ def test_the_cookie_is_http_only_and_requires_tls_on_https(app: Any, database: E
 @pytest.mark.parametrize(
     ("key", "problem"),
     [
-        ("", "not an API key"),
-        ("eyJhbGciOi.token.x", "not an API key"),
+        ("", ">This is not an API key"),
+        ("eyJhbGciOi.token.x", ">This is not an API key"),
         ("amd_0000000000000000_" + "x" * 43, "does not exist, has expired or was revoked"),
     ],
 )

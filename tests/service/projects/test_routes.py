@@ -90,11 +90,11 @@ def test_storage_credentials_are_kept_until_they_are_replaced_or_removed(
     ("credentials", "problem"),
     [
         ({"sets": {"prefixes": ["s3://a"], "secret": "wJalrXUtnFEMI/K7MDENG"}}, "must be file:/path or profile:NAME"),
-        ({"sets": {"prefixes": ["s3://a"], "secret": {"key": "wJalrXUtnFEMI"}}}, "should be a valid string"),
-        ({"sets": {"prefixes": ["s3://a"], "key": "k", "secret": "file:/a"}}, "Extra inputs are not permitted"),
+        ({"sets": {"prefixes": ["s3://a"], "secret": {"key": "wJalrXUtnFEMI"}}}, "must be a valid string"),
+        ({"sets": {"prefixes": ["s3://a"], "key": "k", "secret": "file:/a"}}, "unknown field"),
         ({"sets": {"prefixes": ["s3://a"], "secret": "wJalrXUtnFEMI" * 100}}, "at most 500 characters"),
         ({"sets": {"prefixes": [], "secret": "file:/a"}}, "at least 1 item"),
-        ({"a.b": {"prefixes": ["s3://a"], "secret": "file:/a"}}, "should match pattern"),
+        ({"a.b": {"prefixes": ["s3://a"], "secret": "file:/a"}}, "must match pattern"),
         (
             {
                 name: {"prefixes": [prefix], "secret": "file:/a"}

@@ -28,6 +28,6 @@ def is_signed_in(browser: ConsoleClient) -> bool:
 
 def assert_failed(browser: ConsoleClient, response: httpx.Response, problem: str, status: int = 422) -> None:
     assert response.status_code == status, response.text
-    assert problem in text_of(response.text)
+    assert problem.lower() in text_of(response.text).lower()
     assert "<h1>Sign in</h1>" in response.text
     assert not is_signed_in(browser)

@@ -98,5 +98,5 @@ def test_ratios_are_snapped_to_the_cells_of_the_masking_strategy() -> None:
 @pytest.mark.parametrize("parameter", ["masking.teacher_ratio", "mask.teacher_ratio"])
 @pytest.mark.parametrize("value", [1.0, -0.1, "half"])
 def test_an_invalid_ratio_is_rejected(parameter: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=r"teacher_ratio=.*input should be"):
+    with pytest.raises(ConfigError, match=r"teacher_ratio=.*must be"):
         space_of("tiny video", dimensions={parameter: [0.5, value]})
