@@ -52,20 +52,30 @@ def prepare(
 
 
 def validate(
-    overrides: Overrides = None, preset: PresetName = None, config: ConfigUrl = None, as_json: AsJson = False
+    overrides: Overrides = None,
+    preset: PresetName = None,
+    config: ConfigUrl = None,
+    decode_all: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Decode every sample; default: up to 2,000 images of local data, 16 samples of other data."
+        ),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a config and its data without training: `amd validate data=FOLDER`, or with --preset / --config."""
     from amd.data.validation import validate_data
 
     values = parse_overrides(overrides or [])
     if preset is None and config is None:
-        report = validate_data(validate_config(DataConfig, data_fields(values)))
+        data = validate_config(DataConfig, data_fields(values))
     else:
-        report = validate_data(load_config(TrainConfig, preset, config, values).data)
+        data = load_config(TrainConfig, preset, config, values).data
+    report = validate_data(data, decode_all=decode_all)
     if as_json:
         print(report.model_dump_json())
     else:
-        out.print(str(report), highlight=False)
+        print_plain(str(report))
 
 
 def dataset(
