@@ -27,7 +27,7 @@ from amd.config.locations import ConfigLocation, locations, locations_in
 from amd.config.overrides import (
     ConfigError,
     LocationError,
-    data_fields,
+    data_config,
     flatten,
     listed,
     overridden,
@@ -180,7 +180,7 @@ __all__ = [
     "TrainConfig",
     "ViewSampling",
     "ViewsConfig",
-    "data_fields",
+    "data_config",
     "encoder_id",
     "flatten",
     "listed",

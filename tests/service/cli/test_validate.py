@@ -41,3 +41,19 @@ def test_all_decodes_every_sample(
     args = ("validate", f"data={folder}", "data.max_bad_fraction=0.5", "--json")
     assert json.loads(amd(monkeypatch, capfd, *args)[1])["read"] == 5
     assert json.loads(amd(monkeypatch, capfd, *args, "--all")[1])["read"] == 20
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "data: required, but not set; use data=<folder, list file or tar shards>"),
+        (["/data/images"], "'/data/images' is not an override: use key=value, for example data=FOLDER"),
+        (["--preset", "demo-image-mae", "data=/data/images"], "is a section; did you mean data.train=/data/images?"),
+    ],
+)
+def test_a_mistake_in_the_arguments_names_the_key_to_use(
+    args: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = amd(monkeypatch, capfd, "validate", *args)
+    assert code == 2
+    assert message in err
