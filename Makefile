@@ -12,6 +12,7 @@ venv: $(STAMP)
 # Reinstalls only when the locked versions or the project's metadata change. Compiles bytecode during installation: where
 # Python cannot write bytecode, every process of a test or demo would otherwise spend 5 s compiling torch and Ray.
 $(STAMP): requirements.lock pyproject.toml
+	@echo "Installing packages to .venv (about 7.5 GB the first time, some minutes without output)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from amd.config import DataConfig, TrainConfig, data_fields, parse_overrides, validate
+from amd.config import TrainConfig, data_config, parse_overrides
 from amd.presets.load import load_config
 from amd.presets.preset import UNSET
 
@@ -51,14 +51,14 @@ def data_figures(
 
     Raises ConfigError if the preset, config or overrides are invalid.
     """
-    values = parse_overrides(overrides)
+    values = parse_overrides(overrides, example="data=FOLDER")
     data = clip = None
     if preset is not None or config is not None:
         resolved = load_config(TrainConfig, preset, config, values, complete=False)
         clip = resolved.clip
         data = None if resolved.data.train.startswith(UNSET) else resolved.data
     elif values:
-        data = validate(DataConfig, data_fields(values))
+        data = data_config(values)
     from amd.bench.data import bench_data
 
     return bench_data(data, clip, samples=samples, target=target, log=log)

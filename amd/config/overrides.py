@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from amd.config.locations import FixedFieldError
 from amd.config.sections import EncoderSize, Section
+from amd.config.training_sections import DataConfig
 
 
 class ConfigError(ValueError):
@@ -128,28 +131,34 @@ def _step(node: Any, part: str) -> Any:
     return None
 
 
-def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(args: Sequence[str], example: str = "mask.teacher_ratio=0.6") -> dict[str, Any]:
     """Parse `["mask.teacher_ratio=0.6", "scaling.workers=[2,4]"]` into a dict.
 
-    Values are parsed as YAML, except that 1e-3 is parsed as a number. Raises ConfigError for an argument that is not
-    `key=value`.
+    Values are parsed as YAML, except that 1e-3 is parsed as a number. Raises ConfigError, which shows `example`, for an
+    argument that is not `key=value`.
     """
     overrides: dict[str, Any] = {}
     for arg in args:
         key, equals, text = arg.partition("=")
         if not equals or not key.strip():
-            raise ConfigError([f"{arg!r} is not an override: use key=value, for example mask.teacher_ratio=0.6"])
+            raise ConfigError([f"{arg!r} is not an override: use key=value, for example {example}"])
         overrides[key.strip()] = _value(text)
     return overrides
 
 
-def data_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert `data=…` or `data.train=… data.crop=…` to fields of a DataConfig. Raises ConfigError for other keys."""
+class _DataOnly(Section):
+    data: DataConfig
+
+
+def data_config(overrides: Mapping[str, Any]) -> DataConfig:
+    """Build a DataConfig from `data=…` or `data.train=… data.crop=…`. Raises ConfigError, also for other keys."""
     values = {"data.train" if key == "data" else key: value for key, value in overrides.items()}
     unknown = [key for key in values if not key.startswith("data.")]
     if unknown:
         raise ConfigError([f"{key}: only data.… keys are accepted without --preset or --config" for key in unknown])
-    return {key.removeprefix("data."): value for key, value in values.items()}
+    if "data.train" not in values:
+        raise ConfigError(["data: required, but not set; use data=<folder, list file or tar shards>"])
+    return validate(_DataOnly, overridden({}, values)).data
 
 
 def _value(text: str) -> Any:
@@ -177,6 +186,8 @@ def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key{_suggestion(model, problem['loc'])}")
+        elif problem["type"] == "model_type" and (fields := _fields_at(model, problem["loc"])):
+            lines.append(f"{where}={problem['input']!r}: is a section; {_field_of_section(where, fields, problem)}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: {broken_rule(problem)}")
         elif problem["type"] == "value_error":
@@ -198,17 +209,31 @@ def broken_rule(problem: Mapping[str, Any]) -> str:
     return re.sub(r"^\w+ should ", "must ", problem["msg"].removeprefix("Value error, "))
 
 
-def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+def _field_of_section(section: str, fields: Mapping[str, FieldInfo], problem: ErrorDetails) -> str:
+    required = next((name for name, field in fields.items() if field.is_required()), None)
+    if required is None:
+        return f"set one of its fields: {', '.join(fields)}"
+    return f"did you mean {section}.{required}={problem['input']}?"
+
+
+def _fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> Mapping[str, FieldInfo]:
+    """Return the fields of the section at `loc`, or none if there is no section."""
     current: Any = model
-    for part in loc[:-1]:
+    for part in loc:
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
-            return ""
+            return {}
         current = next(
             (t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")),
             None,
         )
-    names = list(getattr(current, "model_fields", {}))
+    return getattr(current, "model_fields", {})
+
+
+def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    names = list(_fields_at(model, loc[:-1]))
+    if not names:
+        return ""
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
     if not close:
         return f"; known fields: {', '.join(names)}"

@@ -42,6 +42,8 @@ class FaultySamples(NamedTuple):
         return cls([*chain.from_iterable(bad)], [*chain.from_iterable(damaged)])
 
 
+BAD_SAMPLES_REMEDY = "fix them, remove them from the data, or raise the limit"
+
 S = TypeVar("S", UnreadableSample, DamagedSample)
 
 
@@ -100,5 +102,5 @@ class BadSampleLedger(SampleLedger[UnreadableSample]):
             lines.append(f"  … and {len(self) - shown} more")
         return DataFault(
             f"{len(self)} of {total} samples cannot be read, more than data.max_bad_fraction={limit_fraction} allows: "
-            "fix them, remove them from the list, or raise the limit\n" + "\n".join(lines)
+            f"{BAD_SAMPLES_REMEDY}\n" + "\n".join(lines)
         )

@@ -1,15 +1,18 @@
 """Validate a data set before spending GPU time (`amd validate`). Errors state file:line, the rule and the remedy.
 
-The lines of a list file are checked when its manifest is opened; this module checks that files exist, finds duplicates
-and decodes a few samples. Does not import training.
+The lines of a list file are checked when its manifest is opened; this module checks that files exist, finds duplicates,
+and decodes samples: local images up to a limit, and a few samples of other data. Does not import training.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
+from itertools import chain
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,13 +23,17 @@ from amd.data.dataset.manifest import MAX_PROBLEMS, NO_LABEL, Manifest, Manifest
 from amd.data.dataset.open import list_url, open_manifest, text_blocks
 from amd.data.dataset.record import BadSample, Record
 from amd.data.decoding.reader import SampleReader
+from amd.data.faults import BAD_SAMPLES_REMEDY
 from amd.storage import StorageError, filesystem, is_remote, join
 
 ALL_UP_TO = 20_000  # records up to which every file is checked; larger sets are sampled
 ALL_REMOTE_UP_TO = 1_000
-READ = 16
+DECODED = 16
+DECODED_IMAGES = 2_000  # local images decode in milliseconds; videos and remote files take longer
 PROBED_FRAMES = 3  # frames read per sample: the first, the middle and the last
 _CONCURRENT_CHECKS = 16
+_READERS = 4
+_SAMPLES_PER_READER = 250  # an interrupt waits for them; starting a reader takes as long as about 50 photographs
 
 
 class DataReport(BaseModel):
@@ -46,6 +53,8 @@ class DataReport(BaseModel):
     """Number of records whose files were checked for existence."""
     read: int
     """Number of decoded samples."""
+    bad: list[str] = Field(default_factory=list)
+    """Samples that could not be decoded, with the reason."""
     damaged: list[str] = Field(default_factory=list)
     """Partially decoded videos, with a description of the damage."""
     warnings: list[str] = Field(default_factory=list)
@@ -54,34 +63,44 @@ class DataReport(BaseModel):
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.kinds.items())
         lines = [
             f"{self.url}: {self.samples} samples ({kinds}), {self.labelled} labelled with {self.classes} classes",
-            f"files checked: {self.looked_for}; samples decoded: {self.read}; digest {self.digest[:16]}",
+            f"files checked: {self.looked_for}; {self._decoded()}; digest {self.digest[:16]}",
         ]
+        if self.bad:
+            lines.append(f"cannot be read, skipped in training: {len(self.bad)} of {self.read}")
+            lines += capped([f"  {bad}" for bad in self.bad])
         if self.damaged:
             lines.append(f"damaged, used as far as they decode: {len(self.damaged)} of {self.read}")
             lines += capped([f"  {damaged}" for damaged in self.damaged])
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
+    def _decoded(self) -> str:
+        more = "" if self.read == self.samples else " (--all decodes every sample)"
+        return f"samples decoded: {self.read} of {self.samples}{more}"
 
-def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
-    """Check data.train and decode `read` of its samples. Raises a ManifestError listing every error found."""
+
+def validate_data(data: DataConfig, *, decode_all: bool = False) -> DataReport:
+    """Check data.train and decode samples: `DECODED_IMAGES` local images, `DECODED` samples of other data, or all.
+
+    Raises a ManifestError listing every error found, also if more of the decoded samples are unreadable than
+    data.max_bad_fraction allows.
+    """
     manifest = open_manifest(data)
     draws = random.Random(0)
-    numbers = _sample_indices(len(manifest), ALL_REMOTE_UP_TO if is_remote(manifest[0].location) else ALL_UP_TO, draws)
+    remote = is_remote(manifest[0].location)
+    checked = len(manifest) if decode_all else ALL_REMOTE_UP_TO if remote else ALL_UP_TO
+    numbers = _sample_indices(len(manifest), checked, draws)
     missing = _missing(manifest, numbers, data)
     if missing:
         scope = f" (of {len(numbers)} checked)" if len(numbers) < len(manifest) else ""
         problems = capped(_missing_messages(data, manifest, missing[:MAX_PROBLEMS]), len(missing))
         raise ManifestError([f"data.train: {len(missing)} files do not exist{scope}", *problems])
-    tried = _sample_indices(len(manifest), read, draws)
+    kinds = Counter[str](manifest[i].kind for i in numbers)
+    most = len(manifest) if decode_all else DECODED_IMAGES if set(kinds) == {"image"} and not remote else DECODED
+    tried = _sample_indices(len(manifest), most, draws)
     bad, damaged = _try_reading(data, [manifest[i] for i in tried])
-    if bad and len(bad) == len(tried):
-        raise ManifestError([f"data.train: none of the {len(tried)} tested samples can be read", *capped(bad)])
+    _check_bad_fraction(data, bad, len(tried), len(manifest))
     labels = manifest.labels
     known = labels[labels != NO_LABEL]
-    kinds: dict[str, int] = {}
-    for i in numbers:
-        kind = manifest[i].kind
-        kinds[kind] = kinds.get(kind, 0) + 1
     return DataReport(
         url=data.train,
         samples=len(manifest),
@@ -91,14 +110,25 @@ def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
         digest=manifest.digest(),
         looked_for=len(numbers),
         read=len(tried),
+        bad=bad,
         damaged=damaged,
-        warnings=[
-            *manifest.notes,
-            *_label_warnings(manifest),
-            *_duplicate_warnings(data, manifest),
-            *(f"bad: {b}" for b in bad),
-        ],
+        warnings=[*manifest.notes, *_label_warnings(manifest), *_duplicate_warnings(data, manifest)],
     )
+
+
+def _check_bad_fraction(data: DataConfig, bad: Sequence[str], decoded: int, samples: int) -> None:
+    """Raise ManifestError if no decoded sample can be read, or if too many cannot be read to train on the data."""
+    if bad and len(bad) == decoded:
+        raise ManifestError([f"data.train: none of the {decoded} tested samples can be read", *capped(bad)])
+    if len(bad) > data.max_bad_fraction * decoded:
+        scope = "" if decoded == samples else f" (of {samples}; --all decodes every sample)"
+        raise ManifestError(
+            [
+                f"data.train: {len(bad)} of {decoded} decoded samples{scope} cannot be read, more than "
+                f"data.max_bad_fraction={data.max_bad_fraction} allows: {BAD_SAMPLES_REMEDY}",
+                *capped(bad),
+            ]
+        )
 
 
 def _sample_indices(count: int, most: int, draws: random.Random) -> list[int]:
@@ -151,6 +181,14 @@ def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[in
 
 def _try_reading(data: DataConfig, records: Sequence[Record]) -> tuple[list[str], list[str]]:
     """Return one message per record that cannot be decoded, and one per damaged record."""
+    starts = range(0, len(records), _SAMPLES_PER_READER)
+    parts = [records[start : start + _SAMPLES_PER_READER] for start in starts]
+    with ThreadPoolExecutor(_READERS) as pool:
+        bad, damaged = zip(*pool.map(partial(_read_part, data), parts), strict=True)
+    return list(chain.from_iterable(bad)), list(chain.from_iterable(damaged))
+
+
+def _read_part(data: DataConfig, records: Sequence[Record]) -> tuple[list[str], list[str]]:
     bad, damaged = [], []
     with closing(SampleReader(data)) as reader:
         for record in records:

@@ -165,7 +165,13 @@ def _presets() -> dict[str, Preset[FinetuneConfig]]:
         "AMD has no image recipe: MAE's FINETUNE.md for ViT-B; min_lr = 1e-6 x 256 / batch_size, as MAE's is absolute"
     )
     g2sd_source = "AMD has no image recipe: G2SD's length and rate for ViT-S, otherwise MAE's: our default"
+    demo = []
+    for key, modality, what in (("image", DEMO_IMAGE, "digits"), ("video", DEMO_VIDEO, "the motion of digits")):
+        config = _demo(modality, epochs=60, lr=1e-3, test="test")
+        summary = f"the demo's 64 x 4 encoder on {what}, 10 labelled samples per class"
+        demo.append(Preset(f"demo-{key}-finetune", summary, "our default", "1 CPU core", config))
     found = [
+        *demo,
         _preset("K400", "S", "80.1 %", paper, _video("S", "K400", epochs=150, base_lr=1e-3, **k400)),
         _preset("K400", "B", "82.2 %", paper, _video("B", "K400", epochs=90, base_lr=7e-4, **k400)),
         _preset("SSv2", "S", "70.2 %", paper, _video("S", "SSv2", epochs=40, base_lr=1e-3, **ssv2)),
@@ -177,10 +183,6 @@ def _presets() -> dict[str, Preset[FinetuneConfig]]:
         _preset("IN1K", "B", "84.6 %", mae_source, _image("B", epochs=100, base_lr=5e-4, layer_decay=0.65)),
         _preset("IN1K", "S", "82.1 %", g2sd_source, _image("S", epochs=200, base_lr=1e-3, layer_decay=0.75)),
     ]
-    for key, modality, what in (("image", DEMO_IMAGE, "digits"), ("video", DEMO_VIDEO, "the motion of digits")):
-        config = _demo(modality, epochs=60, lr=1e-3, test="test")
-        summary = f"the demo's 64 x 4 encoder on {what}, 10 labelled samples per class"
-        found.append(Preset(f"demo-{key}-finetune", summary, "our default", "1 CPU core", config))
     return {preset.name: preset for preset in found}
 
 

@@ -102,7 +102,11 @@ def _image_amd(size: str) -> TrainConfig:
 
 
 def _presets() -> dict[str, Preset[TrainConfig]]:
+    """Return all presets in the order in which they are listed: first the demo's, which any machine can run."""
     found = []
+    for name, make in DEMO_PRESETS.items():
+        note = (make.__doc__ or "").strip().split("\n")[0]
+        found.append(Preset(name, note, "our default", "2 CPU cores", make()))
     for data, samples in (("K400", K400[2]), ("SSv2", SSV2[2])):
         for size, figure in {"S": {"K400": 80.1, "SSv2": 70.2}, "B": {"K400": 82.2, "SSv2": 73.3}}.items():
             found.append(
@@ -147,9 +151,6 @@ def _presets() -> dict[str, Preset[TrainConfig]]:
             IN1K_SAMPLES,
         )
     )
-    for name, make in DEMO_PRESETS.items():
-        note = (make.__doc__ or "").strip().split("\n")[0]
-        found.append(Preset(name, note, "our default", "2 CPU cores", make()))
     return {preset.name: preset for preset in found}
 
 

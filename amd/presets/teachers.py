@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from amd.config import ClipConfig, ConfigError, TrainConfig, flatten, with_overrides
+from amd.config.run import READER_FIELDS
 from amd.presets.load import find_preset, load_config
 
 STORED_DATA = ("train", "format", "root", "frame_name")  # fields of `data` that locate the files
@@ -35,16 +36,16 @@ def with_teacher_data(config: TrainConfig) -> TrainConfig:
 def teacher_recipe(config: TrainConfig) -> TrainConfig:
     """Return the config that trains a teacher preset.
 
-    It uses the student's storage, tracking and cache, and the student's data, scaling and checkpoint settings unless
-    overridden.
+    It uses the student's storage, tracking and cache, and the student's data, limits on reading it, scaling and
+    checkpoint settings unless overridden.
     Raises ConfigError for an invalid recipe, or if the resulting teacher would not fit the student's config.
     """
     teacher = with_teacher_data(config).teacher
     assert teacher is not None, "the config has a teacher"
     assert teacher.preset is not None, "the teacher is specified by a preset"
     shared = {name: getattr(config, name).model_dump(mode="json") for name in ("scaling", "checkpoint", "tracking")}
-    cache = {f"data.{name}": getattr(config.data, name) for name in ("cache_dir", "cache_limit_mib")}
-    overrides = {**shared, **cache, "storage": config.storage, **teacher.overrides}
+    reader = {f"data.{name}": getattr(config.data, name) for name in READER_FIELDS}
+    overrides = {**shared, **reader, "storage": config.storage, **teacher.overrides}
     try:
         recipe = load_config(TrainConfig, teacher.preset, None, overrides)
     except ConfigError as error:

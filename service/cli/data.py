@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from amd.config import ConfigError, DataConfig, TrainConfig, data_fields, parse_overrides
-from amd.config import validate as validate_config
+from amd.config import ConfigError, TrainConfig, data_config, parse_overrides
 from amd.presets.load import load_config
 from service.cli.console import out, print_plain
 from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
@@ -43,7 +42,7 @@ def prepare(
     """Convert raw images or videos to indexed tar shards for fast training: small files with short GOPs. Resumable."""
     from amd.data.prepare import prepare as run_prepare
 
-    data = validate_config(DataConfig, {"train": source, **data_fields(parse_overrides(overrides or []))})
+    data = data_config({"data.train": source, **parse_overrides(overrides or [], example="data.read_timeout_s=60")})
     report = run_prepare(data, output, short_side=short_side, gop=gop, segment_s=segment_s, part=part, workers=workers)
     if as_json:
         print(report.model_dump_json())
@@ -52,20 +51,30 @@ def prepare(
 
 
 def validate(
-    overrides: Overrides = None, preset: PresetName = None, config: ConfigUrl = None, as_json: AsJson = False
+    overrides: Overrides = None,
+    preset: PresetName = None,
+    config: ConfigUrl = None,
+    decode_all: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Decode every sample; default: up to 2,000 images of local data, 16 samples of other data."
+        ),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a config and its data without training: `amd validate data=FOLDER`, or with --preset / --config."""
     from amd.data.validation import validate_data
 
-    values = parse_overrides(overrides or [])
+    values = parse_overrides(overrides or [], example="data=FOLDER")
     if preset is None and config is None:
-        report = validate_data(validate_config(DataConfig, data_fields(values)))
+        data = data_config(values)
     else:
-        report = validate_data(load_config(TrainConfig, preset, config, values).data)
+        data = load_config(TrainConfig, preset, config, values).data
+    report = validate_data(data, decode_all=decode_all)
     if as_json:
         print(report.model_dump_json())
     else:
-        out.print(str(report), highlight=False)
+        print_plain(str(report))
 
 
 def dataset(

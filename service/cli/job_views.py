@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from amd.training.run_folder import BAD_SAMPLES
 from service.cli.tables import facts_table
 from service.cli.times import ago, duration
 
@@ -43,6 +44,12 @@ def teacher_text(job: JobView) -> str:
     return f"{job.teacher.steps} steps in {duration(job.teacher.seconds)}{', reused' if job.teacher.reused else ''}"
 
 
+def bad_samples_text(job: JobView) -> str:
+    figures = (job.result or {}).get("figures") or {}
+    count = int(figures.get("data/bad_samples", 0))
+    return f"{count}, listed in {job.run_folder}/{BAD_SAMPLES}" if count else ""
+
+
 def details_table(job: JobDetail) -> Table:
     return facts_table(
         [
@@ -57,6 +64,7 @@ def details_table(job: JobDetail) -> Table:
             ("attempt", f"{job.attempt} (up to {job.max_retries} automatic retries)" if job.attempt else ""),
             ("created", f"{ago(job.created_at)} by {job.created_by}"),
             ("run", job.run_folder),
+            ("bad samples", bad_samples_text(job)),
             ("encoder", job.encoder or ""),
             ("actions", ", ".join(job.allowed_actions)),
             ("log tail", job.failure.log_tail if job.failure is not None and job.failure.log_tail else ""),

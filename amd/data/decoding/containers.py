@@ -6,6 +6,7 @@ container declares bytes that the file does not contain, or if the last packet i
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,22 @@ def open_container(source: Source) -> Any:
             metadata_errors="ignore",
         )
     except av.error.FFmpegError as error:
-        raise UnknownContainer(f"is not a video that can be opened ({error.strerror}); it may be truncated") from None
+        reason = f"is not a video that can be opened ({error.strerror}); {likely_cause(source)}"
+        raise UnknownContainer(reason) from None
+
+
+def likely_cause(source: Source) -> str:
+    """Return a phrase for messages: why a file is probably recognised neither as a video nor as an image."""
+    return "it contains text" if _is_text(_head(source)) else "it may be truncated"
+
+
+def _is_text(head: bytes) -> bool:
+    """Return whether the first bytes of a file are UTF-8 text; its last character may be cut off."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text.removeprefix("\ufeff"))
 
 
 def video_stream(container: Any) -> Any:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from amd.data.dataset.record import Record
+from amd.data.decoding.containers import likely_cause
 from amd.data.decoding.frames import DamagedFrames, VideoError
 from amd.data.decoding.images import MAX_PIXELS, ImageError, is_image, read_image
 from amd.data.decoding.limits import FileLimits
@@ -126,7 +127,7 @@ class Worker:
         try:
             self._video = open_video(source, self._decoder, limits and limits.video_limits, self._min_share)
         except UnknownContainer:
-            raise VideoError("is neither an image nor a video that can be opened; it may be truncated") from None
+            raise VideoError(f"is neither an image nor a video that can be opened; {likely_cause(source)}") from None
         return self._video.frames
 
     def _read_frames(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from amd.config import RunConfig, TrainConfig
 from amd.presets.load import check_complete
+from amd.presets.teachers import teacher_recipe
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec
 from amd.training.runs.checks import DataFacts, check_data, check_teacher
@@ -47,6 +48,8 @@ class RunKind(NamedTuple):
 
 def _check(config: TrainConfig) -> DataFacts:
     check_complete(config)
+    if config.teacher is not None and config.teacher.preset is not None:
+        check_data(teacher_recipe(config))  # an invalid teacher leaves no run behind, whose name would be taken
     return check_data(config)
 
 

@@ -25,6 +25,7 @@ from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
 from amd.training.reporting.progress import Watcher, choose_watcher, duration
 from amd.training.run_folder import (
+    BAD_SAMPLES,
     LEASE,
     RESULT,
     RunResult,
@@ -166,6 +167,9 @@ class _Runner:
                 manifests.move_to(join(folder, MANIFESTS))  # workers are separate processes
             result = self._run(config, kind, run_id, data, started, until, parent)
             write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
+            if bad := int(result.figures.get("data/bad_samples", 0)):
+                listed = join(folder, BAD_SAMPLES)
+                self.watcher.log(f"{bad} of {data.samples} samples could not be read and are listed in {listed}")
             return result
 
     def _run(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from amd.config import ConfigError, DataConfig, TrainConfig, parse_overrides, validate, with_overrides
+from amd.config import ConfigError, DataConfig, TrainConfig, data_config, parse_overrides, validate, with_overrides
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 
 WRONG = {
@@ -46,6 +46,8 @@ WRONG = {
     "mask.decoder=running_cell clip.size=12": ("even token grid, not 3x3",),
     "optim.base_lr=nan": ("optim.base_lr",),
     "mask.student_ratio.deep=1": ("mask.student_ratio",),
+    "data=/data/images": "data='/data/images': is a section; did you mean data.train=/data/images?",
+    "mask=0.9": "mask=0.9: is a section; set one of its fields: strategy, student_ratio, teacher_ratio, ",
 }
 
 
@@ -92,6 +94,28 @@ def test_overrides_parse_yaml_and_scientific_notation() -> None:
 def test_an_argument_without_a_value_raises() -> None:
     with pytest.raises(ConfigError, match="key=value"):
         parse_overrides(["mask.teacher_ratio"])
+
+
+def test_data_keys_alone_make_a_data_section() -> None:
+    assert data_config({"data": "/images"}) == DataConfig(train="/images")
+    assert data_config({"data.train": "/images", "data.crop": "center"}) == DataConfig(train="/images", crop="center")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ({}, "data: required, but not set; use data=<folder, list file or tar shards>"),
+        ({"data": "/images", "data.trian": "/b"}, "data.trian: unknown key; did you mean data.train?"),
+        ({"data": "/images", "data.crop": "middle"}, "data.crop='middle': "),
+        ({"data": "/images", "data.crop_scale": [0.5, 0.1]}, "data.crop_scale=(0.5, 0.1) must be two fractions"),
+        ({"mask.student_ratio": 0.5}, "mask.student_ratio: only data.… keys are accepted"),
+    ],
+)
+def test_problems_of_a_data_section_name_the_key_as_given(overrides: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        data_config(overrides)
+    assert len(error.value.problems) == 1
+    assert error.value.problems[0].startswith(problem)
 
 
 def test_overriding_the_encoder_size_resets_its_dimensions() -> None:

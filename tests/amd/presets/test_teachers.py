@@ -19,6 +19,14 @@ def test_a_teacher_uses_its_students_storage_tracking_and_cache() -> None:
     assert recipe.digest() == teacher_recipe(DEMO).digest()
 
 
+def test_a_teacher_reads_its_data_like_its_student_unless_overridden() -> None:
+    limits = {"data.max_bad_fraction": 0.2, "data.damage": "strict", "data.loader_workers": 0}
+    student = with_overrides(DEMO, {**limits, "teacher.overrides": {"data.loader_workers": 3}})
+    recipe = teacher_recipe(student)
+    assert (recipe.data.max_bad_fraction, recipe.data.damage, recipe.data.loader_workers) == (0.2, "strict", 3)
+    assert recipe.digest() == teacher_recipe(DEMO).digest()
+
+
 def test_a_teacher_is_trained_on_its_students_data_unless_overridden() -> None:
     student = with_overrides(DEMO, {"data.train": "/a/list.txt", "data.root": "/a", "data.format": "frame_list"})
     data = teacher_recipe(student).data

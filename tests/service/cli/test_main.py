@@ -69,6 +69,10 @@ def test_presets_are_listed_with_source_hardware_and_cost(
     kinds = {name: row["kind"] for name, row in rows.items()}
     assert (kinds["k400-vit-b-finetune"], kinds["ava-vit-b"]) == ("finetune", "detect")
     assert all(row["source"] and row["hardware"] for row in rows.values())
+    for kind in ("train", "finetune"):  # the presets that any machine can run are listed first
+        demo = [name.startswith("demo-") for name in rows if kinds[name] == kind]
+        assert any(demo)
+        assert demo == sorted(demo, reverse=True)
 
 
 def test_a_printed_preset_can_be_loaded_as_a_config(

@@ -173,7 +173,7 @@ def test_a_bad_item_fails_only_its_own_request(engine: Engine, folder: Path) -> 
 
     mixed, alone, missing, nothing, empty = run(infer_all())
     assert isinstance(mixed, Refusal)
-    assert str(mixed) == "input 1: is neither an image nor a video that can be opened; it may be truncated"
+    assert str(mixed) == "input 1: is neither an image nor a video that can be opened; it contains text"
     assert (mixed.code, mixed.extra["index"]) == ("item_invalid", 1)
     assert str(mixed) == f"input 1: {mixed.extra['reason']}"
     assert isinstance(alone, InferenceResult)

@@ -206,7 +206,8 @@ def test_validate_reports_the_line_of_a_missing_file(tmp_path: Path) -> None:
 def test_validate_reports_duplicates_label_gaps_and_bad_samples(tmp_path: Path) -> None:
     _images(tmp_path, ["a.png", "b.png"])
     (tmp_path / "c.png").write_bytes(b"")
-    report = validate_data(DataConfig(train=str(_list(tmp_path / "l.txt", "a.png 0\nb.png 5\na.png 0\nc.png -1\n"))))
+    path = _list(tmp_path / "l.txt", "a.png 0\nb.png 5\na.png 0\nc.png -1\n")
+    report = validate_data(DataConfig(train=str(path), max_bad_fraction=0.25))
     assert (report.samples, report.labelled, report.classes, report.kinds) == (4, 3, 2, {"image": 4})
     text = str(report)
     assert "listed more than once" in text
@@ -253,7 +254,41 @@ def test_validate_lists_damaged_videos(tmp_path: Path) -> None:
     assert len(report.damaged) == 1
     assert "a.avi is truncated" in report.damaged[0]
     assert "damaged, used as far as they decode: 1 of 2" in str(report)
-    assert "bad:" in str(validate_data(DataConfig(train=str(tmp_path), damage="strict")))
+    strict = validate_data(DataConfig(train=str(tmp_path), damage="strict", max_bad_fraction=0.5))
+    assert "cannot be read, skipped in training: 1 of 2\n  " in str(strict)
+
+
+def test_validate_decodes_every_image_of_a_local_folder_and_fails_where_training_would(tmp_path: Path) -> None:
+    _images(tmp_path, [f"{i:03}.png" for i in range(300)])
+    for i in (7, 150, 290):
+        (tmp_path / f"{i:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    report = validate_data(DataConfig(train=str(tmp_path)))
+    assert (report.read, [bad.partition(" ")[0] for bad in report.bad]) == (
+        300,
+        [f"{tmp_path}/{i}.png" for i in ("007", "150", "290")],
+    )
+    assert "samples decoded: 300 of 300;" in str(report)
+    with pytest.raises(ManifestError) as error:
+        validate_data(DataConfig(train=str(tmp_path), max_bad_fraction=0.009))
+    assert error.value.problems[0] == (
+        "data.train: 3 of 300 decoded samples cannot be read, more than data.max_bad_fraction=0.009 allows: "
+        "fix them, remove them from the data, or raise the limit"
+    )
+    assert f"{tmp_path}/150.png" in error.value.problems[2]
+
+
+def test_validate_decodes_a_few_videos_unless_all_are_requested(tmp_path: Path) -> None:
+    first = write_video(tmp_path / "00.avi", pictures(3), codec="mpeg4")
+    for i in range(1, 18):
+        shutil.copy(first, tmp_path / f"{i:02}.avi")
+    report = validate_data(DataConfig(train=str(tmp_path)))
+    assert (report.samples, report.read) == (18, 16)
+    assert "samples decoded: 16 of 18 (--all decodes every sample);" in str(report)
+    assert validate_data(DataConfig(train=str(tmp_path)), decode_all=True).read == 18
+    for i in range(2, 18):
+        (tmp_path / f"{i:02}.avi").write_bytes(b"")
+    with pytest.raises(ManifestError, match=r"of 16 decoded samples \(of 18; --all decodes every sample\) cannot"):
+        validate_data(DataConfig(train=str(tmp_path)))
 
 
 def test_folders_and_lists_on_s3_open_like_local_data(s3_root: str, tmp_path: Path) -> None:

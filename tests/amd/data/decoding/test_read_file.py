@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from amd.config import DataConfig
+from amd.data.dataset.record import Record
 from amd.data.decoding.images import FORMATS, is_image
 from amd.data.decoding.isolation import KEEP_BYTES
 from amd.data.decoding.limits import FileLimits
@@ -80,6 +81,25 @@ def test_every_supported_format_is_detected_by_its_first_bytes() -> None:
         assert is_image(content[:64]), format
     for other in (b"", b"P", b"\x00\x00\x00\x18ftypisom", b"RIFF\0\0\0\0AVI ", b"%!PS-Adobe", b"\x1a\x45\xdf\xa3"):
         assert not is_image(other)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"path,label\r\na.jpg,0\r\n", "it contains text"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>" + "ä".encode() * 5000, "it contains text"),
+        (b"\x00\x00\x00\x18ftypisom", "it may be truncated"),
+        (b"RIFF\xff\x00\x00\x00AVI ", "it may be truncated"),
+    ],
+)
+def test_only_files_that_may_be_media_are_called_truncated(
+    content: bytes, cause: str, reader: SampleReader, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSample, match=f"is neither an image nor a video that can be opened; {cause}$"):
+        reader.read_file("?", all_of, content)
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(BadSample, match=f"is not a video that can be opened .*; {cause}$"):
+        reader.read_clip(Record(str(tmp_path / "a.mp4"), None, "video"), all_of)
 
 
 def test_files_that_exceed_the_limits_are_rejected(reader: SampleReader, tmp_path: Path) -> None:

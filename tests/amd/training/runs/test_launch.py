@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -217,6 +218,19 @@ def test_too_many_bad_samples_fail_the_run_and_are_listed(tmp_path: Path) -> Non
     result = train(with_overrides(config, {"data.max_bad_fraction": 0.5}))
     assert result.state == "succeeded"
     assert result.figures["data/bad_samples"] == 4
+
+
+def test_the_log_ends_with_the_number_of_unreadable_samples_and_their_list(tmp_path: Path) -> None:
+    log = io.StringIO()
+    config = tiny_run(tmp_path, name="all-good", data__max_bad_fraction=0.5)
+    assert launch.train(config, local=True, watcher=LineWatcher(log)).state == "succeeded"
+    assert "could not be read" not in log.getvalue()
+    for number in ("000", "002"):
+        (tmp_path / "images" / "a" / f"{number}.png").write_bytes(b"not an image")
+    result = launch.train(with_overrides(config, {"name": "two-bad"}), local=True, watcher=LineWatcher(log))
+    assert log.getvalue().splitlines()[-1] == (
+        f"2 of 24 samples could not be read and are listed in {result.run_folder}/bad_samples.jsonl"
+    )
 
 
 def dotted(**overrides: Any) -> dict[str, Any]:

@@ -84,6 +84,32 @@ def test_a_teacher_preset_is_trained_on_the_data_of_its_student(
     assert runs["student"]["teacher"]["overrides"] == {"data.train": config.data.train}
 
 
+def test_a_raised_limit_on_unreadable_samples_continues_the_run_and_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = with_overrides(tiny_recipe(tmp_path), {"schedule.steps": 6})
+    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
+    config = tiny_run(tmp_path, name="student", teacher__weights=None, teacher__preset="tiny-teacher")
+    (tmp_path / "images" / "a" / "000.png").write_bytes(b"not an image")
+    result = train(config)
+    assert (result.state, result.reason) == ("failed", "teacher_load_failed")
+    assert "fix them, remove them from the data, or raise the limit" in result.message
+    assert train(with_overrides(config, {"data.max_bad_fraction": 0.1})).state == "succeeded"
+
+
+def test_an_invalid_teacher_leaves_no_run_whose_name_would_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = Preset("tiny-teacher", "", "", "", tiny_recipe(tmp_path))
+    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", preset)
+    config = tiny_run(tmp_path, name="student", teacher__weights=None, teacher__preset="tiny-teacher")
+    for wrong in ({"schedule.warmup_steps": 50}, {"optim.batch_size": 1000}):
+        with pytest.raises(ConfigError):
+            train(with_overrides(config, {"teacher.overrides": wrong}))
+    assert not listdir(join(config.storage, "runs", "student"))
+    assert train(config).state == "succeeded"
+
+
 def test_a_teacher_preset_with_a_mismatched_encoder_is_rejected_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
