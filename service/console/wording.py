@@ -64,7 +64,7 @@ REASONS: dict[str, str] = {
     "node_lost": "A node disappeared. Retry continues from the newest checkpoint.",
     "preempted_budget": "The nodes were preempted too often.",
     "oom_gpu": "A GPU ran out of memory. Lower scaling.micro_batch.",
-    "oom_host": "A node ran out of memory. Lower data.workers or the batch size.",
+    "oom_host": "A node ran out of memory. Lower data.loader_workers or the batch size.",
     "nan_loss": "The loss became NaN or infinite. Lower optim.base_lr or raise the warm-up.",
     "stalled": "A worker made no progress for too long. Its stack traces are in the log.",
     "loader_crashed": "A data loader process died.",

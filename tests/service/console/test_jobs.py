@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from amd.config import ConfigError, TrainConfig
+from amd.presets.load import load_config
+from service.console import wording
 from service.console.pages import operations
 from service.jobs.actions import ACTIONS, act
 from tests.service.console.conftest import new_app
@@ -113,6 +116,15 @@ def test_a_failure_is_explained(console: ConsoleClient) -> None:
     text = text_of(console.get(f"/console/jobs/{scenes.FAILED}").text)
     assert "The loss became NaN or infinite. Lower optim.base_lr" in text
     assert "loss/total is not finite at step 241" in text
+
+
+def test_config_keys_in_explanations_of_failures_exist() -> None:
+    keys = {key for text in wording.REASONS.values() for key in re.findall(r"\b[a-z]+\.[a-z_]+\b", text)}
+    assert "data.loader_workers" in keys
+    for key in keys:
+        with pytest.raises(ConfigError) as error:
+            load_config(TrainConfig, "demo-image-amd", None, {key: []})
+        assert "unknown key" not in str(error.value), key
 
 
 def test_the_config_is_compared_with_its_preset(console: ConsoleClient) -> None:

@@ -182,6 +182,14 @@ def test_a_job_on_cpus_has_no_duration_beside_the_one_in_the_presets_summary(con
     assert "<dt>Duration</dt>" not in page
 
 
+def test_the_estimate_says_that_the_teacher_is_trained_first(console: ConsoleClient) -> None:
+    trained = check(console)
+    assert "2\u202f000 steps of training first, unless it exists already" in trained
+    loaded = check(console, **{"o.teacher.weights": "timm:one", "o.teacher.preset": ""})
+    assert "parameters</dd>" in loaded
+    assert "steps of training first" not in loaded
+
+
 @pytest.mark.parametrize(
     ("query", "is_shown"),
     [
