@@ -59,6 +59,8 @@ def open_container(source: Source) -> Any:
 
 def likely_cause(source: Source) -> str:
     """Return a phrase for messages: why a file is probably recognised neither as a video nor as an image."""
+    if isinstance(source, Path) and source.is_dir():
+        return "it is a folder"
     return "it contains text" if _is_text(_head(source)) else "it may be truncated"
 
 
