@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 IdOrAlias = Annotated[
     str,
-    typer.Argument(metavar="ENCODER", help="Encoder registered with the service: ID, ID prefix or alias."),
+    typer.Argument(
+        metavar="ENCODER", help="Encoder registered with the service: ID, ID prefix, alias, or name of its job."
+    ),
 ]
 OtherEncoders = Annotated[
     list[str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +52,8 @@ def up(
         list[str] | None,
         typer.Option(
             "--allow",
-            help="Folder or URI prefix from which jobs may read data and weights, besides the storage root; may be "
-            "repeated; '' for none; default: the previous ones.",
+            help="Folder or URI prefix from which jobs may read data and weights, besides the storage root and earlier "
+            "ones; may be repeated; '' forgets the earlier ones.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -87,7 +88,8 @@ def up(
     print_plain(f"data         {stack.data_dir}")
     if stack.allowed:
         print_plain(f"jobs read    {', '.join(stack.allowed)}")
-    print_plain("next         amd train --preset demo-image-amd --submit")
+    data = f" data.train={shlex.quote(stack.allowed[-1])}" if stack.allowed else ""
+    print_plain(f"next         amd train --preset demo-image-amd{data} --submit")
     other = configured_target()
     if other is not None and other.url != stack.url:
         print_progress(f"commands use {other}, not this service; `amd login` makes this service the current context")

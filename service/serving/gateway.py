@@ -173,7 +173,9 @@ class Gateway:
         except httpx.TimeoutException:
             raise Refusal("deadline_exceeded", f"{name}: no response within {seconds:g} s") from None
         except httpx.HTTPError as error:
-            raise _unavailable(name, f"Ray Serve does not respond ({type(error).__name__})") from None
+            raise _unavailable(
+                name, f"Ray Serve does not respond ({type(error).__name__}); it may be starting"
+            ) from None
 
 
 def _choose_slot(deployment: Deployment) -> str:

@@ -99,8 +99,8 @@ def up(
 
     `port` defaults to the previous port, or else AMD_PORT; 0 selects any free port. `storage` defaults to the previous
     storage root, or else AMD_STORAGE. `num_cpus` is the number of CPUs that Ray offers to jobs. Default: all CPUs.
-    `allowed` replaces the URI prefixes that jobs may read besides those of AMD_ALLOWED_URIS. Default: the previous
-    ones. If they change while the control plane is running, it is restarted.
+    `allowed` adds URI prefixes that jobs may read to the previous ones, which an empty text removes; those of
+    AMD_ALLOWED_URIS apply too. If they change while the control plane is running, it is restarted.
     """
     folder = StackFolder(resolve_data_dir(data_dir))
     folder.prepare()
@@ -214,7 +214,8 @@ def _plan_state(
             key_file=settings.admin_key_file or folder.path / "admin-key",
         )
     if allowed is not None:
-        state = state.model_copy(update={"allowed": _prefixes(state.storage, allowed)})
+        kept = () if "" in allowed else state.allowed
+        state = state.model_copy(update={"allowed": tuple(dict.fromkeys((*kept, *_prefixes(state.storage, allowed))))})
     try:
         check_writable(state.storage)
     except StorageError as error:

@@ -21,7 +21,6 @@ from amd.training.reporting.log_chunks import LogShipper, rank_log_folder
 from amd.training.reporting.media_files import PICTURES, step_url
 from amd.training.run_folder import run_folder
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.schemas import ENDED
 from tests.support.runs.pictures import webp, write_pictures
 from tests.support.service.control_plane import wait_for
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
@@ -108,7 +107,9 @@ def test_progress_reports_whether_a_job_is_training_its_teacher(
     client: httpx.Client, server: Server, run: str | None, teacher: bool
 ) -> None:
     store, job = server.app.state.jobs, client.post("/jobs", json=DEMO).json()["id"]
-    wait_for(lambda: store.get(job).state in ENDED)  # progress is not noted for a job that changes at the same time
+    wait_for(
+        lambda: bool(store.get(job).message)
+    )  # written by the reconciler together with the progress that it has read
     store.note_progress(store.get(job), {"run": run or job, "step": 5, "steps": 10})
     for found in (client.get(f"/jobs/{job}").json(), client.get("/jobs").json()["items"][0]):
         assert (found["progress"]["step"], found["progress"]["teacher"]) == (5, teacher)

@@ -197,7 +197,7 @@ def test_a_timeout_returns_504_and_a_connection_failure_503(fixture: GatewayFixt
     fixture.reply = fail(httpx.ConnectError("absent"))
     response = fixture.client.post("/images")
     assert response.status_code == 503
-    assert response.json()["detail"] == "images: Ray Serve does not respond (ConnectError)"
+    assert response.json()["detail"] == "images: Ray Serve does not respond (ConnectError); it may be starting"
     assert fixture.requests == 3
 
 

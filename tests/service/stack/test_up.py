@@ -74,6 +74,8 @@ def test_locations_that_jobs_may_read_are_remembered_and_restart_the_control_pla
     assert state is not None
     assert _service_environment(running, state)["AMD_ALLOWED_URIS"] == ",".join(("s3://clips", *allowed))
     assert up(running.path).allowed == allowed
+    assert up(running.path, allowed=["s3://more", "images"]).allowed == (*allowed, "s3://more")
+    assert up(running.path, allowed=["", "images"]).allowed == allowed[:1]
     assert up(running.path, allowed=[""]).allowed == ()
 
 
