@@ -106,7 +106,7 @@ def test_a_waiting_job_shows_its_place_in_its_projects_queue_and_what_it_is_wait
     third = queued(app.state.jobs, priority=-60)
     pages = {job_id: console.get(f"/console/jobs/{job_id}").text for job_id in (first.id, third.id, scenes.RUNNING)}
     assert "decides within seconds whether the job can start" in text_of(pages[first.id])
-    assert "the jobs ahead of it come first" in text_of(pages[third.id])
+    assert "The jobs ahead of it are considered first" in text_of(pages[third.id])
     assert ["data-refresh" in page for page in pages.values()] == [True, True, False]
     for job in (first, other, third):
         console.submit(f"/console/jobs/{job.id}/cancel")

@@ -192,6 +192,7 @@ def test_a_store_that_does_not_respond_is_not_blamed_on_the_item(
     server = S3Server()
     write_bytes(f"{s3_root}/0.png", (folder / "0.png").read_bytes())
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's pauses may be longer than the limit of 20 s
     engine = Engine(EngineSettings(device="cpu", threads=1, decoders=1, limits=NO_TIME_LIMIT))
     load_slots(engine, main=folder / "image")
     there, missing = Item(uri=f"{s3_root}/0.png"), Item(uri=f"{s3_root}/missing.png")
