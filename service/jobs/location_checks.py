@@ -7,18 +7,16 @@ differently.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 
 from pydantic import BaseModel
 
 from amd.config import ConfigError
 from amd.config.locations import WRITTEN
-from amd.storage import is_remote, local_path
+from amd.data.dataset.shards import has_pattern
+from amd.storage import local_path
 from service.jobs.kinds import OWN_ROLES, locations_of
 from service.web.errors import UriNotAllowed
-
-_PATTERN = re.compile(r"[*?\[{]")
 
 
 def check_locations(config: BaseModel, check: Callable[[str, str], None], root: str, output: str | None = None) -> None:
@@ -55,4 +53,4 @@ def check_files_exist(config: BaseModel) -> None:
 
 
 def _is_local_path(value: str) -> bool:
-    return value.startswith(("/", "file:///", "local:///")) and not is_remote(value) and not _PATTERN.search(value)
+    return value.startswith(("/", "file:///", "local:///")) and not has_pattern(value)
