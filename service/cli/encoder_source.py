@@ -102,7 +102,6 @@ def find_encoder(client: Client, text: str, project: str | None) -> str:
         client.encoders.get(text, project)
         return text
     except ApiError as error:
-        newest = dict.fromkeys(encoder.id for encoder in itertools.islice(client.encoders.list(), SEARCHED_ENCODERS))
-        jobs = itertools.islice(client.jobs.list(), SEARCHED_ENCODERS)
-        names = {job.id: job.name for job in jobs if job.id in newest}
-        return id_of_name(text, names, "encoder") or completed_id(text, newest, "encoder", error)
+        newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
+        names = {encoder.id: encoder.lineage.job_name for encoder in newest}
+        return id_of_name(text, names, "encoder") or completed_id(text, names, "encoder", error)

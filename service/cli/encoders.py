@@ -51,6 +51,7 @@ def _best_score(row: dict[str, Any]) -> str:
 ENCODERS: Listing[dict[str, Any]] = Listing(
     columns=(
         Column("id", lambda row: row["id"], wraps=False),
+        Column("name", lambda row: row.get("name") or "", narrow=24, drop=5),
         Column("encoder", lambda row: row["size"], drop=3),
         Column("clip", lambda row: row["clip"], wraps=False, drop=2),
         Column("objective", lambda row: row["objective"] or "imported", drop=1),
@@ -255,10 +256,11 @@ def _card_facts(card: Card) -> dict[str, Any]:
 
 
 def _view_facts(view: EncoderView) -> dict[str, Any]:
-    """Return the same facts as `_card_facts`, plus the project and aliases, which only a service knows."""
+    """Return the same facts as `_card_facts`, plus the name, project and aliases, which only a service knows."""
     clip = view.input
     return {
         "id": view.id,
+        "name": view.lineage.job_name,
         "created": view.created_at.isoformat(),
         "size": _size(view.size, view.width, view.depth),
         "clip": _clip(None if clip.kind == "image" else clip.frames, clip.size),

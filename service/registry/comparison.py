@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from amd.artifacts.card import Card, Score
 from amd.config import flatten
-from service.db.models import Alias, RegisteredEncoder
+from service.db.models import RegisteredEncoder
 from service.registry.schemas import (
     CompareView,
     EncoderComparison,
@@ -19,6 +19,7 @@ from service.registry.schemas import (
     ScorePair,
     ScoreValues,
 )
+from service.registry.store import EncoderNames
 from service.registry.views import encoder_views
 
 # Fields that always differ, or are compared elsewhere.
@@ -38,9 +39,9 @@ class Benchmark(NamedTuple):
     metric: str
 
 
-def compare(rows: Sequence[RegisteredEncoder], aliases: Iterable[Alias]) -> EncoderComparison:
+def compare(rows: Sequence[RegisteredEncoder], names: EncoderNames) -> EncoderComparison:
     """Return the encoders side by side, in the given order."""
-    encoders = encoder_views(rows, aliases)
+    encoders = encoder_views(rows, names)
     return EncoderComparison(
         encoders=encoders,
         figures=[FigureValues(name=name, values=[getattr(one, name) for one in encoders]) for name in FIGURES],
@@ -49,9 +50,9 @@ def compare(rows: Sequence[RegisteredEncoder], aliases: Iterable[Alias]) -> Enco
     )
 
 
-def compare_pair(first: RegisteredEncoder, second: RegisteredEncoder, aliases: Iterable[Alias]) -> CompareView:
+def compare_pair(first: RegisteredEncoder, second: RegisteredEncoder, names: EncoderNames) -> CompareView:
     """Return two encoders side by side."""
-    found = compare([first, second], aliases)
+    found = compare([first, second], names)
     one, other = found.encoders
     return CompareView(
         a=one,

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from amd.artifacts.discovery import CARD, WEIGHTS, encoder_folder
 from amd.storage import files
-from service.auth.authentication import Principal, Reader, Submitter
-from service.db.models import Alias, RegisteredEncoder
+from service.auth.authentication import Reader, Submitter
+from service.db.models import RegisteredEncoder
 from service.jobs.routes import Config, Jobs, Locations, StorageCalls, project_of, submit
 from service.jobs.schemas import JobRequest, JobView
 from service.registry import comparison, views
@@ -77,10 +77,6 @@ def _resolve_encoder(
 VisibleEncoder = Annotated[RegisteredEncoder, Depends(_resolve_encoder)]
 
 
-def _aliases(encoders: EncoderStore, caller: Principal, *rows: RegisteredEncoder) -> list[Alias]:
-    return list(encoders.aliases_of({row.id for row in rows}, caller.project))
-
-
 @router.get("", summary="List encoders, newest first")
 def list_encoders(
     caller: Reader,
@@ -101,7 +97,7 @@ def list_encoders(
     """List the encoders in your project."""
     where = EncoderFilter(caller.own_project(project), objective, size, alias, job)
     page = encoders.list(where, cursor, limit)
-    items = views.encoder_views(page.encoders, _aliases(encoders, caller, *page.encoders))
+    items = views.encoder_views(page.encoders, encoders.names_of(page.encoders, caller.project))
     return EncoderPage(items=items, next_cursor=page.next_cursor)
 
 
@@ -169,7 +165,7 @@ def get_encoder(
     response: Response,
     if_none_match: IfNoneMatch = None,
 ) -> EncoderDetail:
-    view = views.encoder_detail(encoder, _aliases(encoders, caller, encoder))
+    view = views.encoder_detail(encoder, encoders.names_of([encoder], caller.project))
     return tagged(view, response, if_none_match)
 
 
@@ -221,7 +217,7 @@ def compare_encoders(
 ) -> CompareView:
     """Compare two encoders: size and compute (`figures`), scores by protocol and data set, and configurations."""
     second = encoders.resolve(other, caller.own_project(project))
-    return comparison.compare_pair(encoder, second, _aliases(encoders, caller, encoder, second))
+    return comparison.compare_pair(encoder, second, encoders.names_of([encoder, second], caller.project))
 
 
 @router.get("/{encoder}/compare", summary="Compare several encoders")
@@ -234,4 +230,4 @@ def compare_several_encoders(
 ) -> EncoderComparison:
     """Compare an encoder with up to five others: size and compute, scores with the best of each, and configurations."""
     rows = [encoder, *(encoders.resolve(name, caller.own_project(project)) for name in other)]
-    return comparison.compare(rows, _aliases(encoders, caller, *rows))
+    return comparison.compare(rows, encoders.names_of(rows, caller.project))

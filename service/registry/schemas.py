@@ -44,6 +44,8 @@ class LineageView(ApiModel):
 
     job: str | None
     """Job that published the encoder; null if it was not published by a job of this service."""
+    job_name: str | None
+    """Name of that job; null if it has none or was deleted."""
     run: str | None
     steps: int | None
     teacher: dict[str, Any] | None

@@ -27,6 +27,7 @@ from service.web.pagination import after, cursor_of
 from service.web.schemas import DEFAULT_PROJECT
 
 ENCODER = "encoder"  # kind of the deletions recorded here
+PUBLISHING = frozenset({"train", "finetune", "detect"})  # kinds of jobs whose encoder has the ID of the job
 IMPORTED = "imported"  # objective of encoders that this service did not train
 
 
@@ -45,6 +46,14 @@ class EncoderListing(NamedTuple):
 
     encoders: list[RegisteredEncoder]
     next_cursor: str | None
+
+
+class EncoderNames(NamedTuple):
+    """What users call some encoders, besides their IDs."""
+
+    aliases: Sequence[Alias]
+    job_names: dict[str, str]
+    """Names of the jobs that published them, by job ID."""
 
 
 class EncoderStore:
@@ -210,13 +219,17 @@ class EncoderStore:
         with self._read_session() as session:
             return list(session.scalars(query))
 
-    def aliases_of(self, ids: Collection[str], project: str | None) -> Sequence[Alias]:
-        """Return the aliases that point to one of these encoders."""
-        query = select(Alias).where(Alias.encoder_id.in_(ids)).order_by(Alias.name, Alias.project)
+    def names_of(self, encoders: Sequence[RegisteredEncoder], project: str | None) -> EncoderNames:
+        """Return the aliases in a project, or in all, that point to these encoders, and the names of their jobs."""
+        aliases = select(Alias).where(Alias.encoder_id.in_({one.id for one in encoders}))
         if project is not None:
-            query = query.where(Alias.project == project)
+            aliases = aliases.where(Alias.project == project)
+        jobs = select(Job.id, Job.name).where(Job.id.in_({one.job_id for one in encoders if one.job_id is not None}))
         with self._read_session() as session:
-            return list(session.scalars(query))
+            return EncoderNames(
+                list(session.scalars(aliases.order_by(Alias.name, Alias.project))),
+                {id: name for id, name in session.execute(jobs).tuples() if name is not None},
+            )
 
     # Index of the encoders under the storage root
 
@@ -270,7 +283,8 @@ def _can_see(project: str | None, encoder: RegisteredEncoder) -> bool:
 def _get(session: Session, encoder_id: str, project: str | None) -> RegisteredEncoder:
     found = session.get(RegisteredEncoder, encoder_id)
     if found is None or not _can_see(project, found):
-        raise _encoder_not_found(encoder_id)
+        job = session.get(Job, encoder_id)
+        raise _encoder_not_found(encoder_id, job if job is not None and project in (None, job.project) else None)
     return found
 
 
@@ -283,8 +297,12 @@ def _moves_of(project: str, name: str) -> tuple[ColumnElement[bool], ...]:
     return AliasMove.project == project, AliasMove.name == name
 
 
-def _encoder_not_found(name: str) -> NotFound:
-    return NotFound(f"there is no encoder {name!r}")
+def _encoder_not_found(name: str, job: Job | None = None) -> NotFound:
+    """`job`: visible job with the encoder's ID, if there is one."""
+    message = f"there is no encoder {name!r}"
+    if job is not None and job.kind in PUBLISHING and job.state != "succeeded":
+        message += f": that job's state is {job.state}, and it publishes its encoder when it succeeds"
+    return NotFound(message)
 
 
 def _alias_not_found(name: str) -> NotFound:

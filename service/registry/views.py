@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,21 +20,18 @@ from service.registry.schemas import (
     LineageView,
     MoveView,
 )
-from service.registry.store import IMPORTED
+from service.registry.store import IMPORTED, EncoderNames
 from service.web.schemas import utc_datetime
 
 
-def encoder_views(rows: Sequence[RegisteredEncoder], aliases: Iterable[Alias]) -> list[EncoderView]:
-    pointing: dict[str, list[AliasName]] = {row.id: [] for row in rows}
-    for alias in aliases:
-        pointing[alias.encoder_id].append(AliasName(project=alias.project, name=alias.name))
-    return [EncoderView(**_facts(row, _card(row), pointing[row.id])) for row in rows]
+def encoder_views(rows: Sequence[RegisteredEncoder], names: EncoderNames) -> list[EncoderView]:
+    return [EncoderView(**_facts(row, _card(row), names)) for row in rows]
 
 
-def encoder_detail(row: RegisteredEncoder, aliases: Iterable[Alias]) -> EncoderDetail:
+def encoder_detail(row: RegisteredEncoder, names: EncoderNames) -> EncoderDetail:
     card = _card(row)
     return EncoderDetail(
-        **_facts(row, card, [AliasName(project=alias.project, name=alias.name) for alias in aliases]),
+        **_facts(row, card, names),
         config=card.config,
         labels=list(card.head.labels) if card.head is not None and card.head.labels is not None else None,
         multi_label=card.head is not None and card.head.multi_label,
@@ -61,7 +58,7 @@ def _card(row: RegisteredEncoder) -> Card:
     return Card.model_validate(row.card)
 
 
-def _facts(row: RegisteredEncoder, card: Card, aliases: list[AliasName]) -> dict[str, Any]:
+def _facts(row: RegisteredEncoder, card: Card, names: EncoderNames) -> dict[str, Any]:
     encoder, clip, best = card.encoder, card.clip, card.best_score
     return {
         "id": row.id,
@@ -85,9 +82,12 @@ def _facts(row: RegisteredEncoder, card: Card, aliases: list[AliasName]) -> dict
         "scores": list(card.scores),
         "weights_license": card.weights_license,
         "non_commercial": card.is_non_commercial,
-        "aliases": aliases,
+        "aliases": [
+            AliasName(project=alias.project, name=alias.name) for alias in names.aliases if alias.encoder_id == row.id
+        ],
         "lineage": LineageView(
             job=row.job_id,
+            job_name=names.job_names.get(row.job_id or ""),
             **{name: getattr(card, name) for name in ("run", "steps", "teacher", "start", "data", "versions")},
         ),
     }

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -135,13 +134,10 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
         signal.signal(signal.SIGTERM, forward_stop)
         signal.signal(signal.SIGINT, forward_stop)
         shipper = LogShipper(folder.logs(attempt), folder.interval_s, outage_s=OUTAGE_S)
-        printed: deque[str] = deque(maxlen=1)
+        result = ResultLine(shipper.write)
         assert child.stdout is not None
         assert child.stderr is not None
-        readers = [
-            _start_reader(child.stdout, shipper.write, printed),
-            _start_reader(child.stderr, shipper.write),
-        ]
+        readers = [_start_reader(child.stdout, result.write), _start_reader(child.stderr, shipper.write)]
         heartbeats = threading.Thread(
             target=_send_heartbeats, args=(folder, attempt, progress_file, child), daemon=True
         )
@@ -151,14 +147,34 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
             reader.join(READER_TIMEOUT_S)
         heartbeats.join()
         shipper.close()
-    return outcome_of_exit(code, printed[0] if printed else None, list(shipper.tail), stop.is_set(), forced.is_set())
+    return outcome_of_exit(code, result.found, list(shipper.tail), stop.is_set(), forced.is_set())
+
+
+class ResultLine:
+    """The last JSON object that a program prints on a line of its own: its result.
+
+    Forwards every line to `log`, except the result if nothing is printed after it: it is stored with the outcome.
+    """
+
+    def __init__(self, log: Callable[[bytes], None]) -> None:
+        self.found: dict[str, Any] | None = None
+        self._log = log
+        self._held = b""
+
+    def write(self, line: bytes) -> None:
+        if self._held:
+            self._log(self._held)
+        self._held = b""
+        if (value := _json_object(line)) is None:
+            self._log(line)
+        else:
+            self.found, self._held = value, line
 
 
 def outcome_of_exit(
-    code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bool, killed: bool = False
+    code: int, result: dict[str, Any] | None, tail: Sequence[str], asked_to_stop: bool, killed: bool = False
 ) -> AttemptOutcome:
-    """Derive the outcome from a program's exit code, its last JSON line and the end of its log."""
-    result: dict[str, Any] | None = json.loads(printed) if printed else None
+    """Derive the outcome from a program's exit code, the result that it printed and the end of its log."""
     log_tail = "\n".join(tail)[-TAIL_CHARS:]
     errors = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
     facts: dict[str, Any] = {
@@ -233,14 +249,10 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _start_reader(
-    pipe: IO[bytes], write: Callable[[bytes], None], results: deque[str] | None = None
-) -> threading.Thread:
+def _start_reader(pipe: IO[bytes], write: Callable[[bytes], None]) -> threading.Thread:
     def work() -> None:
         for line in pipe:
             write(line)
-            if results is not None:
-                _keep_json(line, results)
             with contextlib.suppress(OSError, ValueError):  # copied to Ray's own job log
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
@@ -250,11 +262,13 @@ def _start_reader(
     return thread
 
 
-def _keep_json(line: bytes, kept: deque[str]) -> None:
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a line consists of, or None."""
     if line.startswith(b"{"):
         with contextlib.suppress(ValueError):
-            if isinstance(json.loads(line), dict):
-                kept.append(line.decode())
+            value = json.loads(line)
+            return value if isinstance(value, dict) else None
+    return None
 
 
 def _send_heartbeats(folder: JobFolder, attempt: int, progress_file: Path, child: subprocess.Popen[bytes]) -> None:

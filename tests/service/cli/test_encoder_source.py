@@ -66,7 +66,7 @@ def test_the_service_and_the_storage_root_list_the_same_fields(registered: Serve
     (local,) = json.loads(amd("encoders", "list", "--storage", registered.app.state.settings.root, "--json")[1])
     select(registered)
     (remote,) = json.loads(amd("encoders", "list", "--json")[1])
-    assert {**local, "project": "default", "aliases": []} == remote
+    assert {**local, "project": "default", "aliases": [], "name": None} == remote
 
 
 def test_cards_and_aliases_are_read_from_the_selected_service_or_the_storage_root(

@@ -25,6 +25,7 @@ from service.web.errors import invalid_item
 from tests.support.browser.console_client import ConsoleClient, plain_text_of, text_of
 from tests.support.encoders.encoder_cards import index_encoder, score
 from tests.support.runs.published_students import publish_student
+from tests.support.service.fake_cluster import queued
 
 
 def test_the_code_for_python_embeds_clips(console: ConsoleClient, app: Any) -> None:
@@ -59,6 +60,15 @@ def test_the_list_names_encoders_by_their_id_with_aliases_as_tags(
     page = console.get("/console/encoders").text
     link = '<a class="job-name" href="/console/encoders/named">named</a> <span class="tag accent">best</span>'
     assert link in page
+
+
+def test_the_name_of_the_job_that_published_an_encoder_is_shown(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    job = queued(app.state.jobs, name="cats, long").id
+    index_encoder(database, job, run=job)
+    for page in ("/console/encoders", f"/console/encoders/{job}"):
+        assert "cats, long" in console.get(page).text
 
 
 def test_the_list_has_a_column_for_each_benchmark_and_sorts_by_the_chosen_one(

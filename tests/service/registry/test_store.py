@@ -212,6 +212,28 @@ def test_an_active_job_protects_an_encoder_referenced_in_any_form(
         store.delete_encoder("e", "video", ROOT, "me")
 
 
+def test_the_error_about_a_missing_encoder_states_what_its_job_does(engine: Engine, store: EncoderStore) -> None:
+    job = queued(JobStore(engine), project="video", state="running").id
+    with pytest.raises(NotFound, match=f"no encoder '{job}': that job's state is running, .* when it succeeds"):
+        store.resolve(job, "video")
+    probe = queued(JobStore(engine), project="video", kind="probe", state="running").id
+    for name, project in ((job, "audio"), (probe, "video"), ("other", None)):
+        with pytest.raises(NotFound, match=f"no encoder '{name}'$"):
+            store.resolve(name, project)
+
+
+def test_names_are_those_of_visible_aliases_and_of_the_publishing_jobs(engine: Engine, store: EncoderStore) -> None:
+    named, unnamed = (queued(JobStore(engine), project="video", name=name).id for name in ("cats", None))
+    for job in (named, unnamed):
+        index_encoder(engine, job, "video", run=job)
+    index_encoder(engine, "imported", "video", run=None)
+    store.move_alias("video", "production", named, "me")
+    rows = store.list(EncoderFilter("video")).encoders
+    assert store.names_of(rows, "video").job_names == {named: "cats"}
+    assert [alias.name for alias in store.names_of(rows, "video").aliases] == ["production"]
+    assert not store.names_of(rows, "audio").aliases
+
+
 def test_paging_returns_every_matching_encoder_exactly_once(engine: Engine, store: EncoderStore) -> None:
     for number in range(7):
         index_encoder(engine, f"e{number}", "video", hours=number // 2)

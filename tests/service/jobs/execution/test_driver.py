@@ -49,10 +49,11 @@ def run_program(root: Path, code: str, attempt: int = 1) -> AttemptOutcome:
 
 def test_output_is_logged_in_order_and_the_last_json_line_is_the_result(tmp_path: Path) -> None:
     result = {"state": "succeeded", "message": "", "encoder_folder": "e"}
-    outcome = run_program(tmp_path, f"print('one'); print('two ä'); print({json.dumps(result)!r})")
+    printed = ["one", '{"step": 1}', "two ä", json.dumps(result)]
+    outcome = run_program(tmp_path, "".join(f"print({line!r});" for line in printed))
     assert (outcome.state, outcome.exit_code, outcome.result) == ("succeeded", 0, result)
     folder = JobFolder(str(tmp_path), "job")
-    assert "".join(logs.pieces(folder.logs(1))).splitlines()[:2] == ["one", "two ä"]
+    assert "".join(logs.pieces(folder.logs(1))).splitlines() == printed[:-1], "the result is not part of the log"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_every_failed_exit_maps_to_a_reason_and_a_message(
 
 
 def test_the_reason_and_rank_are_read_from_the_result_that_a_run_prints() -> None:
-    printed = json.dumps({"state": "failed", "reason": "nan_loss", "message": "step 7 on rank 3: the loss is nan"})
+    printed = {"state": "failed", "reason": "nan_loss", "message": "step 7 on rank 3: the loss is nan"}
     outcome = outcome_of_exit(1, printed, ["…"], asked_to_stop=False)
     assert (outcome.reason, outcome.rank, outcome.retryable) == ("nan_loss", 3, False)
     assert outcome_of_exit(1, None, [], asked_to_stop=True).state == "cancelled"
