@@ -62,14 +62,14 @@ class PrepareReport(BaseModel):
         size = f"{self.bytes_written / 2**20:.1f} MiB"
         lines = [f"{self.samples} samples in {self.shards} shards, {size}, {self.seconds:.0f} s: {self.url}"]
         if self.shards_kept:
-            lines.append(f"{self.shards_kept} shards were already complete")
+            lines.append(f"shards that were already complete: {self.shards_kept}")
         if self.shards_missing:
-            lines.append(f"{self.shards_missing} shards are left for other parts")
+            lines.append(f"shards that are left for other parts: {self.shards_missing}")
         if self.bad:
-            lines.append(f"{len(self.bad)} samples could not be read and were skipped:")
+            lines.append(f"could not be read and were skipped: {len(self.bad)}")
             lines += capped([f"  {bad['location']} {bad['reason']}" for bad in self.bad])
         if self.damaged:
-            lines.append(f"{len(self.damaged)} samples are damaged and were written as far as they decode:")
+            lines.append(f"damaged, written as far as they decode: {len(self.damaged)}")
             lines += capped([f"  {damaged['location']} {damaged['reason']}" for damaged in self.damaged])
         return "\n".join(lines)
 

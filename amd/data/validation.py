@@ -93,7 +93,7 @@ def validate_data(data: DataConfig, *, decode_all: bool = False) -> DataReport:
     if missing:
         scope = f" (of {len(numbers)} checked)" if len(numbers) < len(manifest) else ""
         problems = capped(_missing_messages(data, manifest, missing[:MAX_PROBLEMS]), len(missing))
-        raise ManifestError([f"data.train: {len(missing)} files do not exist{scope}", *problems])
+        raise ManifestError([f"data.train: files that do not exist: {len(missing)}{scope}", *problems])
     kinds = Counter[str](manifest[i].kind for i in numbers)
     most = len(manifest) if decode_all else DECODED_IMAGES if set(kinds) == {"image"} and not remote else DECODED
     tried = _sample_indices(len(manifest), most, draws)
@@ -226,4 +226,4 @@ def _duplicate_warnings(data: DataConfig, manifest: Manifest) -> list[str]:
     example = int(first[repeated[0]])
     url = list_url(data, manifest)
     where = f" ({url}:{line_numbers(text_blocks(url), [example])[example]})" if url else ""
-    return [f"{len(repeated)} files are listed more than once, for example {manifest[example].name}{where}"]
+    return [f"files that are listed more than once: {len(repeated)}, for example {manifest[example].name}{where}"]

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from amd.config import ConfigError, TrainConfig, data_config, parse_overrides
 from amd.presets.load import load_config
+from amd.presets.teachers import teacher_recipe
 from service.cli.console import out, print_plain
 from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
 
@@ -69,7 +70,10 @@ def validate(
     if preset is None and config is None:
         data = data_config(values)
     else:
-        data = load_config(TrainConfig, preset, config, values).data
+        run = load_config(TrainConfig, preset, config, values)
+        if run.teacher is not None and run.teacher.preset is not None:
+            teacher_recipe(run)  # raises for overrides that do not fit the teacher's preset
+        data = run.data
     report = validate_data(data, decode_all=decode_all)
     if as_json:
         print(report.model_dump_json())

@@ -14,6 +14,7 @@ from service.cli.console import fail, out, print_plain, print_progress
 from service.cli.encoder_source import stored_encoder
 from service.cli.options import AsJson, ConfigUrl, EncoderName, ProbeOverrides, Storage
 from service.cli.submission import Submission, submittable
+from service.web.formats import plural
 
 if TYPE_CHECKING:  # requires torch
     from amd.artifacts.weights import Score
@@ -54,7 +55,7 @@ def probe(
         return
     out.print(_score_table(report.scores))
     if report.left_out:
-        out.print(f"{len(report.left_out)} samples could not be read and were skipped", highlight=False)
+        out.print(f"could not be read and were skipped: {plural(len(report.left_out), 'sample')}", highlight=False)
     print_plain(f"added to the card of {report.encoder}")
 
 

@@ -10,9 +10,9 @@ from service.db.models import DeploymentRevision
 from service.jobs.routes import Config
 from service.registry.routes import EncodersDep
 from service.serving.deployments import etag_of
-from service.serving.protocol import CANDIDATE, MAIN
+from service.serving.protocol import MAIN
 from service.serving.reservations import check_quotas
-from service.serving.revisions import revision_views
+from service.serving.revisions import cannot_restore, revision_views
 from service.serving.routes import (
     DeploymentName,
     DeploymentsDep,
@@ -59,7 +59,7 @@ def roll_back(
         resolved = resolve_encoders(desired, project, encoders)
     except NotFound as error:
         raise _not_possible(revision, error.message) from None
-    if resolved[MAIN] == resolved.get(CANDIDATE) and resolved != revision.resolved:
+    if cannot_restore(resolved, revision.resolved):
         reason = f"encoder={desired.encoder} and candidate={desired.candidate} now refer to {resolved[MAIN]}"
         raise _not_possible(revision, reason, "move the alias back first, or restore another revision")
     deployment = desired_deployment(name, project, caller.id, desired)

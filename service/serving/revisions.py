@@ -13,6 +13,7 @@ from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from service.db.models import Deployment, DeploymentRevision
+from service.serving.protocol import CANDIDATE, MAIN
 from service.serving.schemas import RevisionView, ServingSettings
 from service.web.schemas import utc_datetime
 
@@ -58,6 +59,14 @@ def add_revision(
 def revision_views(revisions: Sequence[DeploymentRevision]) -> list[RevisionView]:
     """Return views of a deployment's revisions, newest first, each with the fields that it changed."""
     return [_view(one, before) for one, before in zip_longest(revisions, revisions[1:])]
+
+
+def cannot_restore(now: Mapping[str, str], before: Mapping[str, str]) -> bool:
+    """Whether the aliases of a revision have moved so that its main encoder and its candidate are now the same.
+
+    `now`: encoder IDs by slot that the revision's settings refer to now. `before`: those of the revision.
+    """
+    return now[MAIN] == now.get(CANDIDATE) and now != before
 
 
 def _view(one: DeploymentRevision, before: DeploymentRevision | None) -> RevisionView:

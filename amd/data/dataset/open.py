@@ -190,9 +190,7 @@ def _open_folder(listing: _Listing, suffixes: tuple[str, ...]) -> Manifest:
     notes = []
     if len(names) < len(all_names):
         ignored = (name for name in all_names if not name.lower().endswith(encoded_suffixes))
-        notes.append(
-            f"{url}: {len(all_names) - len(names)} files with other suffixes are ignored: {_suffixes(ignored)}"
-        )
+        notes.append(f"{url}: files with other suffixes are ignored: {_suffixes(ignored)}")
     folders = [name.partition(b"/")[0] if b"/" in name else None for name in names]
     if any(folder is None for folder in folders):
         if any(folder is not None for folder in folders):

@@ -27,6 +27,7 @@ from service.serving import routes as serving_api
 from service.serving.deployments import etag_of
 from service.serving.protocol import CANDIDATE, MAIN
 from service.serving.requests import DEADLINE_S, RequestOptions
+from service.serving.revisions import cannot_restore
 from service.serving.routes import DeploymentName, DeploymentsDep, EncoderName, GatewayDep
 from service.serving.schemas import (
     DeploymentRequest,
@@ -196,7 +197,7 @@ def rollback_to(revision: RevisionView, current: DeploymentView, aliases: Sequen
     names = {MAIN: revision.encoder, CANDIDATE: revision.candidate}
     before = revision.resolved
     now = {slot: targets.get(name, before.get(slot, name)) for slot, name in names.items() if name is not None}
-    if now[MAIN] == now.get(CANDIDATE) and now != before:
+    if cannot_restore(now, before):
         return Rollback(False, f"{revision.encoder} is now its candidate; move the alias back first")
     question = f"Restore the settings of revision {revision.number}?"
     for slot, encoder in now.items():

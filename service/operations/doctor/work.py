@@ -13,6 +13,7 @@ from service.db.leases import holders
 from service.db.models import Delivery, Deployment, Job
 from service.jobs.schemas import WAITING
 from service.operations.doctor.findings import Finding, ok, problem, warning
+from service.web.formats import plural
 from service.webhooks.store import GIVEN_UP
 from service.webhooks.store import WAITING as WAITING_DELIVERY
 
@@ -53,9 +54,8 @@ def check_queue(engine: Engine, clock: Callable[[], float] = time.time) -> Findi
     if oldest is None:
         return ok("queue", "no jobs are waiting")
     age = clock() - oldest.created_at
-    message = (
-        f"{count} jobs are waiting, the oldest ({oldest.id}) for {age / 60:.0f} min: {oldest.message or 'no obstacle'}"
-    )
+    waiting = f"{plural(count, 'job')} waiting, the oldest ({oldest.id}) for {age / 60:.0f} min"
+    message = f"{waiting}: {oldest.message or 'no obstacle'}"
     if age > LONG_WAIT_S:
         remedy = "add nodes, raise the limits AMD_MAX_RUNNING and AMD_PROJECT_MAX_*, or cancel jobs that cannot fit"
         return warning("queue", message, remedy)
@@ -78,7 +78,7 @@ def check_stuck_jobs(engine: Engine, start_timeout_s: float, clock: Callable[[],
         return ok("jobs", "no job is stuck in a transition")
     names = ", ".join(f"{job_id} ({state})" for job_id, state in found)
     remedy = "see `amd jobs show ID`, and the log of the control plane that holds the reconciler lease"
-    return problem("jobs", f"{count} jobs are stuck: {names}", remedy)
+    return problem("jobs", f"{plural(count, 'job')} stuck: {names}", remedy)
 
 
 def check_webhooks(engine: Engine, clock: Callable[[], float] = time.time) -> Finding:
@@ -109,4 +109,4 @@ def check_deployments(engine: Engine) -> Finding:
     if failed:
         remedy = "follow the message; `amd encoders deployments` shows all deployments"
         return problem("deployments", "; ".join(failed[:NAMED]), remedy)
-    return ok("deployments", f"{len(found)} deployments, none has failed")
+    return ok("deployments", f"{plural(len(found), 'deployment')}, none has failed")

@@ -48,6 +48,10 @@ def test_all_decodes_every_sample(
     [
         ([], "data: required, but not set; use data=<folder, list file or tar shards>"),
         (["/data/images"], "'/data/images' is not an override: use key=value, for example data=FOLDER"),
+        (
+            ["--preset", "demo-image-amd", "data.train=/data/images", 'teacher.overrides={"schedule.steps": 50}'],
+            "teacher.overrides.schedule",
+        ),
         (["--preset", "demo-image-mae", "data=/data/images"], "is a section; did you mean data.train=/data/images?"),
     ],
 )

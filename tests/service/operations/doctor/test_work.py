@@ -50,7 +50,7 @@ def test_the_oldest_waiting_job_is_reported_with_the_reason_it_waits(sqlite_engi
     oldest = queued(store, created_at=NOW - 2 * HOUR, message="needs 8 CPUs")
     found = work.check_queue(sqlite_engine, now)
     assert found.severity == "warning"
-    assert found.message == f"2 jobs are waiting, the oldest ({oldest.id}) for 120 min: needs 8 CPUs"
+    assert found.message == f"2 jobs waiting, the oldest ({oldest.id}) for 120 min: needs 8 CPUs"
 
 
 def test_jobs_that_stay_in_a_transition_are_reported_as_stuck(sqlite_engine: Engine) -> None:
@@ -64,7 +64,7 @@ def test_jobs_that_stay_in_a_transition_are_reported_as_stuck(sqlite_engine: Eng
         queued(store, state="deleting", changed_at=NOW - 2 * HOUR),
     ]
     found = work.check_stuck_jobs(sqlite_engine, 600, now)
-    assert found.message.startswith("3 jobs are stuck")
+    assert found.message.startswith("3 jobs stuck")
     assert all(f"{job.id} ({job.state})" in found.message for job in stuck)
 
 
