@@ -22,6 +22,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from itertools import accumulate, islice
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ RANGE = re.compile(r"\{\d+\.\.\d+\}")  # {000..099}
 _HTTP = ("http", "https")
 _INTERNAL = (".localhost", ".localdomain", ".local", ".internal", ".home.arpa")
 MAX_LENGTH = 2048
+SIMILAR = 0.85  # from 0 to 1; how similar a misspelt prefix is to an allowed one
 MAX_MATCHES = 100_000
 
 
@@ -94,9 +96,22 @@ class UriPolicy:
             # The message omits the URI, which may contain a password.
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
         if not all(map(self._is_allowed, found)):
-            remedy = "to allow others, run `amd up --allow FOLDER`, or start the service with AMD_ALLOWED_URIS"
-            raise UriNotAllowed(f"{field}={uri} must be under one of: {self._prefix_names}; {remedy}", field=field)
+            meant = self._probably_meant(location)
+            remedy = f"did you mean {meant}? " if meant else ""
+            remedy += "To allow others, run `amd up --allow FOLDER`, or start the service with AMD_ALLOWED_URIS"
+            raise UriNotAllowed(f"{field}={uri} must be under one of: {self._prefix_names}. {remedy}", field=field)
         return found
+
+    def _probably_meant(self, location: Location) -> str | None:
+        """Return the location with a misspelt prefix corrected, or None if no prefix is similar."""
+        for prefix in self._prefixes:
+            depth = len(prefix.parts)
+            given = (location.host, *location.parts[:depth])
+            if location.scheme == prefix.scheme and get_close_matches(
+                "/".join(given), ["/".join((prefix.host, *prefix.parts))], cutoff=SIMILAR
+            ):
+                return _name(prefix._replace(parts=prefix.parts + location.parts[depth:]))
+        return None
 
     def _is_allowed(self, location: Location) -> bool:
         return any(_resolved(prefix).contains(location) for prefix in self._prefixes)
@@ -186,6 +201,10 @@ def _linked(location: Location) -> Iterator[Location]:
 
 def _local(path: str) -> Location:
     return Location("file", "", tuple(part for part in path.split("/") if part))
+
+
+def _name(location: Location) -> str:
+    return _path(location) if location.scheme == "file" else f"{location.scheme}://{location.host}{_path(location)}"
 
 
 def _path(location: Location) -> str:

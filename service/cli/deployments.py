@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.serving.schemas import DeploymentView, RevisionView
 
-app = typer.Typer(
-    help="List the revisions of deployments on the service, and restore earlier ones.", no_args_is_help=True
-)
+app = typer.Typer(help="List deployments and their revisions, and restore earlier ones.", no_args_is_help=True)
 
 DeploymentName = Annotated[str, typer.Argument(help="Deployment name.")]
 
@@ -113,6 +111,7 @@ def deploy(
         print_progress(f"embed a file with: {_embedding_command(deployed.name)}")
 
 
+@app.command("list")
 def deployments(
     project: Project = None, output: Output = "table", watch: Watch = False, as_json: AsJson = False
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from amd.config import ConfigError
@@ -51,7 +51,7 @@ def id_of_name(text: str, names: Mapping[str, str | None], kind: str) -> str | N
     """
     found = [id for id, name in names.items() if name == text]
     if len(found) > 1:
-        raise ConfigError([f"{text}: is the name of {len(found)} {kind}s, such as {found[0]}; use an ID"])
+        raise ConfigError([f"{text}: is the name of {len(found)} {kind}s: {_shown(found)}; use an ID"])
     return found[0] if found else None
 
 
@@ -66,6 +66,9 @@ def stored_id(text: str, folder: str, kind: str) -> str:
 def _only_match(text: str, ids: Iterable[str], kind: str) -> str | None:
     found = matching_ids(text, ids)
     if len(found) > 1:
-        shown = ", ".join(found[:SHOWN_MATCHES]) + (", …" if len(found) > SHOWN_MATCHES else "")
-        raise ConfigError([f"{text!r} matches {len(found)} {kind}s: {shown}; use a longer prefix"])
+        raise ConfigError([f"{text!r} matches {len(found)} {kind}s: {_shown(found)}; use a longer prefix"])
     return found[0] if found else None
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN_MATCHES]) + (", …" if len(ids) > SHOWN_MATCHES else "")

@@ -193,9 +193,11 @@ def test_a_job_is_found_by_its_name_if_the_name_is_unique(service: Service, amd:
     assert json.loads(amd("jobs", "show", "first", "--json")[1])["id"] == job.id
     queued(service.store, name="firsts")
     assert json.loads(amd("jobs", "show", "first", "--json")[1])["id"] == job.id
-    queued(service.store, name="first")
+    other = queued(service.store, name="first")
     code, _, err = amd("jobs", "show", "first")
     assert (code, "first: is the name of 2 jobs" in err) == (2, True)
+    assert job.id in err
+    assert other.id in err
     assert amd("jobs", "show", "second")[0] == 2
 
 

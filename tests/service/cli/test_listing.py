@@ -123,6 +123,7 @@ LISTS = {
     "amd encoders list",
     "amd encoders aliases",
     "amd encoders deployments",
+    "amd deployments list",
     "amd deployments revisions",
     "amd contexts list",
     "amd keys list",
