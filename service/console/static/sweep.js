@@ -35,7 +35,8 @@
     const { textStyle, tooltip, axis, grid } = common(colours);
     const scores = data.map.cells.filter((cell) => !early(cell)).map((cell) => cell.score);
     const wide = data.map.students.length < 7 && data.map.teachers.length < 7;
-    const hasRoom = chart("map").getWidth() / data.map.students.length > 50;
+    const cellWidth = (chart("map").getWidth() - 150) / data.map.students.length; // px; 150: axis and colour scale
+    const hasRoom = cellWidth > 35;
     const dark = document.documentElement.dataset.theme === "dark";
     chart("map").setOption({
       animation: false, textStyle, grid: { ...grid, right: 84 },
@@ -49,7 +50,7 @@
       },
       series: [{
         type: "heatmap", data: data.map.cells.map((cell) => ({ value: [cell.x, cell.y, cell.score], ...(early(cell) ? { visualMap: false, itemStyle: { color: colours.sunken }, label: { color: colours.muted } } : {}) })),
-        label: { show: true, fontSize: 10, lineHeight: 12, formatter: (item) => `${item.value[2].toFixed(1)}${wide ? spread(data.map.cells[item.dataIndex]) : ""}${hasRoom ? early(data.map.cells[item.dataIndex]) : ""}` },
+        label: { show: true, fontSize: cellWidth > 28 ? 10 : 8, lineHeight: 12, formatter: (item) => `${item.value[2].toFixed(1)}${wide ? spread(data.map.cells[item.dataIndex]) : ""}${hasRoom ? early(data.map.cells[item.dataIndex]) : ""}` },
         itemStyle: { borderColor: colours.surface, borderWidth: 2 },
       }],
     }, true);
