@@ -10,13 +10,13 @@ import itertools
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amd.artifacts.discovery import encoder_url, encoders_url
-from amd.storage import resolve_root
-from service.cli.connection import configured_target, connected, default_project
+from amd.storage import listdir, resolve_root
+from service.cli.connection import configured_target, connected, default_project, local_stack, service_target
 from service.cli.ids import UNKNOWN_ID_STATUSES, completed_id, id_of_name, stored_id
 
 if TYPE_CHECKING:
@@ -45,17 +45,37 @@ def published_encoder(
         with tempfile.TemporaryDirectory(prefix="amd-encoder-") as folder:
             yield _download(name, Path(folder), file, as_json)
     else:
-        yield encoder_url(root, stored_encoder(name, root))
+        yield encoder_url(root, stored_encoder(name, storage))
 
 
 def stored_encoder(name: str, storage: str | None) -> str:
     """Return the ID under the storage root that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
 
     Used by commands that run on this machine and write next to the encoder; they use the storage root even if a
-    service is selected. Raises ConfigError if several IDs match.
+    service is selected. An alias or the name of a job is known to the stack that `amd up` started on this machine, if
+    no other service is selected. Raises ConfigError if several IDs match.
     """
     root = resolve_root(storage)
-    return name if encoder_url(root, name) == name else stored_id(name, encoders_url(root), "encoder")
+    if encoder_url(root, name) == name:
+        return name
+    stored = listdir(encoders_url(root))
+    found = stored_id(name, encoders_url(root), "encoder")
+    if found not in stored and storage is None and configured_target() is None:
+        named = _named_by_local_stack(name)
+        return named if named in stored else name
+    return found
+
+
+def _named_by_local_stack(name: str) -> str | None:
+    """Return the ID of the encoder that has this alias, or whose job has this name, on the stack of this machine."""
+    from service.client import ApiError, Client, NoAnswer
+
+    if local_stack() is None:
+        return None
+    target = service_target()
+    with suppress(ApiError, NoAnswer), Client(target.url, target.key) as client:
+        return client.encoders.get(find_encoder(client, name, None)).id
+    return None
 
 
 def submitted_encoder(client: Client, name: str, project: str | None) -> str:

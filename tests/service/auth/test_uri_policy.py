@@ -369,19 +369,15 @@ def test_the_error_does_not_contain_the_password_from_the_uri() -> None:
     ("uri", "meant"),
     [
         ("/data/imgaes/train", "did you mean /data/images/train?"),
-        ("s3://bucket/vidoes", "did you mean s3://bucket/videos?"),
         ("s3://buckte/videos/a.tar", "did you mean s3://bucket/videos/a.tar?"),
-        ("/data", None),
-        ("/data/videos/train", None),
-        ("gs://bucket/videos", None),
-        ("/", None),
+        *((uri, None) for uri in ("/", "/data", "/data/videos/train", "gs://bucket/videos")),
     ],
 )
 def test_the_error_suggests_the_allowed_prefix_that_was_misspelt(uri: str, meant: str | None) -> None:
     with pytest.raises(UriNotAllowed) as error:
         UriPolicy(ROOT, ("/data/images", "s3://bucket/videos")).check("data.train", uri)
-    assert ("did you mean" in error.value.message) == (meant is not None)
-    assert (meant or "") in error.value.message
+    assert (meant or "under one of") in error.value.message
+    assert meant or "did you mean" not in error.value.message
 
 
 @pytest.mark.parametrize("prefix", ["data", "", "s3://", "s3://b/../c", "s3://u:p@b/x", "simplecache::s3://b/x"])

@@ -10,7 +10,9 @@ import pytest
 
 from service.cli.context_store import ContextFile, ServiceContext, write_contexts
 from service.client import Client
+from service.stack.state import Stack
 from tests.support.encoders.encoder_cards import publish
+from tests.support.service.fake_cluster import queued
 from tests.support.service.server import Server
 
 Command = Callable[..., tuple[int, str, str]]
@@ -104,6 +106,29 @@ def test_an_ambiguous_encoder_id_is_rejected_with_the_candidates(
     publish(str(storage), "train-other")
     code, _, err = amd("encoders", "show", "train")
     assert (code, f"'train' matches 2 encoders: {LOCAL}, train-other" in err) == (2, True)
+
+
+def test_names_that_only_the_stack_on_this_machine_knows_are_found(
+    registered: Server, amd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, root = registered.app, registered.app.state.settings.root
+    job = queued(app.state.jobs, name="cats").id
+    publish(root, job, run=job)
+    monkeypatch.setenv("AMD_STORAGE", root)
+    assert amd("encoders", "show", "cats", "--json")[0] == 2
+    (tmp_path / "key").write_text(registered.key)
+    stack = Stack(registered.url, tmp_path / "key", tmp_path)
+    monkeypatch.setattr("service.stack.find_stack", lambda: stack)
+    with Client(registered.url, registered.key) as client:
+        while job not in [encoder.id for encoder in client.encoders.list()]:
+            pass
+        client.aliases.move("best", job)
+    for name in ("cats", "best", job):
+        result = amd("encoders", "show", name, "--json")
+        assert json.loads(result[1]).get("id") == job, result
+    code, _, err = amd("encoders", "show", "dogs")
+    assert (code, "not a published encoder" in err) == (2, True)
+    assert amd("encoders", "show", "cats", "--storage", root)[0] == 2, "the storage root alone knows no names"
 
 
 def test_the_project_option_requires_a_service(storage: Path, amd: Command) -> None:

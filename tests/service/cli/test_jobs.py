@@ -195,9 +195,7 @@ def test_a_job_is_found_by_its_name_if_the_name_is_unique(service: Service, amd:
     assert json.loads(amd("jobs", "show", "first", "--json")[1])["id"] == job.id
     other = queued(service.store, name="first")
     code, _, err = amd("jobs", "show", "first")
-    assert (code, "first: is the name of 2 jobs" in err) == (2, True)
-    assert job.id in err
-    assert other.id in err
+    assert (code, "first: is the name of 2 jobs" in err, job.id in err, other.id in err) == (2, True, True, True)
     assert amd("jobs", "show", "second")[0] == 2
 
 
