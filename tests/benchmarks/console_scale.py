@@ -8,8 +8,8 @@ from opening the page until its content is on the screen. Both are in millisecon
 their ratios hardly do.
 
 The memory measurement replays an hour of ten running jobs at 60 times real speed. Prints the growth of each page's
-JavaScript heap during that hour, after a warm-up of an hour and a half, in which the browser compiles the functions that
-run often: their machine code is part of the heap. Garbage is collected before each measurement.
+JavaScript heap during that hour. In the warm-up of an hour and a half before it, the browser compiles the functions
+that run often: their machine code is part of the heap. Garbage is collected before each measurement.
 """
 
 from __future__ import annotations
