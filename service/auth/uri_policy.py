@@ -97,7 +97,7 @@ class UriPolicy:
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
         if not all(map(self._is_allowed, found)):
             meant = self._probably_meant(location)
-            remedy = f"did you mean {meant}? " if meant else ""
+            remedy = f"Did you mean {meant}? " if meant else ""
             remedy += "To allow others, run `amd up --allow FOLDER`, or start the service with AMD_ALLOWED_URIS"
             raise UriNotAllowed(f"{field}={uri} must be under one of: {self._prefix_names}. {remedy}", field=field)
         return found

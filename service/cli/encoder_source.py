@@ -123,5 +123,5 @@ def find_encoder(client: Client, text: str, project: str | None) -> str:
         return text
     except ApiError as error:
         newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
-        names = {encoder.id: encoder.lineage.job_name for encoder in newest}
+        names = {encoder.id: encoder.name for encoder in newest}
         return id_of_name(text, names, "encoder") or completed_id(text, names, "encoder", error)

@@ -260,7 +260,7 @@ def _view_facts(view: EncoderView) -> dict[str, Any]:
     clip = view.input
     return {
         "id": view.id,
-        "name": view.lineage.job_name,
+        "name": view.name,
         "created": view.created_at.isoformat(),
         "size": _size(view.size, view.width, view.depth),
         "clip": _clip(None if clip.kind == "image" else clip.frames, clip.size),

@@ -44,8 +44,6 @@ class LineageView(ApiModel):
 
     job: str | None
     """Job that published the encoder; null if it was not published by a job of this service."""
-    job_name: str | None
-    """Name of that job; null if it has none or was deleted."""
     run: str | None
     steps: int | None
     teacher: dict[str, Any] | None
@@ -68,6 +66,8 @@ class EncoderView(ApiModel):
     """A published encoder, as described by its card."""
 
     id: str
+    name: str | None
+    """Name of the job with the encoder's ID; null if there is none, as for teachers, trials and imported weights."""
     project: str | None
     """Project that owns the encoder: the project of the job that published it, or `default` if no job did."""
     created_at: datetime

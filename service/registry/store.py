@@ -52,8 +52,8 @@ class EncoderNames(NamedTuple):
     """What users call some encoders, besides their IDs."""
 
     aliases: Sequence[Alias]
-    job_names: dict[str, str]
-    """Names of the jobs that published them, by job ID."""
+    of_jobs: dict[str, str]
+    """Names of the jobs that have the ID of an encoder, by ID."""
 
 
 class EncoderStore:
@@ -221,10 +221,11 @@ class EncoderStore:
 
     def names_of(self, encoders: Sequence[RegisteredEncoder], project: str | None) -> EncoderNames:
         """Return the aliases in a project, or in all, that point to these encoders, and the names of their jobs."""
-        aliases = select(Alias).where(Alias.encoder_id.in_({one.id for one in encoders}))
+        ids = {one.id for one in encoders}
+        aliases = select(Alias).where(Alias.encoder_id.in_(ids))
         if project is not None:
             aliases = aliases.where(Alias.project == project)
-        jobs = select(Job.id, Job.name).where(Job.id.in_({one.job_id for one in encoders if one.job_id is not None}))
+        jobs = select(Job.id, Job.name).where(Job.id.in_(ids))
         with self._read_session() as session:
             return EncoderNames(
                 list(session.scalars(aliases.order_by(Alias.name, Alias.project))),

@@ -62,6 +62,7 @@ def _facts(row: RegisteredEncoder, card: Card, names: EncoderNames) -> dict[str,
     encoder, clip, best = card.encoder, card.clip, card.best_score
     return {
         "id": row.id,
+        "name": names.of_jobs.get(row.id),
         "project": row.project,
         "created_at": utc_datetime(row.created_at),
         "objective": card.objective or IMPORTED,
@@ -87,7 +88,6 @@ def _facts(row: RegisteredEncoder, card: Card, names: EncoderNames) -> dict[str,
         ],
         "lineage": LineageView(
             job=row.job_id,
-            job_name=names.job_names.get(row.job_id or ""),
             **{name: getattr(card, name) for name in ("run", "steps", "teacher", "start", "data", "versions")},
         ),
     }

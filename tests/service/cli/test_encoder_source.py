@@ -114,6 +114,7 @@ def test_names_that_only_the_stack_on_this_machine_knows_are_found(
     app, root = registered.app, registered.app.state.settings.root
     job = queued(app.state.jobs, name="cats").id
     publish(root, job, run=job)
+    publish(root, "teacher", run=job)  # published by the same job, but not what its name means
     monkeypatch.setenv("AMD_STORAGE", root)
     assert amd("encoders", "show", "cats", "--json")[0] == 2
     (tmp_path / "key").write_text(registered.key)

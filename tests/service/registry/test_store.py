@@ -222,14 +222,16 @@ def test_the_error_about_a_missing_encoder_states_what_its_job_does(engine: Engi
             store.resolve(name, project)
 
 
-def test_names_are_those_of_visible_aliases_and_of_the_publishing_jobs(engine: Engine, store: EncoderStore) -> None:
+def test_names_are_those_of_visible_aliases_and_of_the_jobs_with_the_same_ids(
+    engine: Engine, store: EncoderStore
+) -> None:
     named, unnamed = (queued(JobStore(engine), project="video", name=name).id for name in ("cats", None))
     for job in (named, unnamed):
         index_encoder(engine, job, "video", run=job)
-    index_encoder(engine, "imported", "video", run=None)
+    index_encoder(engine, "teacher", "video", run=named)
     store.move_alias("video", "production", named, "me")
     rows = store.list(EncoderFilter("video")).encoders
-    assert store.names_of(rows, "video").job_names == {named: "cats"}
+    assert store.names_of(rows, "video").of_jobs == {named: "cats"}
     assert [alias.name for alias in store.names_of(rows, "video").aliases] == ["production"]
     assert not store.names_of(rows, "audio").aliases
 
