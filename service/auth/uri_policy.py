@@ -40,7 +40,7 @@ RANGE = re.compile(r"\{\d+\.\.\d+\}")  # {000..099}
 _HTTP = ("http", "https")
 _INTERNAL = (".localhost", ".localdomain", ".local", ".internal", ".home.arpa")
 MAX_LENGTH = 2048
-SIMILAR = 0.85  # from 0 to 1; how similar a misspelt prefix is to an allowed one
+SIMILAR = 0.75  # from 0 to 1; how similar a misspelt segment is to that of an allowed prefix
 MAX_MATCHES = 100_000
 
 
@@ -103,12 +103,15 @@ class UriPolicy:
         return found
 
     def _probably_meant(self, location: Location) -> str | None:
-        """Return the location with a misspelt prefix corrected, or None if no prefix is similar."""
+        """Return the location with one misspelt segment of a prefix corrected, or None if no prefix is similar."""
         for prefix in self._prefixes:
-            depth = len(prefix.parts)
-            given = (location.host, *location.parts[:depth])
-            if location.scheme == prefix.scheme and get_close_matches(
-                "/".join(given), ["/".join((prefix.host, *prefix.parts))], cutoff=SIMILAR
+            names, depth = (prefix.scheme, prefix.host, *prefix.parts), len(prefix.parts)
+            given = (location.scheme, location.host, *location.parts[:depth])
+            wrong = [pair for pair in zip(given, names, strict=False) if pair[0] != pair[1]]
+            if (
+                len(given) == len(names)
+                and len(wrong) == 1
+                and get_close_matches(wrong[0][0], wrong[0][1:], 1, SIMILAR)
             ):
                 return _name(prefix._replace(parts=prefix.parts + location.parts[depth:]))
         return None

@@ -59,18 +59,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 @pytest.mark.parametrize(
     "below",
     [
-        *(
-            "",
-            "/",
-            "/a",
-            "/a/",
-            "/a/x.tar",
-            "/a/{000..099}.tar",
-            "/a/x*.tar",
-            "/[a]/x.tar",
-            "/in/x.tar",
-            "/[!1o]/x.tar",
-        ),
+        *("", "/", "/a", "/a/", "/a/x.tar", "/a/{000..099}.tar"),
+        *("/a/x*.tar", "/[a]/x.tar", "/in/x.tar", "/[!1o]/x.tar"),
         *("/not there yet.txt", "/ü/名前.txt", "/a@b+c=d.txt"),
     ],
 )
@@ -370,7 +360,7 @@ def test_the_error_does_not_contain_the_password_from_the_uri() -> None:
     [
         ("/data/imgaes/train", "Did you mean /data/images/train?"),
         ("s3://buckte/videos/a.tar", "Did you mean s3://bucket/videos/a.tar?"),
-        *((uri, None) for uri in ("/", "/data", "/data/videos/train", "gs://bucket/videos")),
+        *((uri, None) for uri in ("/", "/data", "/data/videos/train", "gs://bucket/videos", "/date/imagse")),
     ],
 )
 def test_the_error_suggests_the_allowed_prefix_that_was_misspelt(uri: str, meant: str | None) -> None:
@@ -378,6 +368,12 @@ def test_the_error_suggests_the_allowed_prefix_that_was_misspelt(uri: str, meant
         UriPolicy(ROOT, ("/data/images", "s3://bucket/videos")).check("data.train", uri)
     assert (meant or "under one of") in error.value.message
     assert meant or "Did you mean" not in error.value.message
+
+
+def test_no_prefix_is_suggested_where_a_symlink_leads_elsewhere(tree: Tree) -> None:
+    with pytest.raises(UriNotAllowed) as error:
+        tree.policy.check("data.train", f"{tree.allowed}/out")
+    assert "Did you mean" not in error.value.message
 
 
 @pytest.mark.parametrize("prefix", ["data", "", "s3://", "s3://b/../c", "s3://u:p@b/x", "simplecache::s3://b/x"])
