@@ -146,6 +146,8 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
         for reader in readers:
             reader.join(READER_TIMEOUT_S)
         heartbeats.join()
+        if not shipper.tail:
+            result.log_held()  # an empty log would look like a lost one
         shipper.close()
     return outcome_of_exit(code, result.found, list(shipper.tail), stop.is_set(), forced.is_set())
 
@@ -161,10 +163,14 @@ class ResultLine:
         self._log = log
         self._held = b""
 
-    def write(self, line: bytes) -> None:
+    def log_held(self) -> None:
+        """Forward the result to the log after all."""
         if self._held:
             self._log(self._held)
         self._held = b""
+
+    def write(self, line: bytes) -> None:
+        self.log_held()
         if (value := _json_object(line)) is None:
             self._log(line)
         else:

@@ -54,6 +54,8 @@ def test_output_is_logged_in_order_and_the_last_json_line_is_the_result(tmp_path
     assert (outcome.state, outcome.exit_code, outcome.result) == ("succeeded", 0, result)
     folder = JobFolder(str(tmp_path), "job")
     assert "".join(logs.pieces(folder.logs(1))).splitlines() == printed[:-1], "the result is not part of the log"
+    run_program(tmp_path, f"print({printed[-1]!r})", attempt=2)
+    assert "".join(logs.pieces(folder.logs(2))).splitlines() == printed[-1:], "unless nothing else was printed"
 
 
 @pytest.mark.parametrize(
