@@ -107,12 +107,11 @@ class UriPolicy:
         for prefix in self._prefixes:
             names, depth = (prefix.scheme, prefix.host, *prefix.parts), len(prefix.parts)
             given = (location.scheme, location.host, *location.parts[:depth])
-            wrong = [pair for pair in zip(given, names, strict=False) if pair[0] != pair[1]]
-            if (
-                len(given) == len(names)
-                and len(wrong) == 1
-                and get_close_matches(wrong[0][0], wrong[0][1:], 1, SIMILAR)
-            ):
+            wrong = [(one, right) for one, right in zip(given, names, strict=False) if one != right]
+            if len(given) != len(names) or len(wrong) != 1:
+                continue
+            ((misspelt, right),) = wrong
+            if get_close_matches(misspelt, [right], n=1, cutoff=SIMILAR):
                 return _name(prefix._replace(parts=prefix.parts + location.parts[depth:]))
         return None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from amd.artifacts.discovery import encoder_url, encoders_url
 from amd.storage import listdir, resolve_root
 from service.cli.connection import configured_target, connected, default_project, local_stack, service_target
-from service.cli.ids import UNKNOWN_ID_STATUSES, completed_id, id_of_name, stored_id
+from service.cli.ids import UNKNOWN_ID_STATUSES, completed_id, id_of_name, only_match
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -59,11 +59,11 @@ def stored_encoder(name: str, storage: str | None) -> str:
     if encoder_url(root, name) == name:
         return name
     stored = listdir(encoders_url(root))
-    found = stored_id(name, encoders_url(root), "encoder")
-    if found not in stored and storage is None and configured_target() is None:
+    found = only_match(name, stored, "encoder")
+    if found is None and storage is None and configured_target() is None:
         named = _named_by_local_stack(name)
-        return named if named in stored else name
-    return found
+        found = named if named in stored else None
+    return found or name
 
 
 def _named_by_local_stack(name: str) -> str | None:

@@ -27,7 +27,7 @@ def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> st
 
     `kind`: noun for the messages. `list_command`: command that lists the existing IDs.
     """
-    found = _only_match(text, ids, kind) if text else None
+    found = only_match(text, ids, kind) if text else None
     if found is None:
         raise ConfigError([f"no {kind} {text!r}; `{list_command}` lists the existing {kind}s"])
     return found
@@ -38,7 +38,7 @@ def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> s
 
     `error`: error that the service returned for `text`; raised if no ID matches or if the error has another cause.
     """
-    found = _only_match(text, ids, kind) if text and error.problem.status in UNKNOWN_ID_STATUSES else None
+    found = only_match(text, ids, kind) if text and error.problem.status in UNKNOWN_ID_STATUSES else None
     if found is None:
         raise error
     return found
@@ -60,10 +60,11 @@ def stored_id(text: str, folder: str, kind: str) -> str:
 
     Raises ConfigError if several match.
     """
-    return _only_match(text, listdir(folder), kind) or text
+    return only_match(text, listdir(folder), kind) or text
 
 
-def _only_match(text: str, ids: Iterable[str], kind: str) -> str | None:
+def only_match(text: str, ids: Iterable[str], kind: str) -> str | None:
+    """Return the only ID that matches, or None if there is none. Raises ConfigError if several match."""
     found = matching_ids(text, ids)
     if len(found) > 1:
         raise ConfigError([f"{text!r} matches {len(found)} {kind}s: {_shown(found)}; use a longer prefix"])

@@ -28,7 +28,6 @@ from tests.support.service.fake_cluster import new_job
 
 RUNNING = "train-20261129-081500-1a2b3c4d"
 SUCCEEDED = "train-20261128-190000-5e6f7a8b"
-ABLATION = "train-20261126-010000-00000001"
 FAILED = "train-20261128-143000-9c0d1e2f"
 QUEUED = "train-20261129-093000-3a4b5c6d"
 DISTILLED = "train-20261126-010000-00000001"  # one of the ablations
@@ -305,7 +304,7 @@ def add_encoders(engine: Engine, root: str) -> None:
     publish(
         *(root, ENCODER, 900),
         teacher=teacher,
-        run=ABLATION,
+        run=DISTILLED,
         scores=(score("knn", 96.4, "eval/knn_top1"), score("linear", 97.1)),
         weights_license="Apache-2.0",
     )
