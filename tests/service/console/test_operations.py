@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -29,12 +30,18 @@ def plain_text_of(page: str) -> str:
     return " ".join(text_of(page).split())
 
 
+MONTH = "2021-03"
+ENDED_AT = datetime(2021, 3, 15, tzinfo=UTC).timestamp()
+"""Fixed: in the first hours of a month, an attempt that ended just now belongs in part to the month before."""
+
+
 def add_attempt(engine: Engine, job: Job, hours: float, ended: bool = True) -> None:
-    now = time.time()
+    """Store an attempt that ended in `MONTH`, or one that began just now and still runs."""
+    end = ENDED_AT if ended else time.time()
     facts: dict[str, Any] = {"submission_id": job.id, "state": "failed", "message": "", "cpus": 4.0, "gpus": 2.0}
     with Session(engine) as session, session.begin():
-        started = now - hours * 3600
-        session.add(Attempt(job_id=job.id, number=1, started_at=started, ended_at=now if ended else None, **facts))
+        started = end - hours * 3600
+        session.add(Attempt(job_id=job.id, number=1, started_at=started, ended_at=end if ended else None, **facts))
 
 
 def test_the_usage_page_shows_current_use_of_quotas_and_hours_by_month(
@@ -64,7 +71,7 @@ def test_a_reader_sees_its_projects_usage_but_no_quotas(app: Any, database: Engi
         add_attempt(database, job, 0.001)
     reader = ConsoleClient(app)
     reader.sign_in(key_to(database, "read", project="seen")["Authorization"])
-    page = reader.get("/console/usage?by=job").text
+    page = reader.get(f"/console/usage?by=job&month={MONTH}").text
     assert ours.id in page
     assert theirs.id not in page
     assert "Quotas" not in page
@@ -218,7 +225,13 @@ def test_pages_show_the_names_of_keys_with_their_ids_as_titles(
     job = app.state.jobs.add(new_job(project="named", created_by=key.id), key.id)
     add_attempt(database, job, 0.1)
     ProjectStore(database).put("named", ProjectPolicy(), key.id)
-    for path in (f"jobs/{job.id}", f"jobs/{job.id}/history", "activity", "audit?target=named", "usage?by=user"):
+    for path in (
+        f"jobs/{job.id}",
+        f"jobs/{job.id}/history",
+        "activity",
+        "audit?target=named",
+        f"usage?by=user&month={MONTH}",
+    ):
         assert re.search(rf'title="{key.id}"[^>]*>Grace &lt;b&gt;<', console.get(f"/console/{path}").text), path
     other = queued(app.state.jobs, project="named", created_by="0123456789abcdef")
     assert 'by <span title="0123456789abcdef">0123456789abcdef</span>' in console.get(f"/console/jobs/{other.id}").text
@@ -254,7 +267,7 @@ def test_usage_shows_short_times_in_minutes_and_the_names_of_jobs(
     unnamed = queued(app.state.jobs, project="short", name=None)
     for job, hours in ((named, 197 / 3600 / 4), (unnamed, 1.0)):
         add_attempt(database, job, hours)
-    page = console.get("/console/usage?by=job").text
+    page = console.get(f"/console/usage?by=job&month={MONTH}").text
     text = plain_text_of(page)
     assert f"Digits {named.id} short 1 min 38 s 3 min 17 s 1" in text
     assert f"{unnamed.id} short 2 h 4 h 1" in text
