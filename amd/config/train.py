@@ -134,6 +134,11 @@ class TrainConfig(RunConfig):
         return self.mask.hidden_cells(self.mask.teacher_ratio, self.cells)
 
     @property
+    def trains_teacher(self) -> bool:
+        """Whether the run first trains its teacher, from `teacher.preset`."""
+        return self.teacher is not None and self.teacher.preset is not None
+
+    @property
     def has_generation(self) -> bool:
         """Whether generation alignment applies: some tokens are teacher-only, and its weight is above 0."""
         return (

@@ -71,7 +71,7 @@ def validate(
         data = data_config(values)
     else:
         run = load_config(TrainConfig, preset, config, values)
-        if run.teacher is not None and run.teacher.preset is not None:
+        if run.trains_teacher:
             teacher_recipe(run)  # raises for overrides that do not fit the teacher's preset
         data = run.data
     report = validate_data(data, decode_all=decode_all)

@@ -48,9 +48,7 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
 
 
 def _teacher_steps(config: TrainConfig) -> int | None:
-    if config.teacher is None or config.teacher.preset is None:
-        return None
-    return teacher_recipe(config).schedule.steps
+    return teacher_recipe(config).schedule.steps if config.trains_teacher else None
 
 
 def _device(request: ResourceRequest, capacity: Capacity | None) -> str | None:

@@ -218,7 +218,7 @@ def locations_of(config: BaseModel) -> Iterator[ConfigLocation]:
     """
     yield from locations(config)
     prefix, run = ("train.", config.train) if isinstance(config, SearchConfig) else ("", config)
-    if isinstance(run, TrainConfig) and run.teacher is not None and run.teacher.preset is not None:
+    if isinstance(run, TrainConfig) and run.trains_teacher:
         own = set(locations(run))
         for location in locations(teacher_recipe(run)):
             if location not in own:

@@ -48,7 +48,7 @@ class RunKind(NamedTuple):
 
 def _check(config: TrainConfig) -> DataFacts:
     check_complete(config)
-    if config.teacher is not None and config.teacher.preset is not None:
+    if config.trains_teacher:
         check_data(teacher_recipe(config))  # an invalid teacher leaves no run behind, whose name would be taken
     return check_data(config)
 
