@@ -37,6 +37,7 @@ class Meter(NamedTuple):
     used: float
     limit: float | None
     """None: no limit."""
+    is_hours: bool = False
 
 
 def meters_of(project: ProjectView, settings: Settings) -> list[Meter]:
@@ -48,8 +49,8 @@ def meters_of(project: ProjectView, settings: Settings) -> list[Meter]:
         Meter("GPUs", use.gpus, project.max_gpus),
         Meter("Deployments", use.deployments, project.max_deployments),
         Meter("Replicas", use.replicas, project.max_replicas),
-        Meter("GPU time", project.gpu_hours, project.gpu_hours_per_month),
-        Meter("CPU time", project.cpu_hours, project.cpu_hours_per_month),
+        Meter("GPU time", project.gpu_hours, project.gpu_hours_per_month, is_hours=True),
+        Meter("CPU time", project.cpu_hours, project.cpu_hours_per_month, is_hours=True),
     ]
 
 
