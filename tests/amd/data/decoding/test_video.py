@@ -18,13 +18,13 @@ from amd.data.decoding.frames import VideoError
 from amd.data.decoding.sequential import SequentialVideo
 from amd.data.decoding.video import MappedVideo, open_video
 from tests.support.data.videos import (
+    copy_av1,
     cut_copy,
     exact_frames,
     pictures,
     set_edit,
     set_rotation,
     write_audio_only,
-    write_av1,
     write_video,
 )
 
@@ -65,7 +65,7 @@ ORDINARY: dict[str, tuple[str, Writer]] = {
     "10 bit H.264": _writer("a.mp4", pix_fmt="yuv420p10le"),
     "HEVC, open GOP": _writer("a.mp4", codec="libx265", options=X265),
     "10 bit HEVC": _writer("a.mkv", codec="libx265", pix_fmt="yuv420p10le", options=X265),
-    "AV1": ("a.mp4", lambda f: write_av1(f / "a.mp4", FRAMES)),
+    "AV1": ("a.mp4", lambda f: copy_av1(f / "a.mp4")),
     "VP9": _writer("a.webm", codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
     "fragmented": _writer("a.mp4", container={"movflags": "frag_keyframe+empty_moov"}),
     "quicktime": _writer("a.mov"),
