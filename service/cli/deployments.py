@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.serving.schemas import DeploymentView, RevisionView
 
-app = typer.Typer(help="List deployments and their revisions, and restore earlier ones.", no_args_is_help=True)
+app = typer.Typer(help="List, roll back and delete deployments.", no_args_is_help=True)
 
 DeploymentName = Annotated[str, typer.Argument(help="Deployment name.")]
 
@@ -125,6 +125,9 @@ def undeploy(name: DeploymentName, as_json: AsJson = False) -> None:
     with connected(as_json) as client:
         client.deployments.delete(name)
     print(json.dumps({"deleted": name}) if as_json else f"{name}: deployment deleted")
+
+
+app.command("delete")(undeploy)
 
 
 @app.command()

@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amd.artifacts.discovery import encoder_url, encoders_url
+from amd.config import ConfigError
 from amd.storage import listdir, resolve_root
 from service.cli.connection import configured_target, connected, default_project, local_stack, service_target
-from service.cli.ids import UNKNOWN_ID_STATUSES, completed_id, id_of_name, only_match
+from service.cli.ids import UNKNOWN_ID_STATUSES, named_id, only_match
+from service.cli.job_arguments import SEARCHED_JOBS
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -114,7 +116,8 @@ def _download(name: str, folder: Path, file: str | None, as_json: bool) -> str:
 def find_encoder(client: Client, text: str, project: str | None) -> str:
     """Return `text` if it is an encoder's ID or alias, or otherwise the only ID that it names or abbreviates.
 
-    An encoder's name is that of its job. Raises the service's error if there is none, and ConfigError if several match.
+    An encoder's name is that of its job. Raises the service's error if there is none, and ConfigError if several match
+    or if a job with this name is still to publish its encoder.
     """
     from service.client import ApiError
 
@@ -124,4 +127,17 @@ def find_encoder(client: Client, text: str, project: str | None) -> str:
     except ApiError as error:
         newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
         names = {encoder.id: encoder.name for encoder in newest}
-        return id_of_name(text, names, "encoder") or completed_id(text, names, "encoder", error)
+        if error.problem.status in UNKNOWN_ID_STATUSES:
+            _check_published(client, text, [id for id, name in names.items() if name == text])
+        return named_id(text, names, "encoder", error)
+
+
+def _check_published(client: Client, name: str, encoders: Sequence[str]) -> None:
+    """Raise ConfigError if a job with this name is still to publish its encoder. `encoders`: IDs with this name."""
+    from service.jobs.schemas import ENDED, PUBLISHING
+
+    for job in itertools.islice(client.jobs.list(), SEARCHED_JOBS):
+        if job.name == name and job.kind in PUBLISHING and job.state not in ENDED and job.id not in encoders:
+            problem = f"{name}: job {job.id} is {job.state}, and publishes its encoder when it succeeds"
+            earlier = f", or use an earlier encoder by its ID: {', '.join(encoders)}" if encoders else ""
+            raise ConfigError([f"{problem}; wait with `amd jobs wait {job.id}`{earlier}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from service.client import ApiError
 
 SHOWN_MATCHES = 5
+SIMILAR = 0.7  # minimum similarity (difflib) of a name that is suggested
 UNKNOWN_ID_STATUSES = (404, 422)  # 422: `text` does not have the form of an ID
 
 
@@ -33,26 +35,29 @@ def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> st
     return found
 
 
-def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> str:
-    """Return the only ID that matches. Raises ConfigError if several match.
+def named_id(text: str, names: Mapping[str, str | None], kind: str, error: ApiError) -> str:
+    """Return the only ID with the name `text`, or otherwise the only ID that matches. `names` maps IDs to names.
 
-    `error`: error that the service returned for `text`; raised if no ID matches or if the error has another cause.
+    Raises ConfigError if several IDs have this name or match. `error`: error that the service returned for `text`;
+    raised if no ID is found, then with the most similar name, or if it has another cause.
     """
-    found = only_match(text, ids, kind) if text and error.problem.status in UNKNOWN_ID_STATUSES else None
-    if found is None:
+    if not text or error.problem.status not in UNKNOWN_ID_STATUSES:
         raise error
+    named = [id for id, name in names.items() if name == text]
+    if len(named) > 1:
+        raise ConfigError([f"{text}: is the name of {len(named)} {kind}s: {_shown(named)}; use an ID"])
+    found = named[0] if named else only_match(text, names, kind)
+    if found is None:
+        raise _with_similar_name(error, text, names)
     return found
 
 
-def id_of_name(text: str, names: Mapping[str, str | None], kind: str) -> str | None:
-    """Return the only ID with the name `text`, or None if there is none. `names` maps IDs to names.
-
-    Raises ConfigError if several IDs have this name.
-    """
-    found = [id for id, name in names.items() if name == text]
-    if len(found) > 1:
-        raise ConfigError([f"{text}: is the name of {len(found)} {kind}s: {_shown(found)}; use an ID"])
-    return found[0] if found else None
+def _with_similar_name(error: ApiError, text: str, names: Mapping[str, str | None]) -> ApiError:
+    known = {*names, *names.values()} - {None}
+    close = difflib.get_close_matches(text, sorted(map(str, known)), n=1, cutoff=SIMILAR)
+    if not close:
+        return error
+    return type(error)(error.problem.model_copy(update={"detail": f"{error.problem.detail}; did you mean {close[0]}?"}))
 
 
 def stored_id(text: str, folder: str, kind: str) -> str:

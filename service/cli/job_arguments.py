@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from amd.config import ConfigError, broken_rule
-from service.cli.ids import completed_id, id_of_name
+from service.cli.ids import named_id
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SEARCHED_JOBS = 2000  # number of newest jobs searched for a shortened id
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job ID, or a prefix of the ID or of its last part.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job name or ID, or a prefix of the ID or of its last part.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]
 
 M = TypeVar("M", bound=BaseModel)
@@ -35,7 +35,7 @@ def find_job(client: Client, text: str) -> JobDetail:
         return client.jobs.get(text)
     except ApiError as error:
         newest = {job.id: job.name for job in itertools.islice(client.jobs.list(), SEARCHED_JOBS)}
-        return client.jobs.get(id_of_name(text, newest, "job") or completed_id(text, newest, "job", error))
+        return client.jobs.get(named_id(text, newest, "job", error))
 
 
 def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:

@@ -30,6 +30,9 @@ WAITING: frozenset[State] = frozenset({"queued", "retrying"})
 DELETED: frozenset[State] = frozenset({"deleting", "deleted"})
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled", *DELETED})
 
+PUBLISHING: frozenset[JobKind] = frozenset({"train", "finetune", "detect"})
+"""Kinds of jobs that publish an encoder with the ID of the job when they succeed."""
+
 Action = Literal["cancel", "pause", "resume", "retry", "delete"]
 Reason = Literal[
     "config_invalid",

@@ -21,13 +21,12 @@ from service.db.audit import record_change
 from service.db.batches import in_batches
 from service.db.models import Alias, AliasMove, Deletion, Deployment, Job, JobEvent, RegisteredEncoder
 from service.jobs.kinds import uris_in
-from service.jobs.schemas import ENDED
+from service.jobs.schemas import ENDED, PUBLISHING
 from service.web.errors import AliasMoved, EncoderInUse, IllegalAction, NotFound
 from service.web.pagination import after, cursor_of
 from service.web.schemas import DEFAULT_PROJECT
 
 ENCODER = "encoder"  # kind of the deletions recorded here
-PUBLISHING = frozenset({"train", "finetune", "detect"})  # kinds of jobs whose encoder has the ID of the job
 IMPORTED = "imported"  # objective of encoders that this service did not train
 
 

@@ -95,5 +95,31 @@ def test_an_encoder_is_deployed_by_the_name_of_its_job(service: Server, serve: F
     assert (code, out) == (0, "one: healthy\n")
     assert service.app.state.deployments.get("one", None).encoder == job.id
     assert f"-F file=@FILE {service.url}/v1/encoders/one/embeddings" in err
-    queued(service.app.state.jobs, name="second")
-    assert "there is no encoder 'second'" in amd("encoders", "deploy", "second", "--name", "two")[2]
+    code, _, err = amd("encoders", "deploy", "fist", "--name", "two")
+    assert (code, "there is no encoder 'fist'; did you mean first?" in " ".join(err.split())) == (2, True)
+
+
+def test_an_encoder_that_a_job_is_still_to_publish_is_not_deployed(
+    service: Server, serve: FakeServe, amd: Command
+) -> None:
+    jobs = service.app.state.jobs
+    for kind in ("probe", "export"):
+        queued(jobs, kind=kind, name="first")
+    job = queued(jobs, name="first", state="paused")
+    code, _, err = amd("encoders", "deploy", "first", "--name", "one")
+    expected = f"first: job {job.id} is paused, and publishes its encoder when it succeeds; wait with `amd jobs wait"
+    assert (code, expected in " ".join(err.split())) == (2, True), err
+    publish(service.app.state.settings.root, job.id)
+    EncoderDiscovery(service.app.state.encoders, service.app.state.settings.root).scan()
+    jobs.change(job, "succeeded", state="succeeded")
+    other = queued(jobs, name="first", state="paused")
+    code, _, err = amd("encoders", "deploy", "first", "--name", "one")
+    assert (code, other.id in err, f"or use an earlier encoder by its ID: {job.id}" in " ".join(err.split())) == (
+        2,
+        True,
+        True,
+    )
+    jobs.change(other, "failed", state="failed")
+    assert amd("encoders", "deploy", "first", "--name", "one")[0] == 0
+    code, out, _ = amd("deployments", "delete", "one")
+    assert (code, out) == (0, "one: deployment deleted\n")
