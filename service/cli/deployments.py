@@ -13,6 +13,7 @@ from service.cli.connection import configured_target, connected, default_project
 from service.cli.console import print_progress
 from service.cli.encoder_source import find_encoder
 from service.cli.exit_codes import FAILURE
+from service.cli.ids import with_similar_name
 from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
 from service.cli.registry import IdOrAlias, Project
@@ -123,7 +124,7 @@ def deployments(
 def undeploy(name: DeploymentName, as_json: AsJson = False) -> None:
     """Delete a deployment; requests in progress are completed, and the encoder is kept."""
     with connected(as_json) as client:
-        client.deployments.delete(name)
+        client.deployments.delete(_existing(client, name))
     print(json.dumps({"deleted": name}) if as_json else f"{name}: deployment deleted")
 
 
@@ -133,7 +134,9 @@ app.command("delete")(undeploy)
 @app.command()
 def revisions(name: DeploymentName, output: Output = "table", watch: Watch = False, as_json: AsJson = False) -> None:
     """List the revisions of a deployment, newest first, with the settings that each one changed."""
-    print_service_list(REVISIONS, lambda client: client.deployments.revisions(name), output, watch, as_json)
+    print_service_list(
+        REVISIONS, lambda client: client.deployments.revisions(_existing(client, name)), output, watch, as_json
+    )
 
 
 @app.command()
@@ -149,12 +152,23 @@ def rollback(
     An alias is not moved: if the revision names an alias, the deployment serves the encoder that it points to now.
     """
     with connected(as_json, persistent=True) as client:
+        name = _existing(client, name)
         if to is None:
             _roll_back_last_change(client, name)
         else:
             client.deployments.rollback(name, to)
         deployed = client.deployments.wait(name)
     _report_deployed(deployed, as_json)
+
+
+def _existing(client: Client, name: str) -> str:
+    """Return the name, if a deployment has it. Otherwise raises the service's error, with the most similar name."""
+    from service.client import ApiError
+
+    try:
+        return client.deployments.get(name).name
+    except ApiError as error:
+        raise with_similar_name(error, name, [deployment.name for deployment in client.deployments.list()]) from None
 
 
 def _roll_back_last_change(client: Client, name: str) -> None:

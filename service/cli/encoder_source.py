@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from amd.artifacts.discovery import encoder_url, encoders_url
 from amd.config import ConfigError
@@ -23,8 +23,11 @@ from service.cli.job_arguments import SEARCHED_JOBS
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.registry.schemas import EncoderView
 
 SEARCHED_ENCODERS = 2000  # number of newest encoders searched for a shortened id
+
+T = TypeVar("T")
 
 
 def uses_service(storage: str | None) -> bool:
@@ -62,21 +65,30 @@ def stored_encoder(name: str, storage: str | None) -> str:
         return name
     stored = listdir(encoders_url(root))
     found = only_match(name, stored, "encoder")
-    if found is None and storage is None and configured_target() is None:
-        named = _named_by_local_stack(name)
+    if found is None:
+        named = _ask_local_stack(storage, lambda client: client.encoders.get(find_encoder(client, name, None)).id)
         found = named if named in stored else None
     return found or name
 
 
-def _named_by_local_stack(name: str) -> str | None:
-    """Return the ID of the encoder that has this alias, or whose job has this name, on the stack of this machine."""
+def encoders_of_local_stack(storage: str | None) -> dict[str, EncoderView]:
+    """Return the newest encoders by ID, with the names and aliases that the stack on this machine knows.
+
+    Empty if the stack does not run, or if another service or, by --storage, a storage root is selected.
+    """
+    views = _ask_local_stack(storage, lambda client: list(itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)))
+    return {view.id: view for view in views or ()}
+
+
+def _ask_local_stack(storage: str | None, ask: Callable[[Client], T]) -> T | None:
+    """Return `ask(client)`, or None if the stack on this machine does not run, is not selected or does not know."""
     from service.client import ApiError, Client, NoAnswer
 
-    if local_stack() is None:
+    if storage is not None or configured_target() is not None or local_stack() is None:
         return None
     target = service_target()
     with suppress(ApiError, NoAnswer), Client(target.url, target.key) as client:
-        return client.encoders.get(find_encoder(client, name, None)).id
+        return ask(client)
     return None
 
 

@@ -21,7 +21,7 @@ from amd.storage import resolve_root
 from service.cli.connection import connected, default_project
 from service.cli.console import err, out, print_plain, print_progress
 from service.cli.deployments import deploy, deployments, undeploy
-from service.cli.encoder_source import published_encoder, uses_service
+from service.cli.encoder_source import encoders_of_local_stack, published_encoder, uses_service
 from service.cli.listing import Listing, Output, Watch, chosen_format, print_list, print_service_list
 from service.cli.options import AsJson, Follow, Storage
 from service.cli.registry import alias, aliases, compare, download
@@ -100,7 +100,8 @@ def list_command(
             if problem not in reported:
                 print_plain(f"skipped: {problem}", err)
         reported.update(problems)
-        return [_card_facts(card) for card in cards]
+        views = encoders_of_local_stack(storage)
+        return [_card_facts(card) | (_names(views[card.id]) if card.id in views else {}) for card in cards]
 
     print_list(ENCODERS, fetch_cards, chosen, watch)
 
@@ -260,7 +261,7 @@ def _view_facts(view: EncoderView) -> dict[str, Any]:
     clip = view.input
     return {
         "id": view.id,
-        "name": view.name,
+        **_names(view),
         "created": view.created_at.isoformat(),
         "size": _size(view.size, view.width, view.depth),
         "clip": _clip(None if clip.kind == "image" else clip.frames, clip.size),
@@ -270,8 +271,11 @@ def _view_facts(view: EncoderView) -> dict[str, Any]:
         "weights_license": view.weights_license,
         "non_commercial": view.non_commercial,
         "project": view.project,
-        "aliases": [alias.name for alias in view.aliases],
     }
+
+
+def _names(view: EncoderView) -> dict[str, Any]:
+    return {"name": view.name, "aliases": [alias.name for alias in view.aliases]}
 
 
 def _size(name: str | None, width: int, depth: int) -> str:

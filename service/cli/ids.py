@@ -48,14 +48,14 @@ def named_id(text: str, names: Mapping[str, str | None], kind: str, error: ApiEr
         raise ConfigError([f"{text}: is the name of {len(named)} {kind}s: {_shown(named)}; use an ID"])
     found = named[0] if named else only_match(text, names, kind)
     if found is None:
-        raise _with_similar_name(error, text, names)
+        raise with_similar_name(error, text, [known for pair in names.items() for known in pair if known])
     return found
 
 
-def _with_similar_name(error: ApiError, text: str, names: Mapping[str, str | None]) -> ApiError:
-    known = {*names, *names.values()} - {None}
-    close = difflib.get_close_matches(text, sorted(map(str, known)), n=1, cutoff=SIMILAR)
-    if not close:
+def with_similar_name(error: ApiError, text: str, known: Iterable[str]) -> ApiError:
+    """Return the service's error for an unknown name, with the most similar known name if there is one."""
+    close = difflib.get_close_matches(text, list(known), n=1, cutoff=SIMILAR)
+    if not close or error.problem.status not in UNKNOWN_ID_STATUSES:
         return error
     return type(error)(error.problem.model_copy(update={"detail": f"{error.problem.detail}; did you mean {close[0]}?"}))
 

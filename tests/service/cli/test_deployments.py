@@ -83,8 +83,11 @@ def test_a_rollback_that_is_not_possible_prints_why(service: Server, amd: Comman
     assert (code, json.loads(out)["code"]) == (2, "not_possible")
     assert "revision 1 cannot be restored: there is no encoder 'never'" in " ".join(err.split())
     assert amd("deployments", "rollback", "one", "--to", 0)[0] == 2
-    code, _, err = amd("deployments", "revisions", "two")
-    assert (code, "there is no deployment 'two'" in err) == (2, True)
+    for command in ("revisions", "rollback", "delete"):
+        code, _, err = amd("deployments", command, "two")
+        assert (code, err.splitlines()[-1]) == (2, "error: there is no deployment 'two'")
+        code, _, err = amd("deployments", command, "onne")
+        assert (code, err.splitlines()[-1]) == (2, "error: there is no deployment 'onne'; did you mean one?")
 
 
 def test_an_encoder_is_deployed_by_the_name_of_its_job(service: Server, serve: FakeServe, amd: Command) -> None:

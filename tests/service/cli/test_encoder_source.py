@@ -127,6 +127,10 @@ def test_names_that_only_the_stack_on_this_machine_knows_are_found(
     for name in ("cats", "best", job):
         result = amd("encoders", "show", name, "--json")
         assert json.loads(result[1]).get("id") == job, result
+    listed = {row["id"]: row for row in json.loads(amd("encoders", "list", "--json")[1])}
+    assert (listed[job]["name"], listed[job]["aliases"], listed["teacher"]["name"]) == ("cats", ["best"], None)
+    plain = json.loads(amd("encoders", "list", "--storage", root, "--json")[1])
+    assert all("name" not in row for row in plain)
     code, _, err = amd("encoders", "show", "dogs")
     assert (code, "not a published encoder" in err) == (2, True)
     assert amd("encoders", "show", "cats", "--storage", root)[0] == 2, "the storage root alone knows no names"
