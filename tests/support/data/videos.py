@@ -73,7 +73,7 @@ def copy_av1(path: Path) -> Path:
     """Copy an AV1 file of `pictures(50)`, written by `write_video` with codec="libsvtav1" and options={"preset": "12"}.
 
     Not encoded in tests: run as root, SVT-AV1 permanently gives the calling thread real-time priority (SCHED_FIFO 99),
-    and an encoder in a process of its own once hung.
+    and its threads once deadlocked (version 4.1.0).
     """
     shutil.copyfile(GOLDEN / "av1.mp4", path)
     return path
