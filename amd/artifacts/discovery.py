@@ -38,7 +38,7 @@ def load_card(url: str) -> Card:
         return Card.model_validate(read_json(path))
     except FileNotFoundError:
         problem = f"{url}: not a published encoder ({CARD} is missing)"
-        remedy = "check the ID or path; aliases and names of jobs are known only to a service, which `amd login` selects"
+        remedy = "check the ID or path; aliases and names of jobs are known only to a service; `amd login` selects one"
         raise ConfigError([f"{problem}; {remedy}"]) from None
     except (ValueError, ValidationError) as error:
         raise ConfigError([f"{path}: not a valid encoder card: {str(error).splitlines()[0]}"]) from None
