@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ from service.cli.connection import configured_target, connected, default_project
 from service.cli.console import print_progress
 from service.cli.encoder_source import find_encoder
 from service.cli.exit_codes import FAILURE
-from service.cli.ids import with_similar_name
+from service.cli.ids import UNKNOWN_ID_STATUSES, with_similar_name
 from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
 from service.cli.registry import IdOrAlias, Project
@@ -124,7 +125,7 @@ def deployments(
 def undeploy(name: DeploymentName, as_json: AsJson = False) -> None:
     """Delete a deployment; requests in progress are completed, and the encoder is kept."""
     with connected(as_json) as client:
-        client.deployments.delete(_existing(client, name))
+        client.deployments.delete(_find_deployment(client, name).name)
     print(json.dumps({"deleted": name}) if as_json else f"{name}: deployment deleted")
 
 
@@ -134,9 +135,11 @@ app.command("delete")(undeploy)
 @app.command()
 def revisions(name: DeploymentName, output: Output = "table", watch: Watch = False, as_json: AsJson = False) -> None:
     """List the revisions of a deployment, newest first, with the settings that each one changed."""
-    print_service_list(
-        REVISIONS, lambda client: client.deployments.revisions(_existing(client, name)), output, watch, as_json
-    )
+
+    def fetch_revisions(client: Client) -> Sequence[RevisionView]:
+        return client.deployments.revisions(_find_deployment(client, name).name)
+
+    print_service_list(REVISIONS, fetch_revisions, output, watch, as_json)
 
 
 @app.command()
@@ -152,32 +155,33 @@ def rollback(
     An alias is not moved: if the revision names an alias, the deployment serves the encoder that it points to now.
     """
     with connected(as_json, persistent=True) as client:
-        name = _existing(client, name)
+        deployment = _find_deployment(client, name)
         if to is None:
-            _roll_back_last_change(client, name)
+            _roll_back_last_change(client, deployment)
         else:
             client.deployments.rollback(name, to)
         deployed = client.deployments.wait(name)
     _report_deployed(deployed, as_json)
 
 
-def _existing(client: Client, name: str) -> str:
-    """Return the name, if a deployment has it. Otherwise raises the service's error, with the most similar name."""
+def _find_deployment(client: Client, name: str) -> DeploymentView:
+    """Return the deployment. Raises the service's error if there is none, with the most similar name."""
     from service.client import ApiError
 
     try:
-        return client.deployments.get(name).name
+        return client.deployments.get(name)
     except ApiError as error:
+        if error.problem.status not in UNKNOWN_ID_STATUSES:
+            raise
         raise with_similar_name(error, name, [deployment.name for deployment in client.deployments.list()]) from None
 
 
-def _roll_back_last_change(client: Client, name: str) -> None:
-    """Restore the revision before the newest one, unless the deployment changes at the same time."""
-    etag = client.deployments.get(name).etag
-    found = client.deployments.revisions(name)
+def _roll_back_last_change(client: Client, deployment: DeploymentView) -> None:
+    """Restore the revision before the newest one, unless the deployment has changed since it was fetched."""
+    found = client.deployments.revisions(deployment.name)
     if len(found) < 2:
-        raise ConfigError([f"{name}: there is no earlier revision to restore"])
-    client.deployments.rollback(name, found[1].number, etag)
+        raise ConfigError([f"{deployment.name}: there is no earlier revision to restore"])
+    client.deployments.rollback(deployment.name, found[1].number, deployment.etag)
 
 
 def _embedding_command(deployment: str) -> str:

@@ -137,10 +137,11 @@ def find_encoder(client: Client, text: str, project: str | None) -> str:
         client.encoders.get(text, project)
         return text
     except ApiError as error:
+        if error.problem.status not in UNKNOWN_ID_STATUSES:
+            raise
         newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
         names = {encoder.id: encoder.name for encoder in newest}
-        if error.problem.status in UNKNOWN_ID_STATUSES:
-            _check_published(client, text, [id for id, name in names.items() if name == text])
+        _check_published(client, text, [id for id, name in names.items() if name == text])
         return named_id(text, names, "encoder", error)
 
 

@@ -38,10 +38,10 @@ def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> st
 def named_id(text: str, names: Mapping[str, str | None], kind: str, error: ApiError) -> str:
     """Return the only ID with the name `text`, or otherwise the only ID that matches. `names` maps IDs to names.
 
-    Raises ConfigError if several IDs have this name or match. `error`: error that the service returned for `text`;
-    raised if no ID is found, then with the most similar name, or if it has another cause.
+    Raises ConfigError if several IDs have this name or match. `error`: error that says that the service does not know
+    `text`; raised with the most similar name if no ID is found.
     """
-    if not text or error.problem.status not in UNKNOWN_ID_STATUSES:
+    if not text:
         raise error
     named = [id for id, name in names.items() if name == text]
     if len(named) > 1:
@@ -55,7 +55,7 @@ def named_id(text: str, names: Mapping[str, str | None], kind: str, error: ApiEr
 def with_similar_name(error: ApiError, text: str, known: Iterable[str]) -> ApiError:
     """Return the service's error for an unknown name, with the most similar known name if there is one."""
     close = difflib.get_close_matches(text, list(known), n=1, cutoff=SIMILAR)
-    if not close or error.problem.status not in UNKNOWN_ID_STATUSES:
+    if not close:
         return error
     return type(error)(error.problem.model_copy(update={"detail": f"{error.problem.detail}; did you mean {close[0]}?"}))
 

@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from amd.config import ConfigError, broken_rule
-from service.cli.ids import named_id
+from service.cli.ids import UNKNOWN_ID_STATUSES, named_id
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -34,6 +34,8 @@ def find_job(client: Client, text: str) -> JobDetail:
     try:
         return client.jobs.get(text)
     except ApiError as error:
+        if error.problem.status not in UNKNOWN_ID_STATUSES:
+            raise
         newest = {job.id: job.name for job in itertools.islice(client.jobs.list(), SEARCHED_JOBS)}
         return client.jobs.get(named_id(text, newest, "job", error))
 
